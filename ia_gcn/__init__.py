@@ -1,0 +1,11 @@
+"""Multi-label image recognition on detectron2: IA-GCN, ML-AGCN and their baselines.
+
+Importing the package registers its parts with detectron2; `add_ia_gcn_config` adds its keys to a
+detectron2 config.
+"""
+
+from . import data, modeling
+from .config import add_ia_gcn_config
+
+__version__ = "0.1.0"
+__all__ = ["add_ia_gcn_config", "data", "modeling"]

@@ -1,0 +1,100 @@
+"""detectron2's checkpointer, safe and aware of label names."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, Dict, Sequence
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+from ..data.build import describe_mismatch
+from ..errors import InputError
+from ..modeling import LabelGraph
+from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
+
+
+class MultiLabelCheckpointer(DetectionCheckpointer):
+    """Saves the label names with the model, and checks them when it loads.
+
+    It reads .pth files with `weights_only=True`, so no code that a file may carry is run: its own
+    checkpoints, bare state dicts, and torchvision's ResNet weights, which become the backbone's.
+
+    Attributes:
+        missing: after `load`, the model's tensors that the file lacked.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, label_names: Sequence[str], **checkpointables
+    ):
+        """
+        Args:
+            model: may be wrapped in DistributedDataParallel.
+            save_dir: folder for `save`.
+            label_names: what the model's outputs stand for, in order.
+            checkpointables: as detectron2's, for example trainer.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.label_names = list(label_names)
+        self.missing = []
+        self._path = None
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        super().save(name, label_names=self.label_names, **kwargs)
+
+    def check_complete(self) -> None:
+        """Refuse a model of which the last `load` left something at random.
+
+        Raises:
+            InputError: nothing was loaded, the file lacked some of the model's tensors, or its
+                label graph is bare.
+        """
+        if self._path is None:
+            raise InputError("MODEL.WEIGHTS is empty: which checkpoint is to be evaluated?")
+        if self.missing:
+            raise InputError(
+                f"MODEL.WEIGHTS: {self._path} lacks {len(self.missing)} of the model's tensors "
+                f"({', '.join(self.missing[:5])} ...); was it trained with this config?"
+            )
+        if any(isinstance(m, LabelGraph) and m.is_bare for m in self.model.modules()):
+            raise InputError(f"MODEL.WEIGHTS: the label graph in {self._path} is bare")
+
+    def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
+        """As detectron2's.
+
+        Raises:
+            InputError: there is no such file, it isn't a checkpoint, or its label names are not
+                the model's.
+        """
+        self._path = path or None
+        try:
+            return super().load(path, *args, **kwargs)
+        except (OSError, AssertionError) as error:
+            raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
+
+    def _load_file(self, filename: str) -> Dict[str, Any]:
+        try:
+            content = torch.load(filename, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"MODEL.WEIGHTS: {self._path} is not a .pth file of tensors alone, and nothing "
+                f"else is read: {reason}"
+            ) from None
+        if not isinstance(content, dict):
+            raise InputError(f"MODEL.WEIGHTS: {self._path} holds no state dict")
+        if "model" not in content:
+            content = {"model": content}
+        if is_torchvision_resnet(content["model"]):
+            content["model"] = convert_torchvision_resnet(content["model"])
+        return content
+
+    def _load_model(self, checkpoint: Dict[str, Any]):
+        label_names = checkpoint.get("label_names", self.label_names)
+        if label_names != self.label_names:
+            mismatch = describe_mismatch(self.label_names, label_names)
+            raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {self._path}")
+        incompatible = super()._load_model(checkpoint)
+        self.missing = list(incompatible.missing_keys)
+        return incompatible

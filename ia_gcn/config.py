@@ -1,0 +1,113 @@
+"""Every config key that ia_gcn adds to detectron2's, with its default and its symbol."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_ia_gcn_config(cfg: CN) -> None:
+    """Add ia_gcn's keys to `cfg`, a detectron2 config.
+
+    Where a comment starts with a symbol, it is the paper's; B, C, D and d are the numbers of
+    images, labels, feature channels and label embedding dimensions.
+    """
+    _add_model_keys(cfg)
+    _add_data_keys(cfg)
+    _add_training_keys(cfg)
+
+
+def _add_model_keys(cfg: CN) -> None:
+    # How the backbone's feature map becomes x, the feature of the whole image.
+    cfg.MODEL.GLOBAL_POOLING = CN()
+    # Which of the backbone's feature maps.
+    cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = "res5"
+    # max (ML-GCN, IA-GCN), mean, or gem: the generalised mean (mean of v^p)^(1/p), p learned.
+    cfg.MODEL.GLOBAL_POOLING.NAME = "max"
+    # p: where gem's power starts.
+    cfg.MODEL.GLOBAL_POOLING.GEM_POWER = 3.0
+
+    cfg.MODEL.LABEL_HEAD = CN()
+    # A name in LABEL_HEAD_REGISTRY: LinearHead or GCNHead.
+    cfg.MODEL.LABEL_HEAD.NAME = "GCNHead"
+    # C: number of labels. 0: as many as the data set has; the tools fill it in.
+    cfg.MODEL.LABEL_HEAD.NUM_LABELS = 0
+
+    # A_S: the statistical label correlation matrix.
+    cfg.MODEL.LABEL_GRAPH = CN()
+    # τ: an edge i → j needs P(j|i) of at least this; in (0, 1].
+    cfg.MODEL.LABEL_GRAPH.THRESHOLD = 0.4
+    # p: what a label's incoming edges weigh together, beside its own weight of 1.
+    cfg.MODEL.LABEL_GRAPH.REWEIGHT = 0.25
+
+    # H⁽⁰⁾: the label embeddings.
+    cfg.MODEL.LABEL_EMBEDDINGS = CN()
+    # "names": random vectors that are a function of the label's name, which need no download; or
+    # the path of a file in GloVe's text format.
+    cfg.MODEL.LABEL_EMBEDDINGS.SOURCE = "names"
+    # d: what a vector of that source has.
+    cfg.MODEL.LABEL_EMBEDDINGS.DIM = 300
+    # Words to look up for a label, as "label=words": ("tvmonitor=television", ...).
+    cfg.MODEL.LABEL_EMBEDDINGS.ALIASES = ()
+
+    # The GCN over labels, whose output rows are the classifiers.
+    cfg.MODEL.LABEL_GCN = CN()
+    # Output dimensions of every layer but the last, whose is D. (1024,) is ML-GCN; () is 1 layer.
+    cfg.MODEL.LABEL_GCN.HIDDEN_DIMS = (1024,)
+    # Of the LeakyReLU between layers; 0 makes it the ReLU of IA-GCN.
+    cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE = 0.2
+
+    cfg.MODEL.LOSS = CN()
+    # A name in MULTI_LABEL_LOSS_REGISTRY.
+    cfg.MODEL.LOSS.NAME = "MultiLabelBCE"
+
+
+def _add_data_keys(cfg: CN) -> None:
+    # Your own data, without Python: given TRAIN or TEST, the tools register custom_train and
+    # custom_test and use them as DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.CUSTOM = CN()
+    # COCO-format JSON, or CSV with a line "file,label;label;..." per image.
+    cfg.DATASETS.CUSTOM.TRAIN = ""
+    cfg.DATASETS.CUSTOM.TEST = ""
+    # Folder that the files' image names are relative to.
+    cfg.DATASETS.CUSTOM.IMAGE_ROOT = ""
+    # The same for TEST where it is another folder.
+    cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
+    # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
+    # CSV names, sorted.
+    cfg.DATASETS.CUSTOM.LABELS = ()
+    # An image that can't be read is skipped with a warning; more such files than this in a
+    # process are an error.
+    cfg.DATASETS.MAX_UNREADABLE = 10
+
+    # Height and width of the model's input, in pixels.
+    cfg.INPUT.IMAGE_SIZE = (448, 448)
+    # Training view: a crop whose height and width are the image's shorter side times one of
+    # SCALES each, at most MAX_DISTORT places apart in that list, warped to IMAGE_SIZE.
+    cfg.INPUT.MULTI_SCALE_CROP = CN()
+    cfg.INPUT.MULTI_SCALE_CROP.ENABLED = True
+    cfg.INPUT.MULTI_SCALE_CROP.SCALES = (1.0, 0.875, 0.75, 0.66)
+    cfg.INPUT.MULTI_SCALE_CROP.MAX_DISTORT = 2
+    # Whether the mapper hands out the boxes, as detectron2's `instances`.
+    cfg.INPUT.WITH_BOXES = False
+
+
+def _add_training_keys(cfg: CN) -> None:
+    # SGD, Adam or AdamW.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # The backbone's learning rate as a multiple of BASE_LR.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # With LR_SCHEDULER_NAME "OneCycleLR": the share of the training in which the rate rises.
+    cfg.SOLVER.ONE_CYCLE_RISE = 0.2
+    # Epochs instead of iterations: where not 0 or (), these take the place of MAX_ITER, STEPS,
+    # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD. An epoch is as many iterations as it takes to see as
+    # many images as the training set has.
+    cfg.SOLVER.MAX_EPOCHS = 0
+    cfg.SOLVER.STEP_EPOCHS = ()
+    cfg.SOLVER.CHECKPOINT_EPOCHS = 0
+    cfg.TEST.EVAL_EPOCHS = 0
+    # Images per batch and process in evaluation.
+    cfg.TEST.IMS_PER_BATCH = 16
+    # A label counts as predicted from this probability on (CP, CR, CF1, OP, OR, OF1).
+    cfg.TEST.THRESHOLD = 0.5
+    # k: the same six figures with at most the k highest labels of an image. 0: leave them out.
+    cfg.TEST.TOP_K = 3
+    # VOC 2007's own 11-point AP instead of the area under the precision-recall curve.
+    cfg.TEST.ELEVEN_POINT_AP = False

@@ -1,0 +1,38 @@
+from . import datasets
+from .augmentation import MultiScaleCrop
+from .build import (
+    build_multilabel_test_loader,
+    build_multilabel_train_loader,
+    get_label_names,
+    get_multilabel_dicts,
+)
+from .dataset_mapper import MultiLabelDatasetMapper, UnreadableImage
+from .datasets import (
+    register_custom,
+    register_multilabel_coco,
+    register_multilabel_csv,
+    register_multilabel_voc,
+)
+from .label_embeddings import glove_embeddings, label_embeddings, name_embeddings
+from .label_statistics import LabelStatistics, cached_label_statistics, count_labels
+
+__all__ = [
+    "LabelStatistics",
+    "MultiLabelDatasetMapper",
+    "MultiScaleCrop",
+    "UnreadableImage",
+    "build_multilabel_test_loader",
+    "build_multilabel_train_loader",
+    "cached_label_statistics",
+    "count_labels",
+    "datasets",
+    "get_label_names",
+    "get_multilabel_dicts",
+    "glove_embeddings",
+    "label_embeddings",
+    "name_embeddings",
+    "register_custom",
+    "register_multilabel_coco",
+    "register_multilabel_csv",
+    "register_multilabel_voc",
+]

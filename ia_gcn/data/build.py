@@ -1,0 +1,354 @@
+"""Data loaders for training and evaluation, and the checks that come before them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from typing import Callable, Dict, Iterator, List, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.data.build import trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import InputError
+from .dataset_mapper import MultiLabelDatasetMapper, UnreadableImage
+from .samplers import PositionSampler, mix_seeds
+
+logger = logging.getLogger(__name__)
+
+# How many missing images an error message lists before it says "and n more".
+MAX_LISTED = 20
+
+
+def get_label_names(dataset_names: Sequence[str]) -> List[str]:
+    """The label names of registered data sets, which must agree.
+
+    Raises:
+        InputError: a data set is not registered, has no labels, or has others than the first.
+    """
+    first = None
+    for name in dataset_names:
+        if name not in DatasetCatalog.list():
+            raise InputError(
+                f"DATASETS: {name!r} is not registered; known multi-label data sets: "
+                + ", ".join(_multi_label_datasets())
+            )
+        labels = MetadataCatalog.get(name).get("thing_classes")
+        if not labels:
+            raise InputError(f"DATASETS: {name} has no label names (metadata thing_classes)")
+        first = first or labels
+        if labels != first:
+            raise InputError(f"DATASETS: {name} {describe_mismatch(labels, first)}")
+    return list(first)
+
+
+def describe_mismatch(labels: Sequence[str], expected: Sequence[str]) -> str:
+    """How two lists of label names differ, to follow the name of what has the first one."""
+    extra = [label for label in labels if label not in expected]
+    missing = [label for label in expected if label not in labels]
+    if not extra and not missing:
+        return "has the same labels in another order"
+    differences = [
+        f"{word} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for word, names in (("has", extra), ("lacks", missing))
+        if names
+    ]
+    return f"has other labels ({len(labels)} against {len(expected)}; {'; '.join(differences)})"
+
+
+def _multi_label_datasets() -> List[str]:
+    names = DatasetCatalog.list()
+    return [n for n in names if MetadataCatalog.get(n).get("evaluator_type") == "multi_label"]
+
+
+def get_multilabel_dicts(dataset_names: Sequence[str], drop_unlabelled: bool = False) -> List[Dict]:
+    """The dicts of one or several registered data sets, checked.
+
+    Args:
+        dataset_names: registered with detectron2. A detection data set will do: without `labels`,
+            a picture has those of its annotations.
+        drop_unlabelled: leave out images without a label.
+    Raises:
+        InputError: a data set is empty, names images that are not there, or has a label outside
+            the metadata's thing_classes.
+    """
+    dicts = []
+    for name in dataset_names:
+        found = [_with_labels(record) for record in DatasetCatalog.get(name)]
+        if not found:
+            raise InputError(f"data set {name} is empty")
+        check_images_exist(name, found)
+        num_labels = len(get_label_names([name]))
+        for record in found:
+            if not all(0 <= label < num_labels for label in record["labels"]):
+                raise InputError(
+                    f"data set {name}: {record['file_name']} has a label outside 0 to "
+                    f"{num_labels - 1}: {record['labels']}"
+                )
+        dicts += found
+    if drop_unlabelled:
+        labelled = [d for d in dicts if d["labels"]]
+        logger.info(
+            f"Dropped {len(dicts) - len(labelled)} images without a label; {len(labelled)} left"
+        )
+        dicts = labelled
+        if not dicts:
+            raise InputError(f"no image of {', '.join(dataset_names)} has a label")
+    return dicts
+
+
+def _with_labels(record: Dict) -> Dict:
+    if "labels" in record:
+        return record
+    return {**record, "labels": sorted({box["category_id"] for box in record["annotations"]})}
+
+
+def check_images_exist(dataset_name: str, dataset_dicts: Sequence[Dict]) -> None:
+    """Refuse a data set whose images are not all there; each folder is listed once.
+
+    Raises:
+        InputError: with the number of missing images and their names.
+    """
+    missing = missing_images(dataset_dicts)
+    if missing:
+        shown = ", ".join(missing[:MAX_LISTED])
+        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+        if more:
+            logger.error("Missing images of %s:\n%s", dataset_name, "\n".join(missing))
+        raise InputError(
+            f"data set {dataset_name}: {len(missing)} of {len(dataset_dicts)} images are missing: "
+            f"{shown}{more}"
+        )
+
+
+def missing_images(dataset_dicts: Sequence[Dict]) -> List[str]:
+    """The file names that are not there, in the data set's order."""
+    folders: Dict[str, set] = {}
+    missing = []
+    for record in dataset_dicts:
+        folder, name = os.path.split(record["file_name"])
+        if folder not in folders:
+            local = folder or "."
+            folders[folder] = set(PathManager.ls(local)) if PathManager.isdir(local) else set()
+        if name not in folders[folder]:
+            missing.append(record["file_name"])
+    return missing
+
+
+class TrainingSamples(Dataset):
+    """Maps (place in the stream, index) to a sample whose augmentation the place alone decides.
+
+    An image that can't be read is replaced by the next one that can; the sample then lists the
+    unreadable ones under `unreadable`.
+    """
+
+    def __init__(self, dataset: Sequence[Dict], mapper: Callable, seed: int):
+        self.dataset = dataset
+        self.mapper = mapper
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item) -> Dict:
+        place, index = item
+        seed = mix_seeds(self.seed, place)
+        unreadable = []
+        for shift in range(len(self.dataset)):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            try:
+                sample = self.mapper(self.dataset[(index + shift) % len(self.dataset)])
+            except UnreadableImage as error:
+                unreadable.append(error)
+                continue
+            return {**sample, "unreadable": unreadable} if unreadable else sample
+        raise InputError(f"none of the {len(self.dataset)} training images can be read")
+
+
+class TestSamples(Dataset):
+    """Maps an index to a sample, or to {"unreadable": [why]} where its image can't be read."""
+
+    def __init__(self, dataset: Sequence[Dict], mapper: Callable):
+        self.dataset = dataset
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Dict:
+        try:
+            return self.mapper(self.dataset[index])
+        except UnreadableImage as error:
+            return {"unreadable": [error]}
+
+
+class ReadableBatches:
+    """The batches of a data loader without what could not be read, which is reported and counted.
+
+    The loader's iterator, and with it its worker processes, starts at the first batch that is
+    asked for, not before.
+
+    Attributes:
+        unreadable: why, by file name, for each file that could not be read.
+    """
+
+    def __init__(self, loader: DataLoader, max_unreadable: int):
+        self.loader = loader
+        self.max_unreadable = max_unreadable
+        self.unreadable: Dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[List[Dict]]:
+        for batch in self.loader:
+            for sample in batch:
+                for error in sample.pop("unreadable", []):
+                    self._report(error)
+            readable = [sample for sample in batch if sample]
+            if readable:
+                yield readable
+
+    def _report(self, error: UnreadableImage) -> None:
+        if error.file_name in self.unreadable:
+            return
+        self.unreadable[error.file_name] = error.reason
+        logger.warning(f"Skipped an unreadable image: {error}")
+        if len(self.unreadable) > self.max_unreadable:
+            raise InputError(
+                f"{len(self.unreadable)} images can't be read, more than "
+                f"DATASETS.MAX_UNREADABLE = {self.max_unreadable}: {', '.join(self.unreadable)}"
+            )
+
+
+class TrainingBatches(ReadableBatches):
+    """The endless batches of a training set, from any place in the stream."""
+
+    @property
+    def dataset(self) -> Sequence[Dict]:
+        """The training set's dicts."""
+        return self.loader.dataset.dataset
+
+    def start_at(self, place: int, seed: int) -> None:
+        """Begin with the stream's image number `place`; to be called before the first batch.
+
+        Args:
+            place: iterations done × images per iteration of all processes.
+            seed: of the stream, the same in all processes.
+        """
+        self.loader.sampler.start = place
+        self.loader.sampler.seed = seed
+        self.loader.dataset.seed = seed
+
+
+def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
+    if dataset is None:
+        dataset = get_multilabel_dicts(
+            cfg.DATASETS.TRAIN, drop_unlabelled=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+        )
+    return {
+        "dataset": dataset,
+        "mapper": mapper or MultiLabelDatasetMapper(cfg, is_train=True),
+        "seed": cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        "batch_size": images_per_process(cfg.SOLVER.IMS_PER_BATCH),
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "max_unreadable": cfg.DATASETS.MAX_UNREADABLE,
+    }
+
+
+@configurable(from_config=_train_loader_from_config)
+def build_multilabel_train_loader(
+    dataset: Sequence[Dict],
+    *,
+    mapper: Callable,
+    seed: int,
+    batch_size: int,
+    num_workers: int,
+    max_unreadable: int,
+) -> TrainingBatches:
+    """An endless loader whose every sample is a function of the seed and its place in the stream.
+
+    So it doesn't depend on the number of workers or processes. Called as (cfg) or (cfg, mapper),
+    like detectron2's, or with all arguments.
+
+    Args:
+        dataset: dicts as `get_multilabel_dicts` returns them.
+        mapper: from such a dict to a sample.
+        seed: the same in all processes.
+        batch_size: images per batch of this process.
+        num_workers: loader processes.
+        max_unreadable: DATASETS.MAX_UNREADABLE.
+    """
+    samples = TrainingSamples(DatasetFromList(dataset, copy=False), mapper, seed)
+    sampler = PositionSampler(len(samples), seed)
+    loader = _build_loader(samples, sampler, batch_size, num_workers)
+    return TrainingBatches(loader, max_unreadable)
+
+
+def _test_loader_from_config(cfg, dataset_name, mapper=None):
+    return {
+        "dataset": get_multilabel_dicts([dataset_name]),
+        "mapper": mapper or MultiLabelDatasetMapper(cfg, is_train=False),
+        "batch_size": cfg.TEST.IMS_PER_BATCH,
+        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "max_unreadable": cfg.DATASETS.MAX_UNREADABLE,
+    }
+
+
+@configurable(from_config=_test_loader_from_config)
+def build_multilabel_test_loader(
+    dataset: Sequence[Dict],
+    *,
+    mapper: Callable,
+    batch_size: int,
+    num_workers: int,
+    max_unreadable: int,
+) -> ReadableBatches:
+    """A loader that gives every process its part of the images, each of them once.
+
+    Called as (cfg, dataset_name), like detectron2's, or with all arguments; see
+    `build_multilabel_train_loader`.
+    """
+    samples = TestSamples(DatasetFromList(dataset, copy=False), mapper)
+    sampler = InferenceSampler(len(samples))
+    return ReadableBatches(_build_loader(samples, sampler, batch_size, num_workers), max_unreadable)
+
+
+def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) -> DataLoader:
+    return DataLoader(
+        samples,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_use_one_thread,
+        # Worker seeds are never used; without a generator of its own, drawing them would move
+        # torch's global one.
+        generator=torch.Generator(),
+    )
+
+
+def images_per_process(total: int) -> int:
+    """SOLVER.IMS_PER_BATCH divided among the processes, which must come out even."""
+    processes = comm.get_world_size()
+    if total < 1 or total % processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH = {total} can't be divided among {processes} process(es)"
+        )
+    return total // processes
+
+
+def _use_one_thread(_worker: int) -> None:
+    # A worker decodes one picture at a time; OpenCV's own threads would fight over the cores.
+    import cv2
+
+    cv2.setNumThreads(1)

@@ -1,0 +1,138 @@
+"""From a data set dict to what `MultiLabelRecognizer` takes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Dict, List
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+
+from .augmentation import MultiScaleCrop
+
+
+class UnreadableImage(Exception):
+    """A file that could not be decoded; `file_name` and why."""
+
+    def __init__(self, file_name: str, reason: str):
+        super().__init__(file_name, reason)
+        self.file_name = file_name
+        self.reason = reason
+
+    def __str__(self):
+        return f"{self.file_name}: {self.reason}"
+
+
+class MultiLabelDatasetMapper:
+    """Reads a picture, takes its training or test view, and makes its target vector.
+
+    A data set dict has detectron2's `file_name` and `image_id`, and
+        labels: indices of the labels that are present;
+        ignored_labels: indices of those that are neither present nor absent (may be missing);
+        annotations: boxes in detectron2's form (may be missing).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: List[T.Augmentation],
+        image_format: str,
+        num_labels: int,
+        with_boxes: bool,
+    ):
+        """
+        Args:
+            augmentations: applied in order, to the picture and its boxes.
+            image_format: as detectron2's `read_image` takes it, such as RGB.
+            num_labels: C.
+            with_boxes: whether training samples get `instances`.
+        """
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(augmentations)
+        self.image_format = image_format
+        self.num_labels = num_labels
+        self.with_boxes = with_boxes
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentation(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_labels": cfg.MODEL.LABEL_HEAD.NUM_LABELS,
+            "with_boxes": cfg.INPUT.WITH_BOXES,
+        }
+
+    def __call__(self, dataset_dict: Dict) -> Dict:
+        """
+        Returns:
+            the dict without its labels and annotations, and with
+                image: (3, H, W) uint8 tensor, after augmentation;
+                height, width: of the picture before augmentation, in pixels;
+                labels: (C,) float32 tensor in {1, 0, -1 = ignored};
+                instances: detectron2's Instances with gt_boxes and gt_classes, where asked for.
+        Raises:
+            UnreadableImage: the file is missing, truncated, too large, or no picture at all.
+        """
+        sample = {
+            key: value
+            for key, value in dataset_dict.items()
+            if key not in ("labels", "ignored_labels", "annotations")
+        }
+        image = self._read_image(sample["file_name"])
+        sample["height"], sample["width"] = image.shape[:2]
+
+        view = T.AugInput(image)
+        transforms = self.augmentations(view)
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
+        sample["labels"] = target_vector(dataset_dict, self.num_labels)
+        if self.is_train and self.with_boxes:
+            image_size = view.image.shape[:2]
+            annotations = [
+                utils.transform_instance_annotations(copy.deepcopy(box), transforms, image_size)
+                for box in dataset_dict.get("annotations", [])
+                if not box.get("iscrowd", 0)
+            ]
+            instances = utils.annotations_to_instances(annotations, image_size)
+            sample["instances"] = utils.filter_empty_instances(instances)
+        return sample
+
+    def _read_image(self, file_name: str) -> np.ndarray:
+        try:
+            return utils.read_image(file_name, format=self.image_format)
+        # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
+        # struct.error, DecompressionBombError, ...
+        except Exception as error:
+            raise UnreadableImage(file_name, f"{type(error).__name__}: {error}") from error
+
+
+def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
+    """(C,) float32: 1 for the dict's `labels`, -1 for its `ignored_labels`, else 0."""
+    target = torch.zeros(num_labels)
+    target[dataset_dict.get("ignored_labels", [])] = -1
+    target[dataset_dict["labels"]] = 1
+    return target
+
+
+def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
+    """Training view: MultiScaleCrop and flip; test view: the picture warped to INPUT.IMAGE_SIZE."""
+    size = tuple(cfg.INPUT.IMAGE_SIZE)
+    if not is_train:
+        return [T.Resize(size)]
+    crop = cfg.INPUT.MULTI_SCALE_CROP
+    augmentations = [
+        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT) if crop.ENABLED else T.Resize(size)
+    ]
+    if cfg.INPUT.RANDOM_FLIP != "none":
+        augmentations.append(
+            T.RandomFlip(
+                horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
+                vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
+            )
+        )
+    return augmentations

@@ -1,0 +1,156 @@
+"""Data sets in COCO's JSON format, and MS-COCO 2014 itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Dict, List, Sequence
+
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from ...errors import InputError
+from .common import join_inside, register_multilabel
+
+# In the order of COCO's category ids. (Peers' files are often in alphabetical order.)
+COCO_LABELS = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
+
+
+def register_multilabel_coco(
+    name: str, json_file: str, image_root: str, label_names: Sequence[str] | None = None
+) -> None:
+    """Register a data set in COCO's JSON format.
+
+    A picture has a label when it has an annotation of that category; boxes may be missing.
+
+    Args:
+        name: for DATASETS.TRAIN and DATASETS.TEST.
+        json_file: with COCO's lists images, annotations and categories.
+        image_root: folder that the file names are relative to.
+        label_names: category names in the order of the model's outputs; None reads the JSON now
+            and takes its categories in the order of their ids.
+    Raises:
+        InputError: label_names is None and the file can't be read.
+    """
+    if label_names is None:
+        label_names = coco_label_names(json_file)
+    register_multilabel(
+        name,
+        lambda: load_multilabel_coco(json_file, image_root, label_names),
+        label_names,
+        json_file=json_file,
+        image_root=image_root,
+    )
+
+
+def coco_label_names(json_file: str) -> List[str]:
+    """The names of a JSON's categories, in the order of their ids."""
+    return list(_category_names(_read_json(json_file), json_file).values())
+
+
+def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[str]) -> List[Dict]:
+    """Data set dicts of a COCO-format JSON, in the order of the image ids.
+
+    Args:
+        json_file, image_root, label_names: see `register_multilabel_coco`.
+    Returns:
+        a dict per image, see `MultiLabelDatasetMapper`; category ids are indices in label_names.
+    Raises:
+        InputError: naming the file and what is wrong: not JSON, not COCO's form, an unknown
+            category, an annotation of an image that is not there, an id that occurs twice, or a
+            file name that leads out of the root.
+    """
+    content = _read_json(json_file)
+    index = {label: i for i, label in enumerate(label_names)}
+    categories = _category_names(content, json_file)
+    unknown = [label for label in categories.values() if label not in index]
+    if unknown:
+        raise InputError(f"{json_file}: unknown label name(s): {', '.join(unknown)}")
+
+    dicts = {}
+    for image in content["images"]:
+        try:
+            image_id = image["id"]
+            file_name = join_inside(image_root, image["file_name"], json_file)
+        except (KeyError, TypeError):
+            raise InputError(f"{json_file}: an image without id or file_name: {image}") from None
+        if image_id in dicts:
+            raise InputError(f"{json_file}: image id {image_id} occurs twice")
+        dicts[image_id] = {
+            "file_name": file_name,
+            "image_id": image_id,
+            "labels": set(),
+            "annotations": [],
+        }
+    for annotation in content["annotations"]:
+        try:
+            record = dicts[annotation["image_id"]]
+            label = index[categories[annotation["category_id"]]]
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{json_file}: an annotation whose image_id or category_id is missing or unknown: "
+                f"{str(annotation)[:200]}"
+            ) from None
+        record["labels"].add(label)
+        if "bbox" in annotation:
+            record["annotations"].append(_box(annotation, label, json_file))
+    for record in dicts.values():
+        record["labels"] = sorted(record["labels"])
+    try:
+        return [dicts[image_id] for image_id in sorted(dicts)]
+    except TypeError:
+        raise InputError(f"{json_file}: image ids are of several kinds") from None
+
+
+def _read_json(json_file: str) -> Dict:
+    try:
+        with PathManager.open(json_file, "r", encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise InputError(f"{json_file}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{json_file}: not JSON: {error}") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise InputError(f"{json_file}: not in COCO's form: it has no list {key!r}")
+    return content
+
+
+def _category_names(content: Dict, json_file: str) -> Dict[int, str]:
+    """Names by category id, in the order of the ids."""
+    try:
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        names = {category_id: names[category_id] for category_id in sorted(names)}
+    except (KeyError, TypeError):
+        raise InputError(f"{json_file}: a category without id or name") from None
+    if not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{json_file}: a category's name is not text")
+    if len(names) < len(content["categories"]) or len(set(names.values())) < len(names):
+        raise InputError(f"{json_file}: a category id or name occurs twice")
+    return names
+
+
+def _box(annotation: Dict, label: int, json_file: str) -> Dict:
+    bbox = annotation["bbox"]
+    numbers = isinstance(bbox, list) and all(isinstance(value, (int, float)) for value in bbox)
+    if not numbers or len(bbox) != 4 or not all(map(math.isfinite, bbox)):
+        raise InputError(f"{json_file}: a bbox is not [x, y, width, height]: {str(bbox)[:200]}")
+    return {
+        "bbox": bbox,
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": label,
+        "iscrowd": annotation.get("iscrowd", 0),
+    }
+
+
+def register_coco_2014(root: str) -> None:
+    """coco_2014_train_multilabel (82,783 images) and coco_2014_val_multilabel (40,504)."""
+    for split in ("train", "val"):
+        register_multilabel_coco(
+            f"coco_2014_{split}_multilabel",
+            os.path.join(root, f"coco/annotations/instances_{split}2014.json"),
+            os.path.join(root, f"coco/{split}2014"),
+            COCO_LABELS,
+        )

@@ -1,0 +1,104 @@
+"""Data sets in PASCAL VOC's format, and VOC 2007 itself."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from typing import Dict, List
+
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from ...errors import InputError
+from .common import join_inside, register_multilabel
+
+VOC_LABELS = list(CLASS_NAMES)
+
+
+def register_multilabel_voc(name: str, root: str, split: str, year: int) -> None:
+    """Register a split of PASCAL VOC.
+
+    Args:
+        name: for DATASETS.TRAIN and DATASETS.TEST.
+        root: the folder with Annotations, ImageSets and JPEGImages, such as VOC2007.
+        split: a file's name in ImageSets/Main, such as trainval.
+        year: 2007 or 2012, kept in the metadata.
+    """
+    register_multilabel(
+        name,
+        lambda: load_multilabel_voc(root, split),
+        VOC_LABELS,
+        dirname=root,
+        split=split,
+        year=year,
+    )
+
+
+def load_multilabel_voc(root: str, split: str) -> List[Dict]:
+    """Data set dicts of a VOC split, in the order of the split's file.
+
+    A label of which a picture has only "difficult" objects is ignored: neither present nor absent.
+
+    Returns:
+        a dict per image, see `MultiLabelDatasetMapper`; image_id is the file's name without ending.
+    Raises:
+        InputError: naming the file: one is missing, is not VOC's XML, has an unknown label name,
+            or a picture is listed twice.
+    """
+    split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
+    try:
+        with PathManager.open(split_file, "r") as file:
+            image_ids = [line.split()[0] for line in file if line.strip()]
+    except OSError as error:
+        raise InputError(f"{split_file}: {error.strerror or error}") from None
+    if len(set(image_ids)) < len(image_ids):
+        raise InputError(f"{split_file}: a picture is listed twice")
+    return [_load_picture(root, image_id, split_file) for image_id in image_ids]
+
+
+def _load_picture(root: str, image_id: str, split_file: str) -> Dict:
+    xml_file = join_inside(os.path.join(root, "Annotations"), f"{image_id}.xml", split_file)
+    present, difficult, boxes = set(), set(), []
+    try:
+        with PathManager.open(xml_file, "rb") as file:
+            objects = ET.parse(file).findall("object")
+    except OSError as error:
+        raise InputError(f"{xml_file}: {error.strerror or error}") from None
+    except ET.ParseError as error:
+        raise InputError(f"{xml_file}: not XML: {error}") from None
+    for item in objects:
+        label_name = (item.findtext("name") or "").strip()
+        if label_name not in VOC_LABELS:
+            raise InputError(f"{xml_file}: unknown label name {label_name!r}")
+        label = VOC_LABELS.index(label_name)
+        is_difficult = (item.findtext("difficult") or "0").strip() == "1"
+        (difficult if is_difficult else present).add(label)
+        boxes.append(_box(item, label, xml_file))
+    return {
+        "file_name": join_inside(os.path.join(root, "JPEGImages"), f"{image_id}.jpg", split_file),
+        "image_id": image_id,
+        "labels": sorted(present),
+        "ignored_labels": sorted(difficult - present),
+        "annotations": boxes,
+    }
+
+
+def _box(item: ET.Element, label: int, xml_file: str) -> Dict:
+    try:
+        corners = [
+            float(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
+        ]
+    except (TypeError, ValueError):
+        raise InputError(f"{xml_file}: an object without a bndbox of four numbers") from None
+    # VOC counts pixels from 1 and includes the last one: [xmin - 1, xmax) from 0.
+    corners = [corners[0] - 1, corners[1] - 1, corners[2], corners[3]]
+    return {"bbox": corners, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label}
+
+
+def register_voc_2007(root: str) -> None:
+    """voc_2007_trainval_multilabel (5,011 images) and voc_2007_test_multilabel (4,952)."""
+    for split in ("trainval", "test"):
+        register_multilabel_voc(
+            f"voc_2007_{split}_multilabel", os.path.join(root, "VOC2007"), split, 2007
+        )

@@ -1,0 +1,52 @@
+"""From a config file and command-line options to a config that is ready to run."""
+
+from __future__ import annotations
+
+import logging
+from typing import Sequence
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
+
+from ..config import add_ia_gcn_config
+from ..data import get_label_names, register_custom
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a config, register DATASETS.CUSTOM, and fill in what follows from data and machine.
+
+    MODEL.LABEL_HEAD.NUM_LABELS becomes the number of the data set's labels where it is 0 or the
+    data is custom; MODEL.DEVICE becomes cpu where there is no CUDA.
+
+    Args:
+        config_file: path of a YAML file; "" for the defaults.
+        opts: alternating keys and values.
+    Returns:
+        the config, not frozen.
+    Raises:
+        InputError: a file, key or value that can't be used.
+    """
+    cfg = get_cfg()
+    add_ia_gcn_config(cfg)
+    try:
+        if config_file:
+            if not PathManager.isfile(config_file):
+                raise InputError(f"--config-file {config_file}: no such file")
+            cfg.merge_from_file(config_file)
+        cfg.merge_from_list(list(opts))
+    except (KeyError, ValueError, AssertionError) as error:
+        where = f"{config_file} {' '.join(opts)}".strip()
+        raise InputError(f"{where}: {error.args[0] if error.args else error}") from error
+    register_custom(cfg)
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    custom = cfg.DATASETS.CUSTOM.TRAIN or cfg.DATASETS.CUSTOM.TEST
+    if names and (custom or not cfg.MODEL.LABEL_HEAD.NUM_LABELS):
+        cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(get_label_names(names))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("No CUDA here: MODEL.DEVICE is cpu.")
+        cfg.MODEL.DEVICE = "cpu"
+    return cfg

@@ -1,0 +1,72 @@
+"""Optimizer and learning-rate schedule, and epochs turned into iterations."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier
+from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler
+from torch import nn
+
+from ..errors import InputError
+
+# Of the one-cycle schedule: the rate starts at its peak / 25 and ends at the start / 10⁴, as in
+# torch's OneCycleLR.
+ONE_CYCLE_START = 1 / 25
+ONE_CYCLE_END = ONE_CYCLE_START * 1e-4
+
+
+def epochs_to_iterations(cfg: CfgNode, num_images: int) -> None:
+    """Where `cfg` counts epochs, write what they come to for `num_images` into its iterations."""
+    per_epoch = math.ceil(num_images / cfg.SOLVER.IMS_PER_BATCH)
+    if cfg.SOLVER.MAX_EPOCHS:
+        cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_EPOCHS * per_epoch
+    if cfg.SOLVER.STEP_EPOCHS:
+        steps = (epoch * per_epoch for epoch in cfg.SOLVER.STEP_EPOCHS)
+        cfg.SOLVER.STEPS = tuple(step for step in steps if step < cfg.SOLVER.MAX_ITER)
+    if cfg.SOLVER.CHECKPOINT_EPOCHS:
+        cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.CHECKPOINT_EPOCHS * per_epoch
+    if cfg.TEST.EVAL_EPOCHS:
+        cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_EPOCHS * per_epoch
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """SOLVER.OPTIMIZER over all parameters of `model`, the backbone's at their own rate."""
+    solver = cfg.SOLVER
+    params = []
+    for name, child in model.named_children():
+        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if name == "backbone" else 1)
+        params += get_default_optimizer_params(
+            child,
+            base_lr=rate,
+            weight_decay=solver.WEIGHT_DECAY,
+            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+            bias_lr_factor=solver.BIAS_LR_FACTOR,
+            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        )
+    if solver.OPTIMIZER == "SGD":
+        sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+        return sgd(params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
+    if solver.OPTIMIZER in ("Adam", "AdamW"):
+        adam = maybe_add_gradient_clipping(cfg, getattr(torch.optim, solver.OPTIMIZER))
+        return adam(params, solver.BASE_LR)
+    raise InputError(f"SOLVER.OPTIMIZER must be SGD, Adam or AdamW, not {solver.OPTIMIZER!r}")
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    """SOLVER.LR_SCHEDULER_NAME: OneCycleLR, or one of detectron2's (step, cosine)."""
+    if cfg.SOLVER.LR_SCHEDULER_NAME != "OneCycleLR":
+        return build_d2_lr_scheduler(cfg, optimizer)
+    rise = cfg.SOLVER.ONE_CYCLE_RISE
+    if not 0 < rise < 1:
+        raise InputError(f"SOLVER.ONE_CYCLE_RISE must be between 0 and 1, not {rise}")
+    multiplier = CompositeParamScheduler(
+        [CosineParamScheduler(ONE_CYCLE_START, 1), CosineParamScheduler(1, ONE_CYCLE_END)],
+        lengths=[rise, 1 - rise],
+        interval_scaling=["rescaled", "rescaled"],
+    )
+    return LRMultiplier(optimizer, multiplier, cfg.SOLVER.MAX_ITER)

@@ -1,0 +1,167 @@
+"""The trainer: detectron2's, on multi-label data, resumable to the bit."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Dict, List, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..checkpoint import MultiLabelCheckpointer
+from ..data import (
+    build_multilabel_test_loader,
+    build_multilabel_train_loader,
+    cached_label_statistics,
+    get_label_names,
+    label_embeddings,
+)
+from ..errors import InputError
+from ..evaluation import MultiLabelEvaluator
+from ..modeling import LabelGraph
+from .hooks import BestCheckpointer, BestModelCheckpointer, SeedEveryStep, StopOnBadLoss
+from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's DefaultTrainer with multi-label data, label graph, optimizer and schedules.
+
+    It reads the training set first: its size turns epochs into iterations, and its labels fill in
+    the model's label graph. Everything random is a function of the seed and the iteration, so a
+    resumed run ends where an uncut one does.
+
+    Attributes:
+        seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        # DefaultTrainer's own constructor builds the model before it knows the data, and a
+        # DistributedDataParallel that needs GPUs.
+        TrainerBase.__init__(self)
+        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        cfg.defrost()
+        self.seed = cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        label_names = check_labels(cfg)
+        data_loader = self.build_train_loader(cfg)
+        epochs_to_iterations(cfg, len(data_loader.dataset))
+        cfg.freeze()
+
+        model = self.build_model(cfg)
+        fill_label_graphs(cfg, model, data_loader.dataset, label_names)
+        optimizer = self.build_optimizer(cfg, model)
+        model = wrap_in_ddp(model)
+        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = trainer_class(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = MultiLabelCheckpointer(
+            model, cfg.OUTPUT_DIR, label_names=label_names, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """As DefaultTrainer's; the stream of images goes on where the checkpoint was written."""
+        super().resume_or_load(resume)
+        self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH, self.seed)
+
+    def build_hooks(self):
+        ret = [StopOnBadLoss(), SeedEveryStep(), *super().build_hooks()]
+        if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
+            best = BestModelCheckpointer(
+                self.model, self.cfg.OUTPUT_DIR, label_names=self.checkpointer.label_names
+            )
+            # After the evaluation, before the writers.
+            ret.insert(-1, BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, "multi_label/mAP"))
+        return ret
+
+    def state_dict(self):
+        # detectron2 0.6 leaves out the optimizer; today's main has it under the same key.
+        state = {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        return {**state, "seed": self.seed}
+
+    def load_state_dict(self, state_dict):
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+        self.seed = state_dict["seed"]
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_multilabel_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_multilabel_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        return MultiLabelEvaluator(
+            dataset_name,
+            os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
+            threshold=cfg.TEST.THRESHOLD,
+            top_k=cfg.TEST.TOP_K or None,
+            eleven_point=cfg.TEST.ELEVEN_POINT_AP,
+        )
+
+
+def check_labels(cfg: CfgNode) -> List[str]:
+    """The label names of all of the config's data sets.
+
+    Raises:
+        InputError: there is no data set, their labels differ, or MODEL.LABEL_HEAD.NUM_LABELS is
+            another number.
+    """
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if not names:
+        raise InputError("DATASETS.TRAIN and DATASETS.TEST are empty")
+    label_names = get_label_names(names)
+    if len(label_names) != cfg.MODEL.LABEL_HEAD.NUM_LABELS:
+        raise InputError(
+            f"MODEL.LABEL_HEAD.NUM_LABELS is {cfg.MODEL.LABEL_HEAD.NUM_LABELS}, and {names[0]} has "
+            f"{len(label_names)} labels"
+        )
+    return label_names
+
+
+def label_graphs(model: nn.Module) -> List[LabelGraph]:
+    """The label graphs in a model; none in one whose head needs none."""
+    return [module for module in model.modules() if isinstance(module, LabelGraph)]
+
+
+def fill_label_graphs(
+    cfg: CfgNode, model: nn.Module, dataset: Sequence[Dict], label_names: Sequence[str]
+) -> None:
+    """Give a model's label graphs the training set's statistics and its labels' embeddings.
+
+    The statistics stay as label_statistics.npz in OUTPUT_DIR.
+    """
+    graphs = label_graphs(model)
+    if not graphs:
+        return
+    path = os.path.join(cfg.OUTPUT_DIR, "label_statistics.npz")
+    statistics = cached_label_statistics(dataset, label_names, path)
+    source = cfg.MODEL.LABEL_EMBEDDINGS
+    embeddings = label_embeddings(label_names, source.SOURCE, source.DIM, source.ALIASES)
+    for graph in graphs:
+        graph.fill(*statistics, embeddings)
+
+
+def wrap_in_ddp(model: nn.Module) -> nn.Module:
+    """The model in DistributedDataParallel, on GPUs or not, where there are several processes."""
+    if comm.get_world_size() == 1:
+        return model
+    device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)

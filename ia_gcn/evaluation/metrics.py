@@ -1,0 +1,181 @@
+"""Measures of multi-label recognition: average precision, precision, recall and F1.
+
+Pure functions of numpy arrays. n is the number of images, C the number of labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def multi_label_metrics(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    threshold: float = 0.5,
+    top_k: int | None = None,
+    eleven_point: bool = False,
+) -> dict[str, float | np.ndarray]:
+    """Mean average precision, and the per-class and overall measures of IA-GCN's Eq. 15-17.
+
+    A label is predicted where its score is at least `threshold`. With N_cor the number of images
+    a label is rightly predicted in, N_pre of those it is predicted in and N_gt of those it is
+    present in:
+
+        OP = sum N_cor / sum N_pre    CP = mean N_cor / N_pre     (Eq. 15)
+        OR = sum N_cor / sum N_gt     CR = mean N_cor / N_gt      (Eq. 16)
+        F1 = 2 P R / (P + R), of OP and OR and of CP and CR       (Eq. 17)
+
+    The sums are over all labels; the means are over the labels that are present in some image,
+    and so is mAP. Where every label is present in some image, that is Eq. 15-16 as printed.
+    0 / 0 counts as 0: the precision of a label that is never predicted, the F1 of 0 and 0, and
+    CP and CR where no label is present at all.
+
+    Args:
+        scores: (n, C) probabilities in [0, 1], of any float, integer or boolean type.
+        targets: (n, C), 1 where a label is present, 0 where it is not, -1 where that is to be
+            ignored (VOC's "difficult" objects): such an entry counts nowhere. Any numeric type.
+        threshold: compared with the scores in float64, whatever their type.
+        top_k: if given, only the `top_k` highest of an image's scores can be predicted (and must
+            still reach `threshold`). Of equal scores, the lower label index comes first. Ignored
+            entries take no place among them.
+        eleven_point: use VOC 2007's 11-point average precision, see :func:`average_precision`.
+
+    Returns:
+        "mAP", "CP", "CR", "CF1", "OP", "OR", "OF1" (float) and "AP" ((C,) float64 array), all in
+        percent, 0 to 100. "AP" is NaN for a label without positives; "mAP" if there are no others.
+
+    Raises:
+        ValueError: the arrays are not two-dimensional or differ in shape, a score is not a number
+            in [0, 1], a target is none of 1, 0 and -1, or `top_k` is less than 1.
+    """
+    scores, positive = _check(scores, targets, ndim=2)
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+
+    ap = np.array(
+        [_average_precision(s, p, eleven_point) for s, p in zip(scores.T, positive.T)], np.float64
+    )
+    # An array, not a number, which numpy would round to the type of the scores.
+    predicted = scores >= np.array([threshold], np.float64)
+    if top_k is not None:
+        predicted &= _highest(scores, top_k)
+    n_correct = (predicted & positive).sum(axis=0)
+    n_predicted = predicted.sum(axis=0)
+    n_present = positive.sum(axis=0)
+
+    present = n_present > 0
+    cp = _mean(_ratio(n_correct, n_predicted)[present], empty=0.0)
+    cr = _mean(_ratio(n_correct, n_present)[present], empty=0.0)
+    op = float(_ratio(n_correct.sum(), n_predicted.sum()))
+    or_ = float(_ratio(n_correct.sum(), n_present.sum()))
+    return {
+        "mAP": 100 * _mean(ap[present], empty=float("nan")),
+        "CP": 100 * cp,
+        "CR": 100 * cr,
+        "CF1": 100 * _f1(cp, cr),
+        "OP": 100 * op,
+        "OR": 100 * or_,
+        "OF1": 100 * _f1(op, or_),
+        "AP": 100 * ap,
+    }
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: bool = False) -> float:
+    """Average precision of one label.
+
+    The mean over the label's positives of the precision at that positive's score, that is among
+    the images that score as high or higher. Images of equal score come together, so their order
+    does not matter.
+
+    Args:
+        scores: (n,) probabilities in [0, 1], of any float, integer or boolean type.
+        targets: (n,), 1 (present), 0 (not present) or -1 (ignored, counts nowhere).
+        eleven_point: as VOC 2007 does, take the mean over t = 0, 0.1, ..., 1 of the highest
+            precision at a recall of at least t.
+
+    Returns:
+        percent, 0 to 100; NaN if there is no positive.
+
+    Raises:
+        ValueError: the arrays are not one-dimensional or differ in shape, a score is not a number
+            in [0, 1], or a target is none of 1, 0 and -1.
+    """
+    return 100 * _average_precision(*_check(scores, targets, ndim=1), eleven_point)
+
+
+def _check(scores: np.ndarray, targets: np.ndarray, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Check what the public functions are given, and bring it into the form they compute with.
+
+    Returns:
+        the scores, of at least float32 and -inf where they are ignored, which puts them behind
+        every other score and below the threshold; and a boolean array, true at the positives.
+    """
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    if scores.ndim != ndim or scores.shape != targets.shape:
+        raise ValueError(
+            f"scores and targets must be {ndim}-D and of the same shape, "
+            f"got {scores.shape} and {targets.shape}"
+        )
+    if scores.dtype.kind not in "fiub" or targets.dtype.kind not in "fiub":
+        raise ValueError(
+            f"scores and targets must be real numbers, got {scores.dtype} and {targets.dtype}"
+        )
+    # The least and the greatest are NaN if any score is, and then compare false.
+    if scores.size and not (scores.min() >= 0 and scores.max() <= 1):
+        wrong = scores[~((scores >= 0) & (scores <= 1))][0]
+        raise ValueError(f"scores must be finite and in [0, 1], got {wrong}")
+    positive, ignored = targets == 1, targets == -1
+    known = positive | ignored | (targets == 0)
+    if not known.all():
+        raise ValueError(f"targets must be 1, 0 or -1, got {targets[~known][0]}")
+    scores = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
+    return np.where(ignored, -np.inf, scores), positive
+
+
+def _average_precision(scores: np.ndarray, positive: np.ndarray, eleven_point: bool) -> float:
+    """As :func:`average_precision`, of what `_check` returns, from 0 to 1."""
+    # Sorting values is several times faster than finding the order that sorts them.
+    hits = np.sort(scores[positive])
+    if not hits.size:
+        return float("nan")
+    n_retrieved = scores.size - np.searchsorted(np.sort(scores), hits)
+    n_correct = hits.size - np.searchsorted(hits, hits)
+    precision = n_correct / n_retrieved
+    if not eleven_point:
+        return float(precision.mean())
+    # Recall >= i / 10 in integers, as 3 / 10 < 0.1 * 3 in floating point.
+    reached = [10 * n_correct >= i * hits.size for i in range(11)]
+    return float(np.mean([precision[at].max() for at in reached]))
+
+
+def _highest(scores: np.ndarray, k: int) -> np.ndarray:
+    """Mark the k highest scores of each row; of equal ones, the first.
+
+    Args:
+        scores: (n, C).
+
+    Returns:
+        (n, C) bool.
+    """
+    n_labels = scores.shape[1]
+    if k >= n_labels:
+        return np.ones(scores.shape, dtype=bool)
+    kth = np.partition(scores, n_labels - k, axis=1)[:, [n_labels - k]]
+    higher = scores > kth
+    tied = scores == kth
+    places_left = k - higher.sum(axis=1, keepdims=True)
+    return higher | (tied & (tied.cumsum(axis=1) <= places_left))
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    # A part of nothing is nothing, so the numerator is 0 wherever the denominator is.
+    return part / np.maximum(whole, 1)
+
+
+def _mean(values: np.ndarray, empty: float) -> float:
+    return float(values.mean()) if values.size else empty
+
+
+def _f1(precision: float, recall: float) -> float:
+    total = precision + recall
+    return 2 * precision * recall / total if total > 0 else 0.0

@@ -1,0 +1,151 @@
+"""Multi-label evaluation as a detectron2 DatasetEvaluator."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from typing import Dict, List
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from .metrics import multi_label_metrics
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+
+
+class MultiLabelEvaluator(DatasetEvaluator):
+    """Collects scores and targets from all processes, each image once, and measures them.
+
+    In `output_dir` it leaves
+        metrics.json: mAP, CP, CR, CF1, OP, OR, OF1 and the same for the top k, the AP of every
+            label by name (null without positives), the number of images and the settings;
+        predictions.npz: image_ids (n,), sorted; scores (n, C) float32; targets (n, C) int8 in
+            {1, 0, -1 = ignored}; label_names (C,).
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        threshold: float = 0.5,
+        top_k: int | None = 3,
+        eleven_point: bool = False,
+    ):
+        """
+        Args:
+            dataset_name: registered; its metadata's thing_classes name the labels.
+            output_dir: None writes no files.
+            threshold, eleven_point: see `multi_label_metrics`.
+            top_k: k of the further six figures; None leaves them out.
+        """
+        self._dataset_name = dataset_name
+        self._output_dir = output_dir
+        self._threshold = threshold
+        self._top_k = top_k
+        self._eleven_point = eleven_point
+        self.reset()
+
+    def reset(self):
+        self._image_ids: List = []
+        self._scores: List[np.ndarray] = []
+        self._targets: List[np.ndarray] = []
+
+    def process(self, inputs: List[Dict], outputs: List[Dict]) -> None:
+        """Keep `scores` of the outputs, and `labels` and `image_id` of the inputs."""
+        for image, output in zip(inputs, outputs):
+            self._image_ids.append(image["image_id"])
+            self._scores.append(output["scores"].float().cpu().numpy())
+            self._targets.append(image["labels"].numpy().astype(np.int8))
+
+    def evaluate(self) -> Dict[str, Dict[str, float]] | None:
+        """
+        Returns:
+            {"multi_label": {name: percent}} on the main process, None on the others.
+        """
+        # Stacked before they travel: one array per process instead of one per image.
+        label_names = MetadataCatalog.get(self._dataset_name).thing_classes
+        shape = (len(self._image_ids), len(label_names))
+        scores = np.array(self._scores, dtype=np.float32).reshape(shape)
+        targets = np.array(self._targets, dtype=np.int8).reshape(shape)
+        gathered = comm.gather((self._image_ids, scores, targets))
+        if not comm.is_main_process():
+            return None
+        image_ids = np.array([image_id for ids, _, _ in gathered for image_id in ids])
+        # Sorted, so that neither the processes nor the order of the files make a difference.
+        image_ids, first = np.unique(image_ids, return_index=True)
+        scores = np.concatenate([scores for _, scores, _ in gathered])[first]
+        targets = np.concatenate([targets for _, _, targets in gathered])[first]
+
+        settings = {"threshold": self._threshold, "eleven_point": self._eleven_point}
+        metrics = multi_label_metrics(scores, targets, **settings)
+        summary = OrderedDict((key, metrics[key]) for key in ("mAP", *SUMMARY))
+        if self._top_k:
+            top = multi_label_metrics(scores, targets, top_k=self._top_k, **settings)
+            summary.update((f"{key}_top{self._top_k}", top[key]) for key in SUMMARY)
+        per_label = dict(zip(label_names, metrics["AP"].tolist()))
+        self._report(summary, per_label, len(image_ids))
+        if self._output_dir:
+            self._write(summary, per_label, settings, image_ids, scores, targets)
+        return OrderedDict(multi_label=summary)
+
+    def _report(self, summary: Dict, per_label: Dict[str, float], num_images: int) -> None:
+        rows = [["all", *(summary[key] for key in ("mAP", *SUMMARY))]]
+        if self._top_k:
+            rows.append(
+                [f"top {self._top_k}", "", *(summary[f"{key}_top{self._top_k}"] for key in SUMMARY)]
+            )
+        table = tabulate(rows, ["labels", "mAP", *SUMMARY], floatfmt=".2f", tablefmt="pipe")
+        logger.info(f"{self._dataset_name}, {num_images} images, in percent:\n{table}")
+
+        named = [(name, ap) for name, ap in per_label.items() if not math.isnan(ap)]
+        columns = min(4, max(1, len(named)))
+        cells = [
+            [cell for pair in named[i : i + columns] for cell in pair]
+            for i in range(0, len(named), columns)
+        ]
+        table = tabulate(cells, ["label", "AP"] * columns, floatfmt=".2f", tablefmt="pipe")
+        logger.info(f"AP of each label:\n{table}")
+        without = [name for name, ap in per_label.items() if math.isnan(ap)]
+        if without:
+            logger.warning(
+                f"{len(without)} label(s) without a positive are left out of mAP, CP and CR: "
+                f"{', '.join(without)}"
+            )
+
+    def _write(self, summary, per_label, settings, image_ids, scores, targets) -> None:
+        PathManager.mkdirs(self._output_dir)
+        results = {
+            "dataset": self._dataset_name,
+            "images": len(image_ids),
+            **settings,
+            **summary,
+            "AP": per_label,
+        }
+        with PathManager.open(os.path.join(self._output_dir, "metrics.json"), "w") as file:
+            json.dump(_nan_to_none(results), file, indent=1)
+        with PathManager.open(os.path.join(self._output_dir, "predictions.npz"), "wb") as file:
+            np.savez_compressed(
+                file,
+                image_ids=image_ids,
+                scores=scores,
+                targets=targets,
+                label_names=np.array(list(per_label)),
+            )
+
+
+def _nan_to_none(value):
+    """NaN is not JSON."""
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "ia_gcn/__init__.py").read_text())[1]
+
+setup(
+    name="ia_gcn",
+    version=VERSION,
+    description="Multi-label image recognition on detectron2: IA-GCN, ML-AGCN and their baselines",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["ia_gcn", "ia_gcn.*"]),
+    python_requires=">=3.9",
+    # detectron2 is not on PyPI: keep the build you have, or run tools/install_detectron2.py.
+    install_requires=[
+        "torch>=2.1",
+        "torchvision>=0.16",
+        "numpy>=1.23",
+        "scipy>=1.9",
+        "scikit-learn>=1.1",
+        "opencv-python-headless>=4.6",
+        "Pillow>=9.2",
+        "matplotlib>=3.6",
+        "fvcore>=0.1.5",
+        "iopath>=0.1.7",
+        "pycocotools>=2.0.2",
+        "tabulate",
+        "tensorboard",
+        "tqdm",
+        "yacs>=0.1.8",
+    ],
+    extras_require={"dev": ["hypothesis", "pytest", "ruff"]},
+)

@@ -1,0 +1,358 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_score,
+    recall_score,
+)
+
+from ia_gcn.evaluation.metrics import average_precision, multi_label_metrics
+
+# A mean of nothing or a division by zero must not reach the user as a warning.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
+SUMMARY = ["mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"]
+THRESHOLDS = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
+
+quick = settings(max_examples=60, deadline=None)
+
+
+@st.composite
+def predictions(draw, ignored=True, max_images=12, max_labels=6):
+    """Scores and targets (n, C). Half of the scores are from a coarse grid, so they often tie."""
+    shape = draw(st.tuples(st.integers(0, max_images), st.integers(1, max_labels)))
+    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
+    width = 8 * np.dtype(dtype).itemsize
+    coarse = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0]).map(dtype)
+    fine = st.floats(0, 1, width=width)
+    scores = draw(hnp.arrays(dtype, shape, elements=draw(st.sampled_from([coarse, fine]))))
+    values = [1, 0, -1] if ignored else [1, 0]
+    targets = draw(hnp.arrays(np.int64, shape, elements=st.sampled_from(values)))
+    return scores, targets
+
+
+# A literal version, one loop per sum sign.
+
+
+def loop_predicted(scores, targets, threshold, top_k):
+    """The (image, label) pairs that are predicted."""
+    predicted = set()
+    for i, row in enumerate(scores.tolist()):
+        known = [c for c in range(len(row)) if targets[i, c] != -1]
+        known.sort(key=lambda c: (-row[c], c))
+        predicted |= {(i, c) for c in known[:top_k] if row[c] >= threshold}
+    return predicted
+
+
+def loop_summary(scores, targets, threshold, top_k):
+    """Eq. 15-17, from 0 to 1."""
+    n, n_labels = scores.shape
+    predicted = loop_predicted(scores, targets, threshold, top_k)
+    correct, chosen, present = [0] * n_labels, [0] * n_labels, [0] * n_labels
+    for i in range(n):
+        for c in range(n_labels):
+            is_positive = targets[i, c] == 1
+            is_predicted = (i, c) in predicted
+            correct[c] += is_positive and is_predicted
+            chosen[c] += is_predicted
+            present[c] += is_positive
+
+    def ratio(part, whole):
+        return part / whole if whole else 0.0
+
+    def f1(p, r):
+        return ratio(2 * p * r, p + r)
+
+    occurring = [c for c in range(n_labels) if present[c]]
+    cp = ratio(sum(ratio(correct[c], chosen[c]) for c in occurring), len(occurring))
+    cr = ratio(sum(ratio(correct[c], present[c]) for c in occurring), len(occurring))
+    op, or_ = ratio(sum(correct), sum(chosen)), ratio(sum(correct), sum(present))
+    return {"CP": cp, "CR": cr, "CF1": f1(cp, cr), "OP": op, "OR": or_, "OF1": f1(op, or_)}
+
+
+def loop_average_precision(scores, targets, eleven_point):
+    """One label's AP, from 0 to 1."""
+    pairs = [(s, t) for s, t in zip(scores.tolist(), targets.tolist()) if t != -1]
+    hits = [s for s, t in pairs if t == 1]
+    if not hits:
+        return math.nan
+
+    def curve(at):
+        retrieved = [t for s, t in pairs if s >= at]
+        return sum(retrieved), len(retrieved)
+
+    if not eleven_point:
+        return sum(n_correct / n for n_correct, n in map(curve, hits)) / len(hits)
+    points = [curve(at) for at, _ in pairs]
+    total = 0.0
+    for i in range(11):
+        total += max(c / n for c, n in points if 10 * c >= i * len(hits))
+    return total / 11
+
+
+@quick
+@given(predictions(), THRESHOLDS, st.none() | st.integers(1, 8), st.booleans())
+def test_equals_the_loops(prediction, threshold, top_k, eleven_point):
+    scores, targets = prediction
+    metrics = multi_label_metrics(scores, targets, threshold, top_k, eleven_point)
+    for key, value in loop_summary(scores, targets, threshold, top_k).items():
+        assert metrics[key] == pytest.approx(100 * value, abs=1e-10), key
+    ap = [100 * loop_average_precision(s, t, eleven_point) for s, t in zip(scores.T, targets.T)]
+    np.testing.assert_allclose(metrics["AP"], ap, rtol=0, atol=1e-10)
+    known = [value for value in ap if not math.isnan(value)]
+    expected = sum(known) / len(known) if known else math.nan
+    assert metrics["mAP"] == pytest.approx(expected, abs=1e-10, nan_ok=True)
+
+
+@quick
+@given(predictions(max_images=40, max_labels=2))
+def test_average_precision_equals_sklearn(prediction):
+    scores, targets = prediction
+    metrics = multi_label_metrics(scores, targets)
+    for c, (s, t) in enumerate(zip(scores.T, targets.T)):
+        ap = average_precision(s, t)
+        np.testing.assert_equal(metrics["AP"][c], ap)
+        if (t == 1).any():
+            expected = average_precision_score(t[t != -1], s[t != -1])
+            assert ap / 100 == pytest.approx(expected, abs=1e-9)
+        else:
+            assert math.isnan(ap)
+
+
+@quick
+@given(predictions(), THRESHOLDS)
+def test_summary_equals_sklearn(prediction, threshold):
+    scores, targets = prediction
+    metrics = multi_label_metrics(scores, targets, threshold)
+    predicted = scores.astype(np.float64) >= threshold
+    precision, recall = [], []
+    for t, p in zip(targets.T, predicted.T):
+        known = t != -1
+        if (t == 1).any():
+            precision.append(precision_score(t[known], p[known], zero_division=0))
+            recall.append(recall_score(t[known], p[known], zero_division=0))
+    cp, cr = (np.mean(values) if values else 0.0 for values in (precision, recall))
+    assert metrics["CP"] / 100 == pytest.approx(cp, abs=1e-9)
+    assert metrics["CR"] / 100 == pytest.approx(cr, abs=1e-9)
+    assert metrics["CF1"] / 100 == pytest.approx(2 * cp * cr / (cp + cr or 1), abs=1e-9)
+
+    known = targets != -1
+    t, p = targets[known], predicted[known]
+    if t.size:
+        for key, score in {"OP": precision_score, "OR": recall_score, "OF1": f1_score}.items():
+            assert metrics[key] / 100 == pytest.approx(score(t, p, zero_division=0), abs=1e-9)
+
+
+def test_where_all_labels_occur_equals_sklearn_macro_and_micro():
+    rng = np.random.default_rng(0)
+    scores = rng.random((300, 20), dtype=np.float32)
+    targets = (rng.random((300, 20)) < 0.2).astype(int)
+    scores[:, 3] *= 0.4  # a label that is never predicted
+    assert targets.any(axis=0).all()
+    metrics = multi_label_metrics(scores, targets)
+
+    def percent(score, average):
+        return 100 * score(targets, scores >= 0.5, average=average, zero_division=0)
+
+    assert metrics["CP"] == pytest.approx(percent(precision_score, "macro"))
+    assert metrics["CR"] == pytest.approx(percent(recall_score, "macro"))
+    assert metrics["OP"] == pytest.approx(percent(precision_score, "micro"))
+    assert metrics["OR"] == pytest.approx(percent(recall_score, "micro"))
+    assert metrics["OF1"] == pytest.approx(percent(f1_score, "micro"))
+    assert metrics["mAP"] == pytest.approx(100 * average_precision_score(targets, scores))
+
+
+@quick
+@given(predictions(), st.none() | st.integers(1, 4), st.booleans(), st.data())
+def test_order_of_the_images_changes_nothing(prediction, top_k, eleven_point, data):
+    scores, targets = prediction
+    order = data.draw(st.permutations(range(len(scores))))
+    options = {"top_k": top_k, "eleven_point": eleven_point}
+    np.testing.assert_equal(
+        multi_label_metrics(scores[order], targets[order], **options),
+        multi_label_metrics(scores, targets, **options),
+    )
+
+
+@quick
+@given(predictions(), st.data())
+def test_order_of_the_labels_permutes_the_average_precisions(prediction, data):
+    scores, targets = prediction
+    order = data.draw(st.permutations(range(scores.shape[1])))
+    metrics = multi_label_metrics(scores, targets)
+    permuted = multi_label_metrics(scores[:, order], targets[:, order])
+    np.testing.assert_array_equal(permuted["AP"], metrics["AP"][order])
+    for key in SUMMARY:
+        assert permuted[key] == pytest.approx(metrics[key], abs=1e-10, nan_ok=True), key
+
+
+@quick
+@given(predictions(), st.none() | st.integers(1, 4), st.booleans(), st.data())
+def test_the_score_of_an_ignored_entry_changes_nothing(prediction, top_k, eleven_point, data):
+    scores, targets = prediction
+    other = scores.copy()
+    other[targets == -1] = data.draw(st.sampled_from([0, 0.5, 1]))
+    options = {"top_k": top_k, "eleven_point": eleven_point}
+    np.testing.assert_equal(
+        multi_label_metrics(other, targets, threshold=0.0, **options),
+        multi_label_metrics(scores, targets, threshold=0.0, **options),
+    )
+
+
+@quick
+@given(predictions())
+def test_a_label_without_positives_only_lowers_overall_precision(prediction):
+    scores, targets = prediction
+    more = multi_label_metrics(
+        np.hstack([scores, np.ones_like(scores[:, :1])]),
+        np.hstack([targets, np.zeros_like(targets[:, :1])]),
+    )
+    metrics = multi_label_metrics(scores, targets)
+    assert math.isnan(more["AP"][-1])
+    np.testing.assert_array_equal(more["AP"][:-1], metrics["AP"])
+    for key in ["mAP", "CP", "CR", "CF1", "OR"]:
+        np.testing.assert_equal(more[key], metrics[key])
+    assert more["OP"] < metrics["OP"] or metrics["OP"] == 0
+
+
+@quick
+@given(predictions(ignored=False), st.sampled_from([bool, np.int8, np.uint8, np.float32]))
+def test_types_of_scores_and_targets_do_not_matter(prediction, dtype):
+    scores, targets = prediction
+    np.testing.assert_equal(
+        multi_label_metrics(scores, targets.astype(dtype), threshold=0.7),
+        multi_label_metrics(scores.astype(np.float64), targets, threshold=0.7),
+    )
+
+
+def test_types_of_the_results():
+    metrics = multi_label_metrics(np.ones((2, 3), np.float32), np.ones((2, 3), bool))
+    assert list(metrics) == [*SUMMARY, "AP"]
+    assert all(type(metrics[key]) is float for key in SUMMARY)
+    assert metrics["AP"].dtype == np.float64
+    assert all(metrics[key] == 100 for key in SUMMARY)
+    assert type(average_precision(np.ones(2, np.float32), np.ones(2, bool))) is float
+
+
+def test_the_arguments_are_left_alone():
+    scores = np.array([[0.2, 0.9]], np.float32)
+    targets = np.array([[-1, 1]])
+    multi_label_metrics(scores, targets, top_k=1)
+    np.testing.assert_array_equal(scores, np.array([[0.2, 0.9]], np.float32))
+    np.testing.assert_array_equal(targets, [[-1, 1]])
+
+
+def test_by_hand():
+    scores = np.array([[0.9, 0.6, 0.1], [0.8, 0.6, 0.2], [0.4, 0.7, 0.3]])
+    targets = np.array([[1, 0, 0], [0, 1, 0], [1, -1, 0]])
+    metrics = multi_label_metrics(scores, targets)
+    # Label 0: 1/1, then 2/3. Label 1: the positive is tied with a negative. Label 2: no positive.
+    np.testing.assert_allclose(metrics["AP"], [100 * 5 / 6, 50, np.nan])
+    assert metrics["mAP"] == pytest.approx(100 * (5 / 6 + 1 / 2) / 2)
+    assert metrics["CP"] == pytest.approx(50)
+    assert metrics["CR"] == pytest.approx(75)
+    assert metrics["CF1"] == pytest.approx(60)
+    assert metrics["OP"] == pytest.approx(50)
+    assert metrics["OR"] == pytest.approx(100 * 2 / 3)
+    assert metrics["OF1"] == pytest.approx(100 * 4 / 7)
+
+
+def test_top_k_of_equal_scores_are_the_first_labels():
+    scores = np.full((1, 4), 0.6)
+    metrics = multi_label_metrics(scores, np.array([[1, -1, 1, 0]]), top_k=2)
+    assert (metrics["OP"], metrics["OR"]) == (100, 100)
+    metrics = multi_label_metrics(scores, np.array([[0, 0, 1, 1]]), top_k=2)
+    assert (metrics["OP"], metrics["OR"]) == (0, 0)
+
+
+def test_top_k_still_asks_for_the_threshold():
+    scores = np.array([[0.4, 0.6, 0.3]])
+    assert multi_label_metrics(scores, np.ones((1, 3)), top_k=2)["OR"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_threshold_is_not_rounded_to_the_scores(dtype):
+    scores = np.array([[0.7, 0.3]], dtype)
+    expected = scores.astype(np.float64) >= [0.7, 0.3]
+    for c, threshold in enumerate([0.7, 0.3]):
+        one = multi_label_metrics(scores[:, [c]], np.ones((1, 1)), threshold)
+        assert one["OR"] == 100 * expected[0, c]
+
+
+def test_eleven_point_recall_levels_are_exact():
+    # Ten positives, the first three found at once: precision is 1 up to a recall of 3/10 and not
+    # beyond, though 0.1 * 3 > 3 / 10 in floating point.
+    scores = np.array([0.9] * 3 + [0.8] * 90 + [0.7] * 7)
+    targets = np.array([1] * 3 + [0] * 90 + [1] * 7)
+    assert average_precision(scores, targets, eleven_point=True) == pytest.approx(
+        100 * (4 * 1 + 7 * 0.1) / 11
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 0), (3, 0)])
+def test_empty(shape):
+    metrics = multi_label_metrics(np.zeros(shape), np.zeros(shape, int), top_k=2)
+    np.testing.assert_array_equal(metrics["AP"], np.full(shape[1], np.nan))
+    assert math.isnan(metrics["mAP"])
+    assert all(metrics[key] == 0 for key in SUMMARY[1:])
+    assert math.isnan(average_precision(np.zeros(0), np.zeros(0)))
+
+
+HALVES = np.full((2, 3), 0.5)
+ZEROS = np.zeros((2, 3), int)
+
+
+def replaced(array, value):
+    array = array.astype(float)
+    array[1, 2] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        (HALVES, ZEROS[:1], "2-D and of the same shape"),
+        (HALVES, ZEROS.T, "2-D and of the same shape"),
+        (HALVES[0], ZEROS[0], "2-D and of the same shape"),
+        (HALVES[None], ZEROS[None], "2-D and of the same shape"),
+        (replaced(HALVES, np.nan), ZEROS, "finite and in .* got nan"),
+        (replaced(HALVES, np.inf), ZEROS, "finite and in .* got inf"),
+        (replaced(HALVES, -np.inf), ZEROS, "finite and in .* got -inf"),
+        (replaced(HALVES, 1.5), ZEROS, "finite and in .* got 1.5"),
+        (replaced(HALVES, -0.25), ZEROS, "finite and in .* got -0.25"),
+        # Ignoring an entry does not excuse a NaN, which tells of a broken model.
+        (replaced(HALVES, np.nan), ZEROS - 1, "finite and in .* got nan"),
+        (HALVES, replaced(ZEROS, 2), "1, 0 or -1, got 2"),
+        (HALVES, replaced(ZEROS, -2), "1, 0 or -1, got -2"),
+        (HALVES, replaced(ZEROS, 0.5), "1, 0 or -1, got 0.5"),
+        (HALVES, replaced(ZEROS, np.nan), "1, 0 or -1, got nan"),
+        (HALVES, ZEROS.astype(np.uint8) - np.uint8(1), "1, 0 or -1, got 255"),
+        (HALVES.astype(str), ZEROS, "real numbers"),
+        (HALVES, ZEROS.astype(complex), "real numbers"),
+    ],
+)
+def test_refusals(scores, targets, message):
+    with pytest.raises(ValueError, match=message) as error:
+        multi_label_metrics(scores, targets)
+    assert "\n" not in str(error.value)
+
+
+def test_average_precision_refuses_the_same():
+    with pytest.raises(ValueError, match="1-D and of the same shape"):
+        average_precision(HALVES, ZEROS)
+    with pytest.raises(ValueError, match="finite and in"):
+        average_precision(np.array([2.0]), np.array([1]))
+    with pytest.raises(ValueError, match="1, 0 or -1"):
+        average_precision(np.array([0.5]), np.array([2]))
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_top_k_below_one_is_refused(top_k):
+    with pytest.raises(ValueError, match=f"top_k must be at least 1, got {top_k}"):
+        multi_label_metrics(HALVES, ZEROS, top_k=top_k)

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Train and evaluate a multi-label recogniser.
+
+Examples:
+  train on the demo's data set:
+    tools/train_net.py --config-file configs/DigitScenes/ml_gcn.yaml
+  train on eight GPUs:
+    tools/train_net.py --config-file configs/COCO/ml_gcn_R_101.yaml --num-gpus 8
+  go on with a run that was cut:
+    tools/train_net.py --config-file ... --resume
+  evaluate a checkpoint:
+    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
+  your own data (COCO-format JSON, or CSV with file,label;label):
+    tools/train_net.py --config-file ... DATASETS.CUSTOM.TRAIN train.csv \\
+        DATASETS.CUSTOM.TEST test.csv DATASETS.CUSTOM.IMAGE_ROOT photos
+  several machines:
+    torchrun --nnodes 2 --nproc-per-node 8 ... tools/train_net.py --config-file ...
+"""
+
+import sys
+
+from detectron2.engine import default_argument_parser, default_setup
+
+from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.engine import Trainer, check_labels, launch, setup_cfg
+from ia_gcn.errors import InputError
+
+
+def train(cfg, resume: bool) -> None:
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+
+
+def evaluate(cfg, resume: bool) -> None:
+    if not cfg.DATASETS.TEST:
+        raise InputError("--eval-only: DATASETS.TEST is empty")
+    label_names = check_labels(cfg)
+    model = Trainer.build_model(cfg)
+    checkpointer = MultiLabelCheckpointer(model, cfg.OUTPUT_DIR, label_names=label_names)
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.check_complete()
+    Trainer.test(cfg, model)
+
+
+def main(args) -> int:
+    """Returns the exit status; what the user can put right is said in one line."""
+    try:
+        cfg = setup_cfg(args.config_file, args.opts)
+        cfg.freeze()
+        default_setup(cfg, args)
+        (evaluate if args.eval_only else train)(cfg, args.resume)
+    except (InputError, FloatingPointError) as error:
+        print(f"train_net: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(epilog=__doc__)
+    args = parser.parse_args()
+    sys.exit(
+        launch(
+            main, args.num_gpus, args.num_machines, args.machine_rank, args.dist_url, args=(args,)
+        )
+    )

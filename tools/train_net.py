@@ -20,6 +20,8 @@ Examples:
 import sys
 
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.engine import Trainer, check_labels, launch, setup_cfg
@@ -49,6 +51,7 @@ def main(args) -> int:
         cfg = setup_cfg(args.config_file, args.opts)
         cfg.freeze()
         default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ia_gcn")
         (evaluate if args.eval_only else train)(cfg, args.resume)
     except (InputError, FloatingPointError) as error:
         print(f"train_net: {error}", file=sys.stderr)

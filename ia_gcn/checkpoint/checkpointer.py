@@ -77,7 +77,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         try:
             content = torch.load(filename, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"MODEL.WEIGHTS: {self._path} is not a .pth file of tensors alone, and nothing "
                 f"else is read: {reason}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import zipfile
 from typing import Dict, List, NamedTuple, Sequence
 
@@ -51,6 +52,7 @@ def cached_label_statistics(
         pass
     statistics = count_labels(dataset_dicts, len(label_names))
     if comm.is_main_process():
+        PathManager.mkdirs(os.path.dirname(path) or ".")
         with PathManager.open(path, "wb") as file:
             np.savez_compressed(
                 file, fingerprint=fingerprint, label_names=label_names, **statistics._asdict()

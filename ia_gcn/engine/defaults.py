@@ -6,6 +6,7 @@ import logging
 from typing import Sequence
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.file_io import PathManager
 
@@ -36,11 +37,16 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         if config_file:
             if not PathManager.isfile(config_file):
                 raise InputError(f"--config-file {config_file}: no such file")
-            cfg.merge_from_file(config_file)
+            # detectron2's default would run code that a file asks for.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config-file {config_file}: {_one_line(error)}") from error
+    try:
         cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError) as error:
-        where = f"{config_file} {' '.join(opts)}".strip()
-        raise InputError(f"{where}: {error.args[0] if error.args else error}") from error
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
     register_custom(cfg)
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     custom = cfg.DATASETS.CUSTOM.TRAIN or cfg.DATASETS.CUSTOM.TEST
@@ -50,3 +56,8 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         logger.warning("No CUDA here: MODEL.DEVICE is cpu.")
         cfg.MODEL.DEVICE = "cpu"
     return cfg
+
+
+def _one_line(error: Exception) -> str:
+    # A KeyError's own text is its argument in quotes.
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())

@@ -9,6 +9,7 @@ from typing import Dict, List, Sequence
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -50,6 +51,7 @@ class Trainer(DefaultTrainer):
         epochs_to_iterations(cfg, len(data_loader.dataset))
         cfg.freeze()
 
+        seed_all_rng(self.seed)
         model = self.build_model(cfg)
         fill_label_graphs(cfg, model, data_loader.dataset, label_names)
         optimizer = self.build_optimizer(cfg, model)
@@ -89,6 +91,14 @@ class Trainer(DefaultTrainer):
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict["_trainer"])
         self.seed = state_dict["seed"]
+
+    @classmethod
+    def build_model(cls, cfg):
+        """As DefaultTrainer's; a name that no registry has is an InputError."""
+        try:
+            return super().build_model(cfg)
+        except KeyError as error:
+            raise InputError(f"MODEL: {error.args[0]}") from error
 
     @classmethod
     def build_optimizer(cls, cfg, model):

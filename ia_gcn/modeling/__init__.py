@@ -1,3 +1,4 @@
+from .backbone import build_resnet10_backbone
 from .graph_conv import GraphConv
 from .label_graph import LabelGraph, normalize_adjacency, statistical_lcm
 from .label_heads import LABEL_HEAD_REGISTRY, GCNHead, LinearHead, build_label_head
@@ -22,6 +23,7 @@ __all__ = [
     "MultiLabelRecognizer",
     "build_label_head",
     "build_multi_label_loss",
+    "build_resnet10_backbone",
     "multi_label_bce",
     "normalize_adjacency",
     "statistical_lcm",

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import InputError
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,9 +38,9 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], got {threshold}")
     if isinstance(pair_counts, np.ndarray):
-        counts = torch.from_numpy(pair_counts), torch.from_numpy(np.asarray(label_counts))
+        counts = torch.tensor(pair_counts), torch.tensor(label_counts)
         return statistical_lcm(*counts, threshold, reweight).numpy()
-    if pair_counts.shape != (len(label_counts), len(label_counts)):
+    if label_counts.ndim != 1 or pair_counts.shape != 2 * label_counts.shape:
         raise ValueError(
             f"pair_counts {tuple(pair_counts.shape)} and label_counts "
             f"{tuple(label_counts.shape)} do not fit"
@@ -59,7 +61,7 @@ def normalize_adjacency(adjacency):
         Â, (C, C) of the same kind and dtype.
     """
     if isinstance(adjacency, np.ndarray):
-        return normalize_adjacency(torch.from_numpy(adjacency)).numpy()
+        return normalize_adjacency(torch.tensor(adjacency)).numpy()
     degree = adjacency.sum(dim=1)
     scale = torch.where(degree > 0, degree, torch.inf).rsqrt()
     return scale[:, None] * adjacency.T * scale
@@ -87,6 +89,8 @@ class LabelGraph(nn.Module):
             threshold, reweight: τ and p of `statistical_lcm`.
         """
         super().__init__()
+        if not 0 < threshold <= 1:
+            raise InputError(f"MODEL.LABEL_GRAPH.THRESHOLD must be in (0, 1], not {threshold}")
         self.threshold = threshold
         self.reweight = reweight
         generator = torch.Generator().manual_seed(0)
@@ -108,7 +112,7 @@ class LabelGraph(nn.Module):
         """Take the statistics (C,), (C, C) and the embeddings (C, d), arrays or tensors.
 
         Raises:
-            ValueError: a shape is not the graph's.
+            ValueError: a shape is not the graph's; nothing is taken then.
         """
         values = {
             "label_counts": label_counts,
@@ -116,13 +120,12 @@ class LabelGraph(nn.Module):
             "embeddings": embeddings,
         }
         for name, value in values.items():
-            buffer = getattr(self, name)
-            value = torch.as_tensor(value)
-            if value.shape != buffer.shape:
-                raise ValueError(
-                    f"{name}: expected shape {tuple(buffer.shape)}, got {tuple(value.shape)}"
-                )
-            buffer.copy_(value)
+            expected = tuple(getattr(self, name).shape)
+            if tuple(value.shape) != expected:
+                raise ValueError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
+        for name, value in values.items():
+            value = torch.tensor(value) if isinstance(value, np.ndarray) else value
+            getattr(self, name).copy_(value)
         self._update_adjacency()
 
     def check_filled(self) -> None:
@@ -153,6 +156,7 @@ class LabelGraph(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         self._update_adjacency()
+        self._known_filled = False
 
     def extra_repr(self) -> str:
         num_labels, embedding_dim = self.embeddings.shape

@@ -115,10 +115,13 @@ class GCNHead(nn.Module):
     def _cached_classifiers(self) -> torch.Tensor:
         """M, computed once for as long as no weight or buffer changes: it asks for no image.
 
-        Moved or overwritten in place, a tensor changes its address or its version.
+        Moved or overwritten in place, a tensor changes its address or its version; but what is
+        written through `.data` is not seen before the next `eval()`.
         """
         tensors = [*self.parameters(), *self.buffers()]
         key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if self._cached is None or self._cached[0] != key:
-            self._cached = key, self.classifiers()
+            # In full precision, to serve with and without autocast.
+            with torch.autocast(self.layers[0].weight.device.type, enabled=False):
+                self._cached = key, self.classifiers()
         return self._cached[1]

@@ -43,6 +43,7 @@ class MultiLabelRecognizer(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.in_feature = in_feature
+        self.stride = backbone.output_shape()[in_feature].stride
         self.pooling = pooling
         self.label_head = label_head
         self.loss = loss
@@ -85,7 +86,7 @@ class MultiLabelRecognizer(nn.Module):
         """
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)[self.in_feature]
-        valid = valid_cells(features, images.image_sizes, images.tensor.shape[-2:])
+        valid = valid_cells(features, images.image_sizes, self.stride)
         logits = self.label_head(self.pooling(features, valid))
         if self.training:
             targets = torch.stack([x["labels"] for x in batched_inputs]).to(self.device)

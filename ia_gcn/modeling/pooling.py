@@ -5,28 +5,28 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..errors import InputError
 
-def valid_cells(features: torch.Tensor, image_sizes, padded_size) -> torch.Tensor | None:
+
+def valid_cells(features: torch.Tensor, image_sizes, stride: int) -> torch.Tensor | None:
     """Which cells of a feature map show an image rather than the padding around it.
 
     Args:
         features: (B, D, H, W).
         image_sizes: B pairs (height, width) in pixels, before padding.
-        padded_size: (height, width) in pixels, of the padded batch.
+        stride: pixels per cell.
     Returns:
         (B, 1, H, W) bool, true for a cell at least part of which lies on the image; None where
         every cell does.
     """
-    if all(tuple(size) == tuple(padded_size) for size in image_sizes):
-        return None
     height, width = features.shape[-2:]
-    device = features.device
     # A cell that starts before the image's end shows some of it.
-    row_starts = torch.arange(height, device=device) * (padded_size[0] / height)
-    column_starts = torch.arange(width, device=device) * (padded_size[1] / width)
-    sizes = torch.tensor([tuple(size) for size in image_sizes], device=device)
-    rows = row_starts < sizes[:, :1]
-    columns = column_starts < sizes[:, 1:]
+    last_row, last_column = (height - 1) * stride, (width - 1) * stride
+    if all(last_row < h and last_column < w for h, w in image_sizes):
+        return None
+    sizes = torch.tensor([tuple(size) for size in image_sizes], device=features.device)
+    rows = torch.arange(height, device=features.device) * stride < sizes[:, :1]
+    columns = torch.arange(width, device=features.device) * stride < sizes[:, 1:]
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
@@ -45,7 +45,7 @@ class GlobalPooling(nn.Module):
         """
         super().__init__()
         if name not in ("max", "mean", "gem"):
-            raise ValueError(f"MODEL.GLOBAL_POOLING.NAME must be max, mean or gem, not {name!r}")
+            raise InputError(f"MODEL.GLOBAL_POOLING.NAME must be max, mean or gem, not {name!r}")
         self.name = name
         if name == "gem":
             self.power = nn.Parameter(torch.tensor(float(gem_power)))
@@ -59,19 +59,26 @@ class GlobalPooling(nn.Module):
             (B, D).
         """
         if self.name == "max":
-            if valid is not None:
-                features = features.masked_fill(~valid, -torch.inf)
-            return features.amax(dim=(2, 3))
-        if self.name == "gem":
-            powers = features.clamp(min=1e-6) ** self.power
-            return _masked_mean(powers, valid) ** (1 / self.power)
-        return _masked_mean(features, valid)
+            return _masked_max(features, valid)
+        if self.name == "mean":
+            return _masked_mean(features, valid)
+        features = features.clamp(min=1e-6)
+        # Relative to the largest, whose power is 1: none overflows, and not all can vanish.
+        peak = _masked_max(features.detach(), valid)
+        powers = (features / peak[:, :, None, None]) ** self.power
+        return peak * _masked_mean(powers, valid) ** (1 / self.power)
 
     def extra_repr(self) -> str:
         return self.name
 
 
+def _masked_max(features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    if valid is not None:
+        features = features.masked_fill(~valid, -torch.inf)
+    return features.amax(dim=(2, 3))
+
+
 def _masked_mean(features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
     if valid is None:
         return features.mean(dim=(2, 3))
-    return (features * valid).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
+    return features.masked_fill(~valid, 0).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))

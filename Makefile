@@ -1,0 +1,33 @@
+# `make demo` and `make test` need Python 3.9 or newer, gcc and pip, and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := output/demo
+
+.PHONY: demo test lint format clean
+
+demo: .venv/installed
+	$(BIN)/python datasets/prepare_digit_scenes.py
+	$(BIN)/python tools/train_net.py --config-file configs/DigitScenes/ml_gcn.yaml OUTPUT_DIR $(DEMO)
+	$(BIN)/python tools/visualize_results.py $(DEMO)
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv output
+
+# Made once, and again when what it is made from changes.
+.venv/installed: requirements.txt setup.py tools/install_detectron2.py
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --progress-bar off -r requirements.txt
+	$(BIN)/python tools/install_detectron2.py
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	touch $@

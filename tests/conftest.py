@@ -1,0 +1,103 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import List, NamedTuple
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from ia_gcn.errors import InputError
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220)}
+
+
+class TinyCoco(NamedTuple):
+    """Where a data set was written; `label_names` is in the order of its category ids."""
+
+    json_file: str
+    image_root: str
+    label_names: List[str]
+
+
+@pytest.fixture
+def tiny_coco(tmp_path):
+    """A function that writes a small data set in COCO's format and returns a `TinyCoco`.
+
+    tiny_coco(n, folder="tiny") makes n grey PNGs of 32×24 pixels, 000001.png and so on, with image
+    ids from 1. Each shows one to three rectangles, red, green or blue, which are its labels and
+    boxes; over 7 pictures, every combination of labels occurs once. So the labels can be learned.
+    """
+
+    def write(n: int, folder: str = "tiny") -> TinyCoco:
+        return write_tiny_coco(tmp_path / folder, n)
+
+    return write
+
+
+def write_tiny_coco(root: Path, n: int) -> TinyCoco:
+    """What `tiny_coco` calls, for fixtures of a wider scope."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    (root / "images").mkdir(parents=True)
+    for image_id in range(1, n + 1):
+        pixels = np.full((24, 32, 3), 128, np.uint8)
+        for category_id, colour in enumerate(COLOURS.values(), start=1):
+            if not (image_id % 7 + 1) >> (category_id - 1) & 1:
+                continue
+            # A third of the width each, so that no rectangle covers another.
+            width, height = rng.integers(4, 9), rng.integers(4, 15)
+            x, y = 10 * (category_id - 1) + rng.integers(0, 3), rng.integers(0, 10)
+            pixels[y : y + height, x : x + width] = colour
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": [int(x), int(y), int(width), int(height)],
+                    "area": int(width * height),
+                    "iscrowd": 0,
+                }
+            )
+        name = f"{image_id:06d}.png"
+        Image.fromarray(pixels).save(root / "images" / name)
+        images.append({"id": image_id, "file_name": name, "width": 32, "height": 24})
+    categories = [{"id": i, "name": name} for i, name in enumerate(COLOURS, start=1)]
+    json_file = root / "annotations.json"
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    json_file.write_text(json.dumps(content))
+    return TinyCoco(str(json_file), str(root / "images"), list(COLOURS))
+
+
+@pytest.fixture
+def error_line():
+    """A function that calls f(*args), which must end in an InputError, and returns its one line."""
+
+    def call(f, *args) -> str:
+        with pytest.raises(InputError) as caught:
+            f(*args)
+        message = str(caught.value)
+        assert len(message.splitlines()) == 1
+        return message
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def _forget_data_sets():
+    """What a test registers with detectron2's catalogs is gone after it."""
+    before = [(catalog, set(catalog.list())) for catalog in (DatasetCatalog, MetadataCatalog)]
+    yield
+    for catalog, names in before:
+        for name in set(catalog.list()) - names:
+            catalog.remove(name)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The checkout, where configs/ and tools/ are."""
+    return Path(__file__).parent.parent

@@ -1,0 +1,222 @@
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from ia_gcn import add_ia_gcn_config, config
+from ia_gcn.engine import label_graphs, setup_cfg
+from ia_gcn.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.glob("configs/**/*.yaml")
+    if not path.name.startswith("Base-")
+)
+PAPER_RECIPES = [
+    f"configs/{data}/{name}.yaml"
+    for data in ("COCO", "VOC")
+    for name in ("ml_gcn_R_101", "resnet101")
+]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def load(config_file, *opts):
+    return setup_cfg(config_file, ["MODEL.DEVICE", "cpu", *opts])
+
+
+def fill_at_random(graph):
+    num_labels = len(graph.label_counts)
+    presence = torch.rand(100, num_labels).lt(0.3).long()
+    pair_counts = presence.T @ presence
+    graph.fill(pair_counts.diag(), pair_counts, torch.randn_like(graph.embeddings))
+
+
+def make_batch(num_labels, size=64, batch=2):
+    return [
+        {
+            "image": torch.randint(0, 256, (3, size, size), dtype=torch.uint8),
+            "labels": torch.randint(0, 2, (num_labels,)).float(),
+            "file_name": f"{i}.png",
+        }
+        for i in range(batch)
+    ]
+
+
+def test_there_are_configs():
+    assert set(PAPER_RECIPES) < set(CONFIGS)
+
+
+@pytest.mark.parametrize("config_file", CONFIGS)
+def test_config_takes_a_training_step(config_file):
+    torch.manual_seed(0)
+    cfg = load(config_file)
+    model = build_model(cfg).train()
+    for graph in label_graphs(model):
+        fill_at_random(graph)
+    head = dict(model.label_head.named_parameters())
+    before = {name: parameter.clone() for name, parameter in head.items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss = sum(model(make_batch(cfg.MODEL.LABEL_HEAD.NUM_LABELS)).values())
+    assert loss.isfinite()
+    loss.backward()
+    optimizer.step()
+    assert head
+    for name, parameter in head.items():
+        assert parameter.isfinite().all(), name
+        assert not parameter.equal(before[name]), name
+
+
+def test_every_config_writes_to_a_folder_of_its_own():
+    folders = [load(config_file).OUTPUT_DIR for config_file in CONFIGS]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("config_file", PAPER_RECIPES)
+def test_recipe_of_the_papers(config_file):
+    cfg = load(config_file)
+    solver = cfg.SOLVER
+    assert (solver.OPTIMIZER, solver.MOMENTUM, solver.NESTEROV) == ("SGD", 0.9, False)
+    assert solver.WEIGHT_DECAY == solver.WEIGHT_DECAY_NORM == 1e-4
+    assert (solver.BASE_LR, solver.BACKBONE_MULTIPLIER, solver.GAMMA) == (0.01, 0.1, 0.1)
+    assert (solver.MAX_EPOCHS, tuple(solver.STEP_EPOCHS)) == (120, (30, 60, 90))
+    assert solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR"
+    assert solver.WARMUP_ITERS == 0
+    assert tuple(cfg.INPUT.IMAGE_SIZE) == (448, 448)
+    assert cfg.INPUT.MULTI_SCALE_CROP.ENABLED
+    assert cfg.MODEL.RESNETS.DEPTH == 101
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
+    assert cfg.MODEL.GLOBAL_POOLING.NAME == "max"
+    # ImageNet's, of red, green and blue in that order.
+    assert cfg.INPUT.FORMAT == "RGB"
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    assert mean == pytest.approx([255 * c for c in (0.485, 0.456, 0.406)])
+    assert std == pytest.approx([255 * c for c in (0.229, 0.224, 0.225)])
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("COCO", (80, "coco_2014_train_multilabel", "coco_2014_val_multilabel")),
+        ("VOC", (20, "voc_2007_trainval_multilabel", "voc_2007_test_multilabel")),
+    ],
+)
+def test_data_of_the_recipes(data, expected):
+    for config_file in PAPER_RECIPES:
+        if f"/{data}/" in config_file:
+            cfg = load(config_file)
+            found = (cfg.MODEL.LABEL_HEAD.NUM_LABELS, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+            assert found == expected
+
+
+@pytest.mark.parametrize("data", ["COCO", "VOC"])
+def test_ml_gcn_has_its_published_hyperparameters(data):
+    cfg = load(f"configs/{data}/ml_gcn_R_101.yaml")
+    assert cfg.MODEL.LABEL_HEAD.NAME == "GCNHead"
+    assert (cfg.MODEL.LABEL_GRAPH.THRESHOLD, cfg.MODEL.LABEL_GRAPH.REWEIGHT) == (0.4, 0.25)
+    assert tuple(cfg.MODEL.LABEL_GCN.HIDDEN_DIMS) == (1024,)
+    assert cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE == 0.2
+    assert cfg.MODEL.LABEL_EMBEDDINGS.DIM == 300
+
+
+@pytest.mark.parametrize(("hidden_dims", "millions"), [("(1024,)", 44.9), ("()", 43.1)])
+def test_ml_gcn_has_its_published_size(hidden_dims, millions):
+    cfg = load("configs/COCO/ml_gcn_R_101.yaml", "MODEL.LABEL_GCN.HIDDEN_DIMS", hidden_dims)
+    parameters = sum(parameter.numel() for parameter in build_model(cfg).parameters())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+# setup_cfg on what can't be used
+
+
+def write(path, text):
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("key", ["MODEL.LABEL_HEAD.NAEM", "SLOVER"])
+def test_an_unknown_key_is_named(tmp_path, key):
+    with pytest.raises(InputError, match=key.replace(".", r"\.")):
+        setup_cfg("", [key, "1"])
+    *parents, last = key.split(".")
+    text = "".join(f"{'  ' * i}{name}:\n" for i, name in enumerate(parents))
+    config_file = write(tmp_path / "typo.yaml", f"VERSION: 2\n{text}{'  ' * len(parents)}{last}: 1")
+    with pytest.raises(InputError, match=r"typo\.yaml.*" + key.replace(".", r"\.")):
+        setup_cfg(config_file)
+
+
+@pytest.mark.parametrize("name", ["no_such.yaml", "configs"])
+def test_a_missing_config_file_is_named(name):
+    with pytest.raises(InputError, match=name):
+        setup_cfg(name)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [["SOLVER.MAX_EPOCHS"], ["SOLVER.MAX_EPOCHS", "many"], ["INPUT.IMAGE_SIZE", "448"]],
+)
+def test_values_that_do_not_fit_are_refused(opts):
+    with pytest.raises(InputError, match=opts[0]):
+        setup_cfg("", opts)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "_BASE_: no_such_base.yaml",
+        "MODEL: [",
+        "MODEL",
+        "",
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, text):
+    with pytest.raises(InputError, match=r"broken\.yaml|no_such_base"):
+        setup_cfg(write(tmp_path / "broken.yaml", text))
+
+
+def test_a_config_file_runs_no_code(tmp_path):
+    folder = tmp_path / "made"
+    text = f"OUTPUT_DIR: !!python/object/apply:os.mkdir [{folder}]\n"
+    with pytest.raises(InputError, match=r"code\.yaml"):
+        setup_cfg(write(tmp_path / "code.yaml", text))
+    assert not folder.exists()
+
+
+def test_options_win_over_the_file():
+    assert load("configs/VOC/resnet101.yaml").SOLVER.BASE_LR == 0.01
+    cfg = load("configs/VOC/resnet101.yaml", "SOLVER.BASE_LR", "0.5")
+    assert cfg.SOLVER.BASE_LR == 0.5
+
+
+# The comments in config.py are its reference.
+
+
+def flat_keys(cfg, prefix="cfg"):
+    """The dotted names of all values in a config."""
+    keys = set()
+    for name, value in cfg.items():
+        key = f"{prefix}.{name}"
+        keys |= flat_keys(value, key) if isinstance(value, type(cfg)) else {key}
+    return keys
+
+
+def test_every_key_has_a_comment():
+    cfg = get_cfg()
+    before = flat_keys(cfg)
+    add_ia_gcn_config(cfg)
+    added = flat_keys(cfg) - before
+    commented, in_comment = set(), False
+    for line in Path(config.__file__).read_text(encoding="utf-8").splitlines():
+        line = line.strip()
+        # A comment is for the keys below it, up to the next blank line.
+        in_comment = line.startswith("#") or (in_comment and line.startswith("cfg."))
+        if in_comment and " = " in line:
+            commented.add(line.split(" = ")[0])
+    assert added
+    assert added <= commented

@@ -1,0 +1,270 @@
+"""Your own data: CSV files, and DATASETS.CUSTOM from config to data set."""
+
+import csv
+import json
+import os
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ia_gcn.data import get_label_names, get_multilabel_dicts, register_multilabel_csv
+from ia_gcn.data.datasets import load_multilabel_csv
+from ia_gcn.data.datasets.custom import read_csv
+from ia_gcn.engine import setup_cfg
+
+# ------------------------------------------------------------------------------------------- CSV
+
+
+@pytest.fixture
+def csv_file(tmp_path):
+    """A function that writes a text or bytes to a file and returns its path."""
+
+    def write(content, name="data.csv"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("a.jpg,cat;dog\nb.jpg,cow\n", [("a.jpg", ["cat", "dog"]), ("b.jpg", ["cow"])]),
+        ("file,labels\na.jpg,cat\n", [("a.jpg", ["cat"])]),
+        (" file , labels \na.jpg,cat\n", [("a.jpg", ["cat"])]),
+        ("a.jpg,cat\nfile,labels\n", [("a.jpg", ["cat"]), ("file", ["labels"])]),
+        ("a.jpg,\nb.jpg,;\n", [("a.jpg", []), ("b.jpg", [])]),
+        (" a.jpg , cat ; dog ;\n", [("a.jpg", ["cat", "dog"])]),
+        ('"a, b.jpg","a dog;says ""woof"""\n', [("a, b.jpg", ["a dog", 'says "woof"'])]),
+        ("a.jpg,cat\r\n\r\n\r\nb.jpg,cat", [("a.jpg", ["cat"]), ("b.jpg", ["cat"])]),
+        ("\ufefffile,labels\na.jpg,cat\n", [("a.jpg", ["cat"])]),
+        ("\ufeffa.jpg,cat\n", [("a.jpg", ["cat"])]),
+        ("été.jpg,猫;ñandú\n", [("été.jpg", ["猫", "ñandú"])]),
+        ("", []),
+    ],
+)
+def test_what_a_csv_says(csv_file, content, rows):
+    assert read_csv(csv_file(content)) == rows
+
+
+# The format can't hold a semicolon in a label, nor blanks around a name.
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(
+    lambda text: text == text.strip()
+)
+label_lists = st.lists(names.filter(lambda text: ";" not in text), max_size=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(st.tuples(names, label_lists), max_size=6), header=st.booleans())
+def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, header):
+    # Both mean something else at the beginning of a file.
+    assume(not rows or (rows[0] != ("file", ["labels"]) and rows[0][0][0] != "\ufeff"))
+    path = tmp_path_factory.getbasetemp() / "round_trip.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        if header:
+            writer.writerow(["file", "labels"])
+        writer.writerows([name, ";".join(labels)] for name, labels in rows)
+    assert read_csv(str(path)) == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("a.jpg,cat\nb.jpg,cat,dog\n", 2),
+        ("file,labels\na.jpg\n", 2),
+        ("file;labels\n", 1),
+        (",cat\n", 1),
+        ("a.jpg,cat\n ,cat\n", 2),
+    ],
+)
+def test_a_line_without_two_columns_is_named(csv_file, error_line, content, line):
+    path = csv_file(content)
+    assert f"{path}, line {line}:" in error_line(read_csv, path)
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\xff", b'a.jpg,"' + b"x" * 200_000])
+def test_what_is_no_csv(csv_file, error_line, content):
+    path = csv_file(content)
+    assert path in error_line(read_csv, path)
+
+
+def test_a_missing_csv(tmp_path, error_line):
+    path = str(tmp_path / "none.csv")
+    assert path in error_line(read_csv, path)
+
+
+def test_csv_dicts(csv_file):
+    path = csv_file("b.jpg,dog;cat;dog\nsub/a.jpg,\n")
+    assert load_multilabel_csv(path, "photos", ["cow", "dog", "cat"]) == [
+        {"file_name": os.path.join("photos", "b.jpg"), "image_id": "b.jpg", "labels": [1, 2]},
+        {"file_name": os.path.join("photos", "sub/a.jpg"), "image_id": "sub/a.jpg", "labels": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a.jpg,cat;gnu\nb.jpg,emu\n", "unknown label name(s): emu, gnu"),
+        ("a.jpg,cat\na.jpg,dog\n", "twice"),
+        ("../a.jpg,cat\n", "../a.jpg"),
+        ("/a.jpg,cat\n", "/a.jpg"),
+        ("..\\a.jpg,cat\n", "a.jpg"),
+    ],
+)
+def test_csv_refuses(csv_file, error_line, content, says):
+    path = csv_file(content)
+    message = error_line(load_multilabel_csv, path, "photos", ["cat", "dog"])
+    assert path in message
+    assert says in message
+
+
+def test_a_registered_csv(csv_file, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    register_multilabel_csv("mine", csv_file("a.png,dog\n"), str(tmp_path), ["cat", "dog"])
+    assert get_label_names(["mine"]) == ["cat", "dog"]
+    assert [d["labels"] for d in get_multilabel_dicts(["mine"])] == [[1]]
+    assert MetadataCatalog.get("mine").evaluator_type == "multi_label"
+
+
+# ------------------------------------------------------------------------------- DATASETS.CUSTOM
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with a.png to d.png."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "abcd":
+        Image.new("RGB", (8, 6), "grey").save(folder / f"{name}.png")
+    return str(folder)
+
+
+def custom_cfg(**custom):
+    keys = {f"DATASETS.CUSTOM.{key.upper()}": value for key, value in custom.items()}
+    return setup_cfg("", [part for pair in keys.items() for part in pair])
+
+
+def labels_of(name):
+    """The label names of each image, by the file's name."""
+    label_names = get_label_names([name])
+    return {
+        os.path.basename(d["file_name"]): {label_names[i] for i in d["labels"]}
+        for d in get_multilabel_dicts([name])
+    }
+
+
+def test_custom_csv(csv_file, photos):
+    train = csv_file("a.png,dog;cat\nb.png,emu\n", "train.csv")
+    test = csv_file("c.png,dog\n", "test.csv")
+    cfg = custom_cfg(train=train, test=test, image_root=photos)
+    assert cfg.DATASETS.TRAIN == ("custom_train",)
+    assert cfg.DATASETS.TEST == ("custom_test",)
+    assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 3
+    # All the training file's labels, sorted, in both data sets.
+    assert get_label_names(["custom_train", "custom_test"]) == ["cat", "dog", "emu"]
+    assert labels_of("custom_train") == {"a.png": {"dog", "cat"}, "b.png": {"emu"}}
+    assert labels_of("custom_test") == {"c.png": {"dog"}}
+
+
+def test_custom_json(tiny_coco):
+    train, test = tiny_coco(7), tiny_coco(3, "other")
+    cfg = custom_cfg(
+        train=train.json_file,
+        test=test.json_file,
+        image_root=train.image_root,
+        test_image_root=test.image_root,
+    )
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_test",))
+    assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 3
+    assert get_label_names(["custom_train", "custom_test"]) == ["red", "green", "blue"]
+    assert len(get_multilabel_dicts(["custom_train"])) == 7
+    for record in get_multilabel_dicts(["custom_test"]):
+        assert os.path.dirname(record["file_name"]) == test.image_root
+        assert len(record["annotations"]) == len(record["labels"])
+
+
+def test_custom_json_and_csv_go_together(tiny_coco, csv_file):
+    train = tiny_coco(3)
+    test = csv_file("000001.png,blue\n")
+    custom_cfg(train=train.json_file, test=test, image_root=train.image_root)
+    assert get_label_names(["custom_train", "custom_test"]) == ["red", "green", "blue"]
+    assert [d["labels"] for d in get_multilabel_dicts(["custom_test"])] == [[2]]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_custom_labels_give_the_order(csv_file, photos, kind):
+    content = "a.png,dog;cat\n"
+    if kind == "json":
+        content = json.dumps(
+            {
+                "images": [{"id": 1, "file_name": "a.png"}],
+                "annotations": [{"image_id": 1, "category_id": c} for c in (1, 2)],
+                "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+            }
+        )
+    labels = "('emu','dog','cat')"
+    cfg = custom_cfg(train=csv_file(content, f"x.{kind}"), image_root=photos, labels=labels)
+    assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 3
+    assert get_label_names(["custom_train"]) == ["emu", "dog", "cat"]
+    assert [d["labels"] for d in get_multilabel_dicts(["custom_train"])] == [[1, 2]]
+
+
+def test_custom_test_only(csv_file, photos):
+    cfg = custom_cfg(test=csv_file("a.png,dog\n"), image_root=photos)
+    assert cfg.DATASETS.TRAIN == ()
+    assert cfg.DATASETS.TEST == ("custom_test",)
+    assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 1
+    assert labels_of("custom_test") == {"a.png": {"dog"}}
+
+
+def test_custom_data_takes_the_place_of_the_configs(csv_file, photos, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "DATASETS:\n  TRAIN: [digit_scenes_train]\n  TEST: [digit_scenes_val]\n"
+        "MODEL:\n  LABEL_HEAD:\n    NUM_LABELS: 10\n"
+    )
+    opts = ["DATASETS.CUSTOM.TRAIN", csv_file("a.png,dog\n"), "DATASETS.CUSTOM.IMAGE_ROOT", photos]
+    cfg = setup_cfg(str(config), opts)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ())
+    assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 1
+
+
+def test_registering_again_replaces(csv_file, photos):
+    first = csv_file("a.png,dog\n", "1.csv")
+    custom_cfg(train=first, test=first, image_root=photos)
+    second = csv_file("b.png,cat;emu\n", "2.csv")
+    cfg = custom_cfg(train=second, image_root=photos)
+    assert cfg.DATASETS.TEST == ()
+    assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 2
+    assert labels_of("custom_train") == {"b.png": {"cat", "emu"}}
+    assert "custom_test" not in DatasetCatalog.list()
+
+
+def test_an_unknown_label_in_the_test_file_is_refused(csv_file, photos, error_line):
+    train, test = csv_file("a.png,dog\n", "train.csv"), csv_file("b.png,cat\n", "test.csv")
+    custom_cfg(train=train, test=test, image_root=photos)
+    message = error_line(get_multilabel_dicts, ["custom_test"])
+    assert test in message
+    assert "cat" in message
+
+
+@pytest.mark.parametrize("name", ["none.csv", "none.json"])
+def test_a_missing_custom_file_is_refused(tmp_path, error_line, name):
+    path = str(tmp_path / name)
+    assert path in error_line(setup_cfg, "", ["DATASETS.CUSTOM.TRAIN", path])
+
+
+def test_a_custom_csv_without_any_label_is_refused(csv_file, photos, error_line):
+    opts = ["DATASETS.CUSTOM.TRAIN", csv_file("a.png,\n"), "DATASETS.CUSTOM.IMAGE_ROOT", photos]
+    assert "custom_train" in error_line(setup_cfg, "", opts)
+
+
+def test_nothing_is_registered_without_custom_data():
+    cfg = setup_cfg("", ["DATASETS.TRAIN", "('digit_scenes_train',)"])
+    assert cfg.DATASETS.TRAIN == ("digit_scenes_train",)
+    assert not {"custom_train", "custom_test"} & set(DatasetCatalog.list())

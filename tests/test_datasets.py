@@ -1,0 +1,515 @@
+"""The loaders of COCO and VOC, the data sets' names, and the checks before training."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+
+from ia_gcn.data import get_label_names, get_multilabel_dicts, register_multilabel_coco
+from ia_gcn.data.datasets import (
+    COCO_LABELS,
+    DIGIT_LABELS,
+    VOC_LABELS,
+    load_multilabel_coco,
+    load_multilabel_voc,
+    register_multilabel_voc,
+)
+from ia_gcn.data.datasets.common import join_inside, register_multilabel
+from ia_gcn.errors import InputError
+
+# ------------------------------------------------------------------------------------------ COCO
+
+LABELS = ["dog", "cat", "zebra"]
+
+
+def coco_content():
+    """A file as COCO's own look: ids with gaps and out of order, a crowd, and keys we don't use."""
+    polygon = [[1, 1, 5, 1, 5, 5]]
+    return {
+        "info": {"year": 2014},
+        "licenses": [{"id": 1, "url": "http://example.org", "name": "CC"}],
+        "images": [
+            {"id": 90, "file_name": "c.jpg", "width": 20, "height": 10, "license": 1},
+            {"id": 7, "file_name": "a.jpg", "width": 20, "height": 10, "flickr_url": "http://x"},
+            {"id": 42, "file_name": "sub/b.jpg", "width": 20, "height": 10},
+            {"id": 8, "file_name": "empty.jpg", "width": 20, "height": 10},
+        ],
+        "annotations": [
+            {
+                "id": 5,
+                "image_id": 7,
+                "category_id": 90,
+                "bbox": [1.5, 2, 3, 4.25],
+                "iscrowd": 0,
+                "area": 12.75,
+                "segmentation": polygon,
+            },
+            {"id": 6, "image_id": 90, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+            {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 2, 2]},
+            {"id": 9, "image_id": 7, "category_id": 90, "bbox": [5, 5, 1, 1], "iscrowd": 0},
+            {"id": 1, "image_id": 42, "category_id": 17},
+        ],
+        "categories": [
+            {"id": 90, "name": "zebra", "supercategory": "animal"},
+            {"id": 3, "name": "dog", "supercategory": "animal"},
+            {"id": 17, "name": "cat"},
+        ],
+    }
+
+
+@pytest.fixture
+def coco_file(tmp_path):
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(coco_content()))
+    return str(path)
+
+
+def test_coco_labels_and_boxes(coco_file):
+    dicts = load_multilabel_coco(coco_file, "photos", LABELS)
+    assert [d["image_id"] for d in dicts] == [7, 8, 42, 90]
+    names = [os.path.relpath(d["file_name"], "photos") for d in dicts]
+    assert names == ["a.jpg", "empty.jpg", "sub/b.jpg", "c.jpg"]
+    assert [d["labels"] for d in dicts] == [[0, 2], [], [1], [0]]
+    assert [len(d["annotations"]) for d in dicts] == [3, 0, 0, 1]
+    box = dicts[0]["annotations"][0]
+    assert BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS) == [1.5, 2, 4.5, 6.25]
+    assert [a["category_id"] for a in dicts[0]["annotations"]] == [2, 0, 2]
+    assert [a["iscrowd"] for d in dicts for a in d["annotations"]] == [0, 0, 0, 1]
+
+
+def test_coco_labels_take_the_order_that_is_asked_for(coco_file):
+    dicts = load_multilabel_coco(coco_file, "photos", ["cow", "zebra", "cat", "dog"])
+    assert [d["labels"] for d in dicts] == [[1, 3], [], [2], [3]]
+    assert [a["category_id"] for a in dicts[0]["annotations"]] == [1, 3, 1]
+
+
+def test_coco_agrees_with_pycocotools(coco_file):
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(coco_file)
+    for record in load_multilabel_coco(coco_file, "photos", LABELS):
+        annotations = reference.loadAnns(reference.getAnnIds(imgIds=[record["image_id"]]))
+        categories = reference.loadCats({a["category_id"] for a in annotations})
+        assert {LABELS[i] for i in record["labels"]} == {c["name"] for c in categories}
+
+
+def test_coco_label_names_are_read_in_id_order(coco_file):
+    register_multilabel_coco("mine", coco_file, "photos")
+    assert get_label_names(["mine"]) == LABELS
+
+
+def test_coco_labels_of_ms_coco():
+    assert len(set(COCO_LABELS)) == 80
+    assert (COCO_LABELS[0], COCO_LABELS[-1]) == ("person", "toothbrush")
+    # Ids 12 and 26 are among those that COCO leaves out.
+    assert COCO_LABELS[10:13] == ["fire hydrant", "stop sign", "parking meter"]
+    assert COCO_LABELS[24:26] == ["backpack", "umbrella"]
+
+
+BAD_COCO = {
+    "unknown label": (lambda c: c["categories"][0].update(name="gnu"), "unknown label.*gnu"),
+    "unknown image": (lambda c: c["annotations"][0].update(image_id=1), "image_id"),
+    "unknown category": (lambda c: c["annotations"][0].update(category_id=1), "category_id"),
+    "no image id": (lambda c: c["annotations"][0].pop("image_id"), "image_id"),
+    "list as category": (lambda c: c["annotations"][0].update(category_id=[3]), "category_id"),
+    "image twice": (lambda c: c["images"][0].update(id=7), "7 occurs twice"),
+    "list as image id": (lambda c: c["images"][0].update(id=[7]), ""),
+    "image ids of two kinds": (lambda c: c["images"][3].update(id="eight"), "kinds"),
+    "no file name": (lambda c: c["images"][0].pop("file_name"), "file_name"),
+    "number as file name": (lambda c: c["images"][0].update(file_name=7), "7"),
+    "image is a string": (lambda c: c["images"].append("d.jpg"), "d.jpg"),
+    "category twice": (lambda c: c["categories"][0].update(id=3), "twice"),
+    "category name twice": (lambda c: c["categories"][0].update(name="dog"), "twice"),
+    "category without name": (lambda c: c["categories"][0].pop("name"), "category"),
+    "category name is a number": (lambda c: c["categories"][0].update(name=5), "category"),
+    "images is a dict": (lambda c: c.update(images={}), "images"),
+    "no annotations": (lambda c: c.pop("annotations"), "annotations"),
+    "no categories": (lambda c: c.pop("categories"), "categories"),
+}
+BAD_COCO |= {
+    f"file name {name!r}": (lambda c, name=name: c["images"][0].update(file_name=name), "root")
+    for name in ("/etc/passwd", "../a.jpg", "a/../../b.jpg", "..\\a.jpg", "C:\\a.jpg", "\\\\h\\a")
+}
+BAD_COCO |= {
+    f"bbox {bbox}": (lambda c, bbox=bbox: c["annotations"][0].update(bbox=bbox), "bbox")
+    for bbox in (
+        [1, 2, 3],
+        [1, 2, 3, 4, 5],
+        ["1", "2", "3", "4"],
+        [1, 2, 3, None],
+        [1, 2, float("nan"), 4],
+        [1, 2, float("inf"), 4],
+        {"x": 1},
+        None,
+    )
+}
+BAD_COCO["bbox of huge integers"] = (
+    lambda c: c["annotations"][0].update(bbox=[0, 0, 10**400, 1]),
+    "bbox",
+)
+
+
+@pytest.mark.parametrize("case", BAD_COCO)
+def test_coco_refuses(tmp_path, case, error_line):
+    damage, says = BAD_COCO[case]
+    content = coco_content()
+    damage(content)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(content))
+    message = error_line(load_multilabel_coco, str(path), "photos", LABELS)
+    assert str(path) in message
+    assert re.search(says, message)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"images": [', b"\xff\xd8\xff\xe0", b"[1, 2]", b"null", b"[" * 100_000]
+)
+def test_coco_refuses_what_is_not_cocos_json(tmp_path, content, error_line):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    assert str(path) in error_line(load_multilabel_coco, str(path), "photos", LABELS)
+    # Without label names, the file is read when it is registered.
+    assert str(path) in error_line(register_multilabel_coco, "mine", str(path), "photos")
+
+
+def test_coco_file_is_missing(tmp_path, error_line):
+    path = str(tmp_path / "none.json")
+    assert path in error_line(load_multilabel_coco, path, "photos", LABELS)
+    assert str(tmp_path) in error_line(load_multilabel_coco, str(tmp_path), "photos", LABELS)
+
+
+# ------------------------------------------------------------------------------------------- VOC
+
+
+def voc_object(name, box=(10, 20, 30, 40), difficult="0", extra=""):
+    corners = zip(("xmin", "ymin", "xmax", "ymax"), box)
+    bndbox = "".join(f"<{key}>{value}</{key}>" for key, value in corners)
+    return f"""
+    <object>
+        <name>{name}</name>
+        <pose>Unspecified</pose>
+        <truncated>0</truncated>
+        <difficult>{difficult}</difficult>
+        <bndbox>{bndbox}</bndbox>{extra}
+    </object>"""
+
+
+PARTS = """
+        <part>
+            <name>head</name>
+            <bndbox><xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax></bndbox>
+        </part>"""
+
+
+def write_voc(root, xmls, split="trainval"):
+    """VOC's folders with a grey picture of 50×40 pixels per entry of `xmls`, {id: objects}."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True)
+    for image_id, objects in xmls.items():
+        (root / "Annotations" / f"{image_id}.xml").write_text(
+            f"""<annotation>
+    <folder>VOC2007</folder>
+    <filename>{image_id}.jpg</filename>
+    <source><database>The VOC2007 Database</database></source>
+    <owner><flickrid>someone</flickrid><name>Some One</name></owner>
+    <size><width>50</width><height>40</height><depth>3</depth></size>
+    <segmented>0</segmented>{objects}
+</annotation>"""
+        )
+        Image.new("RGB", (50, 40), "grey").save(root / "JPEGImages" / f"{image_id}.jpg")
+    (root / "ImageSets/Main" / f"{split}.txt").write_text("".join(f"{key}\n" for key in xmls))
+    return root
+
+
+@pytest.fixture
+def voc_root(tmp_path):
+    pictures = {
+        "000012": voc_object("person", extra=PARTS) + voc_object("dog") + voc_object("dog"),
+        "000005": voc_object("chair", difficult="1") + voc_object("sofa", (1, 1, 50, 40)),
+        "000007": voc_object("chair", difficult="1") + voc_object("chair"),
+        "000009": voc_object("tvmonitor", difficult="1"),
+    }
+    return write_voc(tmp_path / "VOC2007", pictures)
+
+
+def voc_labels(*names):
+    return sorted(VOC_LABELS.index(name) for name in names)
+
+
+def test_voc_labels(voc_root):
+    dicts = load_multilabel_voc(str(voc_root), "trainval")
+    assert [d["image_id"] for d in dicts] == ["000012", "000005", "000007", "000009"]
+    assert [d["labels"] for d in dicts] == [
+        voc_labels("person", "dog"),
+        voc_labels("sofa"),
+        voc_labels("chair"),
+        [],
+    ]
+    # Labels of which a picture has only difficult objects.
+    assert [d["ignored_labels"] for d in dicts] == [
+        [],
+        voc_labels("chair"),
+        [],
+        voc_labels("tvmonitor"),
+    ]
+    for record in dicts:
+        assert Path(record["file_name"]) == voc_root / "JPEGImages" / f"{record['image_id']}.jpg"
+
+
+def test_voc_boxes_are_counted_from_zero(voc_root):
+    dicts = load_multilabel_voc(str(voc_root), "trainval")
+    boxes = [
+        BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYWH_ABS)
+        for box in dicts[1]["annotations"]
+    ]
+    # Pixels 10 to 30 and 20 to 40 of VOC, the last ones included; the whole picture.
+    assert boxes == [[9, 19, 21, 21], [0, 0, 50, 40]]
+    assert [a["category_id"] for a in dicts[1]["annotations"]] == [
+        VOC_LABELS.index("chair"),
+        VOC_LABELS.index("sofa"),
+    ]
+
+
+def test_voc_parts_of_an_object_are_no_objects(voc_root):
+    assert len(load_multilabel_voc(str(voc_root), "trainval")[0]["annotations"]) == 3
+
+
+def test_voc_split_files_of_a_class(voc_root):
+    """They have a second column, -1, 0 or 1."""
+    (voc_root / "ImageSets/Main/dog_trainval.txt").write_text("000012  1\n000009 -1\n\n")
+    dicts = load_multilabel_voc(str(voc_root), "dog_trainval")
+    assert [d["image_id"] for d in dicts] == ["000012", "000009"]
+
+
+# An entity that is written out ten times in the next one, eleven times over: 10 GB of text.
+BOMB = "<!DOCTYPE x [<!ENTITY e0 'boom boom '>{}]><annotation>&e10;</annotation>".format(
+    "".join(f"<!ENTITY e{i} '{f'&e{i - 1};' * 10}'>" for i in range(1, 11))
+)
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        "<annotation><object>",
+        "",
+        "{}",
+        "<annotation>&undefined;</annotation>",
+        '<?xml version="1.0" encoding="no-such-code"?><annotation/>',
+        '<?xml version="1.0" encoding="shift_jis"?><annotation/>',
+        BOMB,
+    ],
+)
+def test_voc_refuses_broken_xml(voc_root, xml, error_line):
+    path = voc_root / "Annotations/000005.xml"
+    path.write_text(xml)
+    start = time.monotonic()
+    assert str(path) in error_line(load_multilabel_voc, str(voc_root), "trainval")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        voc_object("unicorn"),
+        voc_object(""),
+        voc_object("dog", ("a", 1, 2, 3)),
+        voc_object("dog", (1, 2, 3)),
+        voc_object("dog", ("nan", 1, 2, 3)),
+        voc_object("dog", (1, 2, "inf", 3)),
+        "<object><name>dog</name></object>",
+    ],
+)
+def test_voc_refuses_bad_objects(tmp_path, objects, error_line):
+    root = write_voc(tmp_path / "voc", {"000001": objects})
+    message = error_line(load_multilabel_voc, str(root), "trainval")
+    assert str(root / "Annotations/000001.xml") in message
+    assert "unicorn" in message or "unicorn" not in objects
+
+
+@pytest.mark.parametrize(
+    "content", [b"000005\n000007\n000005\n", b"../../000005\n", b"/000005\n", b"\xff\xfe\x00\n"]
+)
+def test_voc_refuses_a_bad_split_file(voc_root, content, error_line):
+    path = voc_root / "ImageSets/Main/trainval.txt"
+    path.write_bytes(content)
+    assert str(path) in error_line(load_multilabel_voc, str(voc_root), "trainval")
+
+
+def test_voc_files_are_missing(voc_root, error_line):
+    message = error_line(load_multilabel_voc, str(voc_root), "val")
+    assert str(voc_root / "ImageSets/Main/val.txt") in message
+    (voc_root / "Annotations/000007.xml").unlink()
+    message = error_line(load_multilabel_voc, str(voc_root), "trainval")
+    assert str(voc_root / "Annotations/000007.xml") in message
+
+
+# ----------------------------------------------------------------------------- names and checks
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "number"),
+    [
+        ("coco_2014_train_multilabel", COCO_LABELS, 80),
+        ("coco_2014_val_multilabel", COCO_LABELS, 80),
+        ("voc_2007_trainval_multilabel", VOC_LABELS, 20),
+        ("voc_2007_test_multilabel", VOC_LABELS, 20),
+        ("digit_scenes_train", DIGIT_LABELS, 10),
+        ("digit_scenes_val", DIGIT_LABELS, 10),
+    ],
+)
+def test_registered_names(name, labels, number):
+    assert name in DatasetCatalog.list()
+    metadata = MetadataCatalog.get(name)
+    assert metadata.thing_classes == labels
+    assert len(set(labels)) == number
+    assert metadata.evaluator_type == "multi_label"
+
+
+def test_a_registered_voc_split_passes_the_checks(voc_root):
+    register_multilabel_voc("mine", str(voc_root), "trainval", 2007)
+    dicts = get_multilabel_dicts(["mine"])
+    assert dicts == load_multilabel_voc(str(voc_root), "trainval")
+    assert len(get_multilabel_dicts(["mine"], drop_unlabelled=True)) == 3
+
+
+path_pieces = st.sampled_from(["..", ".", "/", "\\", "a", "b.jpg", "C:", "~", " ", "\0", "//", ""])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(path_pieces).map("".join) | st.text())
+@example("a/../../b")
+@example("a\\..\\..\\b")
+@example("/a")
+@example("C:\\a")
+@example("..")
+def test_join_inside_stays_inside(file_name):
+    root = "/data/photos"
+    with contextlib.suppress(InputError):
+        path = join_inside(root, file_name, "list.csv")
+        for resolve in (os.path.normpath, os.path.realpath):
+            assert resolve(path) == root or resolve(path).startswith(root + os.sep)
+        # On Windows, a backslash parts folders, too.
+        assert ".." not in path.replace("\\", "/").split("/")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a/b.jpg", "a\\b.jpg", "..a", "a/../b.jpg", "é ü.png"])
+def test_join_inside_takes_harmless_names(name):
+    path = join_inside("photos", name, "list.csv")
+    assert os.path.normpath(path) == os.path.normpath(f"photos/{name}".replace("\\", "/"))
+
+
+@pytest.mark.parametrize("name", [None, 5, "", "a\0b", ["a.jpg"]])
+def test_join_inside_refuses_what_is_no_name(name, error_line):
+    assert "list.csv" in error_line(join_inside, "photos", name, "list.csv")
+
+
+def test_label_names_of_an_unknown_data_set(error_line):
+    message = error_line(get_label_names, ["coco_2041"])
+    assert "'coco_2041'" in message
+    for known in ("coco_2014_train_multilabel", "voc_2007_test_multilabel", "digit_scenes_val"):
+        assert known in message
+    assert "keypoints" not in message  # detectron2's own are no multi-label data sets
+
+
+def register(name, dicts, labels):
+    register_multilabel(name, lambda: dicts, labels)
+
+
+def test_label_names_must_agree(error_line):
+    register("one", [], ["cat", "dog", "cow"])
+    register("same", [], ["cat", "dog", "cow"])
+    register("order", [], ["dog", "cat", "cow"])
+    register("other", [], ["cat", "dog", "emu", "gnu"])
+    assert get_label_names(["one", "same"]) == ["cat", "dog", "cow"]
+    message = error_line(get_label_names, ["one", "order"])
+    assert "order has the same labels in another order" in message
+    message = error_line(get_label_names, ["one", "other"])
+    assert "4 against 3" in message
+    assert "has emu, gnu" in message
+    assert "lacks cow" in message
+
+
+def test_a_data_set_without_label_names(error_line):
+    DatasetCatalog.register("bare", lambda: [])
+    assert "bare has no label names" in error_line(get_label_names, ["bare"])
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "there.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+    return str(path)
+
+
+def test_an_empty_data_set_is_refused(error_line):
+    register("empty", [], ["cat"])
+    assert "empty" in error_line(get_multilabel_dicts, ["empty"])
+
+
+def test_missing_images_are_counted_and_listed(tmp_path, picture, error_line):
+    missing = [str(tmp_path / folder / "gone.png") for folder in ("", "no_such_folder")]
+    files = [missing[0], picture, missing[1]]
+    register("gaps", [{"file_name": f, "image_id": f, "labels": []} for f in files], ["cat"])
+    message = error_line(get_multilabel_dicts, ["gaps"])
+    assert "gaps: 2 of 3 images are missing" in message
+    assert all(path in message for path in missing)
+    assert picture not in message
+
+
+def test_many_missing_images_are_not_all_listed(tmp_path, caplog, error_line):
+    files = [str(tmp_path / f"{i:03d}.png") for i in range(50)]
+    register("gaps", [{"file_name": f, "image_id": f, "labels": []} for f in files], ["cat"])
+    message = error_line(get_multilabel_dicts, ["gaps"])
+    assert "50 of 50" in message
+    assert "019.png" in message
+    assert "020.png" not in message
+    assert "and 30 more" in message
+    assert files[-1] in caplog.text  # all of them are in the log
+
+
+@pytest.mark.parametrize("labels", [[2], [0, 5], [-1]])
+def test_a_label_out_of_range_is_refused(picture, labels, error_line):
+    register("bad", [{"file_name": picture, "image_id": 1, "labels": labels}], ["cat", "dog"])
+    message = error_line(get_multilabel_dicts, ["bad"])
+    assert picture in message
+    assert str(labels[-1]) in message
+
+
+def test_unlabelled_images_are_dropped_only_when_asked(picture, error_line):
+    records = [
+        {"file_name": picture, "image_id": i, "labels": labels}
+        for i, labels in enumerate([[0], [], [1], []])
+    ]
+    register("some", records, ["cat", "dog"])
+    register("none", records[1:2], ["cat", "dog"])
+    assert get_multilabel_dicts(["some"]) == records
+    assert get_multilabel_dicts(["some"], drop_unlabelled=True) == records[::2]
+    assert get_multilabel_dicts(["some", "none"]) == [*records, records[1]]
+    assert "none" in error_line(get_multilabel_dicts, ["none"], True)
+
+
+def test_a_detection_data_set_has_the_labels_of_its_boxes(picture):
+    boxes = [
+        {"bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYXY_ABS, "category_id": c} for c in (2, 0, 2)
+    ]
+    records = [
+        {"file_name": picture, "image_id": 1, "annotations": boxes},
+        {"file_name": picture, "image_id": 2, "annotations": []},
+    ]
+    DatasetCatalog.register("detection", lambda: records)
+    MetadataCatalog.get("detection").set(thing_classes=["cat", "dog", "cow"], evaluator_type="coco")
+    dicts = get_multilabel_dicts(["detection"])
+    assert [d["labels"] for d in dicts] == [[0, 2], []]
+    assert dicts[0]["annotations"] == boxes
+    assert "labels" not in records[0]  # the catalog's dicts are left alone

@@ -1,0 +1,362 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ia_gcn.modeling import LabelGraph, normalize_adjacency, statistical_lcm
+
+quick = settings(max_examples=80, deadline=None)
+
+# Fractions of small integers among them, so that P often meets the threshold exactly.
+THRESHOLDS = st.sampled_from([0.2, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 1.0]) | st.floats(0.01, 1)
+REWEIGHTS = st.floats(0.01, 0.99)
+
+
+@st.composite
+def label_statistics(draw, max_images=8, max_labels=6):
+    """Pair counts and label counts of images that draw their labels at random."""
+    shape = draw(st.tuples(st.integers(0, max_images), st.integers(1, max_labels)))
+    presence = draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 1)))
+    pair_counts = presence.T @ presence
+    return pair_counts, np.diag(pair_counts).copy()
+
+
+def loop_lcm(pair_counts, label_counts, threshold, reweight):
+    """A_S, one loop per index."""
+    labels = range(len(label_counts))
+    edges = np.zeros((len(labels), len(labels)))
+    for i in labels:
+        for j in labels:
+            if i != j and label_counts[i] > 0:
+                edges[i, j] = float(pair_counts[i, j] / label_counts[i] >= threshold)
+    lcm = np.zeros_like(edges)
+    for i in labels:
+        for j in labels:
+            incoming = sum(edges[k, j] for k in labels)
+            lcm[i, j] = reweight * edges[i, j] / (incoming + 1e-6) + (i == j)
+    return lcm
+
+
+def dense_normalized(adjacency):
+    """D^-½ Aᵀ D^-½ with the matrices written out."""
+    degrees = adjacency.sum(axis=1)
+    root = np.diag([0.0 if degree == 0 else degree**-0.5 for degree in degrees])
+    return root @ adjacency.T @ root
+
+
+# statistical_lcm
+
+
+@quick
+@given(label_statistics(), THRESHOLDS, REWEIGHTS)
+def test_lcm_is_the_double_loop(statistics, threshold, reweight):
+    lcm = statistical_lcm(*statistics, threshold, reweight)
+    expected = loop_lcm(*statistics, threshold, reweight)
+    np.testing.assert_allclose(lcm, expected, rtol=1e-12)
+
+
+def test_lcm_by_hand():
+    # P(1|0) = 2/4, P(2|0) = 1/4, P(0|1) = 2/2, P(0|2) = 1/1; the last label never occurs.
+    pair_counts = np.array([[4, 2, 1, 0], [2, 2, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+    lcm = statistical_lcm(pair_counts, np.array([4, 2, 1, 0]), threshold=0.4, reweight=0.25)
+    expected = [[1, 0.25, 0, 0], [0.125, 1, 0, 0], [0.125, 0, 1, 0], [0, 0, 0, 1]]
+    np.testing.assert_allclose(lcm, expected, atol=1e-6)
+
+
+def test_lcm_defaults_are_the_published_ones():
+    pair_counts, label_counts = np.array([[5, 2], [2, 6]]), np.array([5, 6])
+    np.testing.assert_array_equal(
+        statistical_lcm(pair_counts, label_counts),
+        statistical_lcm(pair_counts, label_counts, threshold=0.4, reweight=0.25),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32, np.float64])
+def test_lcm_has_an_edge_where_p_equals_the_threshold(dtype):
+    pair_counts = np.array([[5, 2], [2, 6]], dtype=dtype)
+    lcm = statistical_lcm(pair_counts, np.array([5, 6], dtype=dtype), 0.4, 0.25)
+    assert lcm[0, 1] == pytest.approx(0.25, rel=1e-5)
+    assert lcm[1, 0] == 0
+
+
+@quick
+@given(label_statistics(), THRESHOLDS, REWEIGHTS)
+def test_lcm_of_tensors_is_that_of_arrays(statistics, threshold, reweight):
+    array = statistical_lcm(*statistics, threshold, reweight)
+    tensor = statistical_lcm(*map(torch.from_numpy, statistics), threshold, reweight)
+    assert isinstance(array, np.ndarray)
+    assert isinstance(tensor, torch.Tensor)
+    np.testing.assert_array_equal(array, tensor.numpy())
+
+
+@pytest.mark.parametrize(
+    ("given_dtype", "dtype"),
+    [
+        (torch.int32, torch.float64),
+        (torch.int64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_lcm_dtype(given_dtype, dtype):
+    pair_counts = torch.tensor([[3, 2], [2, 4]], dtype=given_dtype)
+    label_counts = torch.tensor([3, 4], dtype=given_dtype)
+    lcm = statistical_lcm(pair_counts, label_counts)
+    assert lcm.dtype == dtype
+    assert torch.from_numpy(statistical_lcm(pair_counts.numpy(), label_counts.numpy())).equal(lcm)
+
+
+@quick
+@given(label_statistics(), REWEIGHTS)
+def test_lcm_is_the_identity_where_the_threshold_removes_every_edge(statistics, reweight):
+    pair_counts, label_counts = statistics
+    # An image of its own for every label keeps each P below 1.
+    lcm = statistical_lcm(pair_counts, label_counts + 1, 1.0, reweight)
+    np.testing.assert_array_equal(lcm, np.eye(len(label_counts)))
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_lcm_of_one_label_is_one(count):
+    assert statistical_lcm(np.array([[count]]), np.array([count])).tolist() == [[1]]
+
+
+def test_lcm_of_labels_that_never_occur_is_the_identity():
+    lcm = statistical_lcm(np.zeros((3, 3), np.int64), np.zeros(3, np.int64))
+    np.testing.assert_array_equal(lcm, np.eye(3))
+
+
+@quick
+@given(label_statistics(), THRESHOLDS, REWEIGHTS)
+def test_lcm_columns_off_the_diagonal_sum_to_p_or_nothing(statistics, threshold, reweight):
+    lcm = statistical_lcm(*statistics, threshold, reweight)
+    np.testing.assert_array_equal(np.diag(lcm), 1)
+    for total in (lcm - np.eye(len(lcm))).sum(axis=0):
+        assert total == 0 or total == pytest.approx(reweight, rel=1e-5)
+
+
+@quick
+@given(label_statistics(), THRESHOLDS, st.integers(0, 100))
+def test_lcm_does_not_look_at_the_diagonal(statistics, threshold, diagonal):
+    pair_counts, label_counts = statistics
+    expected = statistical_lcm(pair_counts, label_counts, threshold)
+    np.fill_diagonal(pair_counts, diagonal)
+    np.testing.assert_array_equal(statistical_lcm(pair_counts, label_counts, threshold), expected)
+
+
+@quick
+@given(label_statistics(), THRESHOLDS, st.sampled_from([np.int64, np.float32, np.float64]))
+def test_lcm_leaves_its_inputs_alone(statistics, threshold, dtype):
+    given_counts = [counts.astype(dtype) for counts in statistics]
+    statistical_lcm(*given_counts, threshold)
+    for counts, before in zip(given_counts, statistics):
+        np.testing.assert_array_equal(counts, before)
+
+
+@quick
+@given(st.data(), label_statistics(), THRESHOLDS)
+def test_lcm_of_relabelled_counts_is_the_relabelled_lcm(data, statistics, threshold):
+    pair_counts, label_counts = statistics
+    order = data.draw(st.permutations(range(len(label_counts))))
+    grid = np.ix_(order, order)
+    np.testing.assert_array_equal(
+        statistical_lcm(pair_counts[grid], label_counts[order], threshold),
+        statistical_lcm(pair_counts, label_counts, threshold)[grid],
+    )
+
+
+@pytest.mark.parametrize("threshold", [0, -0.1, 1.1, float("nan")])
+def test_lcm_refuses_a_threshold_outside_0_1(threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        statistical_lcm(np.eye(2), np.ones(2), threshold)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "labels"), [((2, 3), 2), ((3, 2), 2), ((2, 2), 3), ((2,), 2), ((2, 2), (2, 1))]
+)
+@pytest.mark.parametrize("ones", [np.ones, torch.ones])
+def test_lcm_refuses_shapes_that_do_not_fit(ones, pairs, labels):
+    with pytest.raises(ValueError, match="pair_counts"):
+        statistical_lcm(ones(pairs), ones(labels))
+
+
+# normalize_adjacency
+
+
+@st.composite
+def adjacencies(draw, max_labels=6):
+    """Non-negative and not symmetric; rows of zeros are frequent."""
+    size = draw(st.integers(1, max_labels))
+    weights = st.just(0.0) | st.floats(0.01, 10)
+    adjacency = draw(hnp.arrays(np.float64, (size, size), elements=weights))
+    adjacency[draw(hnp.arrays(bool, size))] = 0
+    return adjacency
+
+
+@quick
+@given(adjacencies())
+def test_normalized_adjacency_is_the_product_of_matrices(adjacency):
+    before = adjacency.copy()
+    normalized = normalize_adjacency(adjacency)
+    np.testing.assert_allclose(normalized, dense_normalized(adjacency), rtol=1e-12)
+    np.testing.assert_array_equal(adjacency, before)
+
+
+def test_normalized_adjacency_is_transposed():
+    # Degrees 4 and 1.
+    normalized = normalize_adjacency(np.array([[1.0, 3.0], [0.0, 1.0]]))
+    np.testing.assert_allclose(normalized, [[0.25, 0], [1.5, 1]])
+
+
+def test_rows_of_zeros_stay_zero():
+    normalized = normalize_adjacency(torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
+    assert normalized.tolist() == [[0, 0], [0, 0.5]]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_identity_stays_identity(size):
+    np.testing.assert_array_equal(normalize_adjacency(np.eye(size)), np.eye(size))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_normalized_adjacency_is_of_its_inputs_kind(dtype):
+    adjacency = np.array([[1, 0.25], [0.125, 1]], dtype=dtype)
+    array = normalize_adjacency(adjacency)
+    tensor = normalize_adjacency(torch.from_numpy(adjacency))
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == dtype
+    np.testing.assert_array_equal(array, tensor.numpy())
+
+
+# LabelGraph
+
+
+def make_statistics(num_labels=5, dim=4, seed=0):
+    """Label counts, pair counts and embeddings."""
+    rng = np.random.default_rng(seed)
+    presence = (rng.random((40, num_labels)) < 0.4).astype(np.int64)
+    pair_counts = presence.T @ presence
+    return np.diag(pair_counts).copy(), pair_counts, rng.normal(size=(num_labels, dim))
+
+
+def make_graph(num_labels=5, dim=4):
+    return LabelGraph(num_labels, dim, threshold=0.4, reweight=0.25)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_fill_takes_statistics_and_embeddings(kind):
+    label_counts, pair_counts, embeddings = make_statistics()
+    graph = make_graph()
+    graph.fill(kind(label_counts), kind(pair_counts), kind(embeddings))
+    assert not graph.is_bare
+    np.testing.assert_array_equal(graph.label_counts, label_counts)
+    np.testing.assert_array_equal(graph.pair_counts, pair_counts)
+    np.testing.assert_array_equal(graph.embeddings, embeddings.astype(np.float32))
+    lcm = loop_lcm(pair_counts, label_counts, 0.4, 0.25)
+    np.testing.assert_allclose(graph.adjacency, dense_normalized(lcm), rtol=1e-6)
+    # Else the comparison would also hold for a graph without edges.
+    assert (lcm != np.eye(len(lcm))).any()
+
+
+@pytest.mark.parametrize(("threshold", "reweight"), [(0.2, 0.25), (0.4, 0.7)])
+def test_the_graph_goes_by_its_threshold_and_reweight(threshold, reweight):
+    label_counts, pair_counts, embeddings = make_statistics()
+    graph = LabelGraph(5, 4, threshold, reweight)
+    graph.fill(label_counts, pair_counts, embeddings)
+    expected = dense_normalized(loop_lcm(pair_counts, label_counts, threshold, reweight))
+    np.testing.assert_allclose(graph.adjacency, expected, rtol=1e-6)
+    published = dense_normalized(loop_lcm(pair_counts, label_counts, 0.4, 0.25))
+    assert np.abs(expected - published).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("label_counts", [(4,), (5, 5), (5, 4)]),
+        ("label_counts", [(1,), (5, 5), (5, 4)]),
+        ("pair_counts", [(5,), (5, 4), (5, 4)]),
+        ("embeddings", [(5,), (5, 5), (5, 3)]),
+        ("embeddings", [(5,), (5, 5), (4,)]),
+    ],
+)
+def test_fill_refuses_other_shapes_and_takes_nothing(name, shapes):
+    graph = make_graph()
+    before = {key: buffer.clone() for key, buffer in graph.named_buffers()}
+    with pytest.raises(ValueError, match=name):
+        graph.fill(*(torch.ones(shape) for shape in shapes))
+    for key, buffer in graph.named_buffers():
+        assert buffer.equal(before[key]), key
+
+
+def test_state_dict_restores_everything():
+    graph, restored = make_graph(), make_graph()
+    graph.fill(*make_statistics())
+    restored.load_state_dict(graph.state_dict())
+    for name, buffer in graph.named_buffers():
+        assert buffer.equal(restored.get_buffer(name)), name
+    assert not restored.is_bare
+    assert not restored.adjacency.equal(torch.eye(5))
+
+
+def test_a_checkpoint_replaces_what_was_filled_in():
+    graph, restored = make_graph(), make_graph()
+    graph.fill(*make_statistics(seed=0))
+    restored.fill(*make_statistics(seed=1))
+    assert not restored.adjacency.equal(graph.adjacency)
+    restored.load_state_dict(graph.state_dict())
+    assert restored.adjacency.equal(graph.adjacency)
+
+
+def test_bare_graphs_are_alike_and_leave_the_global_generator_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    graph = make_graph()
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(2)
+    assert make_graph().embeddings.equal(graph.embeddings)
+    assert graph.adjacency.equal(torch.eye(5))
+    assert graph.is_bare
+
+
+def test_the_graph_has_no_parameters():
+    assert not list(make_graph().parameters())
+
+
+def test_a_bare_graph_warns_once_in_evaluation(monkeypatch, caplog):
+    # A tool's logging set-up cuts the package's logger off from caplog's handler.
+    monkeypatch.setattr(logging.getLogger("ia_gcn"), "propagate", True)
+    graph = make_graph().eval()
+    graph.check_filled()
+    graph.check_filled()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "bare" in caplog.text
+
+
+def test_a_bare_graph_is_not_trained():
+    with pytest.raises(RuntimeError, match="bare"):
+        make_graph().train().check_filled()
+
+
+@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_filled_graph_is_silent(monkeypatch, caplog, training, restore):
+    monkeypatch.setattr(logging.getLogger("ia_gcn"), "propagate", True)
+    filled = make_graph()
+    filled.fill(*make_statistics())
+    graph = make_graph()
+    graph.load_state_dict(filled.state_dict())
+    graph = graph if restore else filled
+    graph.train(training).check_filled()
+    assert not caplog.records
+
+
+def test_a_graph_that_becomes_bare_again_is_not_trained():
+    graph = make_graph().train()
+    graph.fill(*make_statistics())
+    graph.check_filled()
+    graph.load_state_dict(make_graph().state_dict())
+    with pytest.raises(RuntimeError, match="bare"):
+        graph.check_filled()

@@ -1,0 +1,334 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from torch import nn
+
+from ia_gcn import add_ia_gcn_config
+from ia_gcn.errors import InputError
+from ia_gcn.modeling import (
+    LABEL_HEAD_REGISTRY,
+    GCNHead,
+    GraphConv,
+    LabelGraph,
+    LinearHead,
+    build_label_head,
+)
+
+NUM_LABELS, EMBEDDING_DIM, FEATURE_DIM = 5, 6, 4
+
+
+def fill(graph, seed=0):
+    rng = np.random.default_rng(seed)
+    num_labels, dim = graph.embeddings.shape
+    presence = (rng.random((40, num_labels)) < 0.4).astype(np.int64)
+    pair_counts = presence.T @ presence
+    graph.fill(pair_counts.diagonal().copy(), pair_counts, rng.normal(size=(num_labels, dim)))
+
+
+def make_head(hidden_dims=(8,), negative_slope=0.2):
+    torch.manual_seed(0)
+    head = GCNHead(
+        feature_dim=FEATURE_DIM,
+        label_graph=LabelGraph(NUM_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25),
+        hidden_dims=hidden_dims,
+        negative_slope=negative_slope,
+    )
+    fill(head.label_graph)
+    return head
+
+
+def make_features(batch=3, dtype=torch.float32):
+    return torch.randn(batch, FEATURE_DIM, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def matmul(a, b):
+    """Of lists of rows."""
+    return [[sum(u * v for u, v in zip(row, column)) for column in zip(*b)] for row in a]
+
+
+def loop_logits(head, x, negative_slope):
+    """ML-GCN in plain Python: H ← f(Â H W), ŷ = M x."""
+    adjacency = head.label_graph.adjacency.tolist()
+    nodes = head.label_graph.embeddings.tolist()
+    weights = [layer.weight.tolist() for layer in head.layers]
+    for weight in weights[:-1]:
+        nodes = matmul(matmul(adjacency, nodes), weight)
+        nodes = [[v if v > 0 else negative_slope * v for v in row] for row in nodes]
+    classifiers = matmul(matmul(adjacency, nodes), weights[-1])
+    return [[sum(m * v for m, v in zip(row, image)) for row in classifiers] for image in x.tolist()]
+
+
+# GraphConv
+
+
+def test_graph_conv_is_the_product_of_its_three_matrices():
+    conv = GraphConv(3, 2).double()
+    nodes, adjacency = torch.randn(4, 3).double(), torch.rand(4, 4).double()
+    expected = matmul(matmul(adjacency.tolist(), nodes.tolist()), conv.weight.tolist())
+    np.testing.assert_allclose(conv(nodes, adjacency).tolist(), expected, rtol=1e-10)
+    assert [name for name, _ in conv.named_parameters()] == ["weight"]
+
+
+def test_graph_conv_starts_in_a_range_of_its_output_dimension():
+    weight = GraphConv(10, 400).weight
+    assert 0.04 < weight.max() <= 0.05
+    assert -0.05 <= weight.min() < -0.04
+
+
+# GCNHead
+
+
+@pytest.mark.parametrize(
+    ("hidden_dims", "negative_slope"), [((), 0.2), ((8,), 0.2), ((8, 7), 0.0), ((8, 7), 0.1)]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_are_those_of_ml_gcn(hidden_dims, negative_slope, training):
+    head = make_head(hidden_dims, negative_slope).double().train(training)
+    x = make_features(dtype=torch.float64)
+    expected = loop_logits(head, x, negative_slope)
+    np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-9)
+    with torch.no_grad():
+        np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (8,), (8, 7)])
+def test_there_is_no_activation_after_the_last_layer(hidden_dims):
+    classifiers = make_head(hidden_dims, negative_slope=0.0).classifiers()
+    assert (classifiers < 0).any()
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (8,), (3, 3)])
+def test_gradients_wrt_weights_and_features(hidden_dims):
+    head = make_head(hidden_dims).double()
+    names, weights = zip(*head.named_parameters())
+    x = make_features(dtype=torch.float64).requires_grad_()
+
+    def logits(x, *weights):
+        return torch.func.functional_call(head, dict(zip(names, weights)), x)
+
+    assert torch.autograd.gradcheck(logits, (x, *weights))
+
+
+@pytest.mark.parametrize(
+    ("hidden_dims", "expected"), [((1024,), 300 * 1024 + 1024 * 2048), ((), 300 * 2048)]
+)
+def test_parameter_count(hidden_dims, expected):
+    graph = LabelGraph(80, 300, threshold=0.4, reweight=0.25)
+    head = GCNHead(feature_dim=2048, label_graph=graph, hidden_dims=hidden_dims, negative_slope=0.2)
+    assert sum(parameter.numel() for parameter in head.parameters()) == expected
+
+
+def test_a_bare_head_is_not_trained_and_can_be_evaluated():
+    graph = LabelGraph(NUM_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25)
+    head = GCNHead(feature_dim=FEATURE_DIM, label_graph=graph, hidden_dims=(8,), negative_slope=0.2)
+    with pytest.raises(RuntimeError, match="bare"):
+        head(make_features())
+    assert head.eval()(make_features()).shape == (3, NUM_LABELS)
+
+
+# What evaluation keeps of the classifiers from batch to batch.
+
+
+def count_passes(head):
+    """A list that grows by one with every pass over the graph."""
+    passes = []
+    head.layers[-1].register_forward_hook(lambda *args: passes.append(None))
+    return passes
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_evaluation_computes_the_classifiers_once(mode):
+    head = make_head().eval()
+    passes = count_passes(head)
+    with mode():
+        for batch in (3, 1, 5):
+            head(make_features(batch))
+    assert len(passes) == 1
+
+
+def test_training_computes_the_classifiers_every_time():
+    head = make_head().train()
+    passes = count_passes(head)
+    head(make_features())
+    with torch.no_grad():
+        head(make_features())
+    assert len(passes) == 2
+
+
+def step_of_sgd(head):
+    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
+    head(make_features()).sum().backward()
+    optimizer.step()
+
+
+def step_of_adam(head):
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.5)
+    head(make_features()).sum().backward()
+    optimizer.step()
+
+
+def training_step(head):
+    step_of_sgd(head.train())
+    head.eval()
+
+
+def other_state_dict(head):
+    return {
+        name: 2 * value if value.is_floating_point() else value
+        for name, value in head.state_dict().items()
+    }
+
+
+def load(head):
+    head.load_state_dict(other_state_dict(head))
+
+
+def load_by_assignment(head):
+    head.load_state_dict(other_state_dict(head), assign=True)
+
+
+def refill(head):
+    fill(head.label_graph, seed=int(head.label_graph.pair_counts.sum()))
+
+
+def copy_in_place(head):
+    with torch.no_grad():
+        head.layers[0].weight.copy_(2 * head.layers[0].weight)
+
+
+def replace_data(head):
+    head.layers[0].weight.data = 2 * head.layers[0].weight.data
+
+
+def replace_parameter(head):
+    head.layers[0].weight = nn.Parameter(2 * head.layers[0].weight.detach())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        step_of_sgd,
+        step_of_adam,
+        training_step,
+        load,
+        load_by_assignment,
+        refill,
+        copy_in_place,
+        replace_data,
+        replace_parameter,
+    ],
+)
+def test_evaluation_computes_the_classifiers_anew_after(change):
+    head, x = make_head().eval(), make_features()
+    # Twice, as the second change meets what the first one left behind.
+    for _ in range(2):
+        with torch.no_grad():
+            before = head(x)
+        change(head)
+        with torch.no_grad():
+            after = head(x)
+            expected = x @ head.classifiers().T
+        assert after.equal(expected)
+        assert not torch.allclose(after, before)
+
+
+def test_evaluation_follows_the_dtype():
+    head = make_head().eval()
+    with torch.no_grad():
+        head(make_features())
+        x = make_features(dtype=torch.float64)
+        logits = head.double()(x)
+    np.testing.assert_allclose(logits.tolist(), loop_logits(head, x, 0.2), rtol=1e-9)
+
+
+def test_autocast_leaves_nothing_behind():
+    head, x = make_head().eval(), make_features()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert head(x).dtype == torch.bfloat16
+        assert head(x).equal(x @ head.classifiers().T)
+
+
+def test_gradient_mode_in_evaluation_goes_through_the_graph():
+    head, x = make_head().eval(), make_features()
+    with torch.no_grad():
+        expected = head(x)
+        for parameter in head.parameters():
+            parameter.add_(0)
+        head(x)
+    logits = head(x)
+    assert torch.allclose(logits, expected)
+    logits.sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+def test_a_copy_of_an_evaluated_head_is_independent():
+    head, x = make_head().eval(), make_features()
+    with torch.no_grad():
+        expected = head(x)
+        twin = copy.deepcopy(head)
+        for parameter in twin.parameters():
+            parameter.mul_(2)
+        assert not torch.allclose(twin(x), expected)
+        assert head(x).equal(expected)
+
+
+# LinearHead
+
+
+def test_linear_head_is_a_product_and_a_bias():
+    head = LinearHead(feature_dim=FEATURE_DIM, num_labels=NUM_LABELS).double()
+    x = make_features(dtype=torch.float64)
+    weight, bias = head.classifier.weight.tolist(), head.classifier.bias.tolist()
+    expected = [
+        [sum(w * v for w, v in zip(row, image)) + b for row, b in zip(weight, bias)]
+        for image in x.tolist()
+    ]
+    np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-10)
+
+
+# From a config
+
+
+def make_cfg(name, num_labels=NUM_LABELS):
+    cfg = get_cfg()
+    add_ia_gcn_config(cfg)
+    cfg.MODEL.LABEL_HEAD.NAME = name
+    cfg.MODEL.LABEL_HEAD.NUM_LABELS = num_labels
+    return cfg
+
+
+def test_linear_head_from_a_config():
+    head = build_label_head(make_cfg("LinearHead"), FEATURE_DIM)
+    assert isinstance(head, LinearHead)
+    assert head.classifier.weight.shape == (NUM_LABELS, FEATURE_DIM)
+
+
+def test_gcn_head_from_a_config():
+    cfg = make_cfg("GCNHead")
+    cfg.MODEL.LABEL_GCN.HIDDEN_DIMS = (8, 7)
+    cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE = 0.3
+    cfg.MODEL.LABEL_EMBEDDINGS.DIM = EMBEDDING_DIM
+    cfg.MODEL.LABEL_GRAPH.THRESHOLD = 0.3
+    cfg.MODEL.LABEL_GRAPH.REWEIGHT = 0.6
+    head = build_label_head(cfg, FEATURE_DIM)
+    fill(head.label_graph)
+    assert [layer.weight.shape for layer in head.layers] == [(6, 8), (8, 7), (7, 4)]
+    assert (head.label_graph.threshold, head.label_graph.reweight) == (0.3, 0.6)
+    x = make_features()
+    np.testing.assert_allclose(head(x).tolist(), loop_logits(head, x, 0.3), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["LinearHead", "GCNHead"])
+def test_the_number_of_labels_has_to_be_set(name):
+    with pytest.raises(InputError, match=r"MODEL\.LABEL_HEAD\.NUM_LABELS"):
+        build_label_head(make_cfg(name, num_labels=0), FEATURE_DIM)
+
+
+def test_a_head_of_ones_own_is_called_with_config_and_dimension(monkeypatch):
+    monkeypatch.setitem(LABEL_HEAD_REGISTRY._obj_map, "Mine", lambda cfg, dim: (cfg, dim))
+    cfg = make_cfg("Mine")
+    assert build_label_head(cfg, 7) == (cfg, 7)

@@ -1,0 +1,166 @@
+"""Label counts and pair counts, and the file that keeps them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ia_gcn.data import cached_label_statistics, count_labels
+from ia_gcn.data import label_statistics as module
+
+NUM_LABELS = 6
+label_lists = st.lists(st.lists(st.integers(0, NUM_LABELS - 1), max_size=8), max_size=20)
+
+quick = settings(max_examples=100, deadline=None)
+
+
+def as_dicts(label_lists):
+    return [{"labels": labels} for labels in label_lists]
+
+
+@quick
+@given(label_lists)
+def test_counts_are_those_of_plain_loops(lists):
+    label_counts, pair_counts = count_labels(as_dicts(lists), NUM_LABELS)
+    for i in range(NUM_LABELS):
+        assert label_counts[i] == sum(i in labels for labels in lists)
+        for j in range(NUM_LABELS):
+            assert pair_counts[i, j] == sum(i in labels and j in labels for labels in lists)
+    for counts, shape in ((label_counts, (NUM_LABELS,)), (pair_counts, (NUM_LABELS, NUM_LABELS))):
+        assert isinstance(counts, np.ndarray)
+        assert counts.dtype == np.int64
+        assert counts.shape == shape
+
+
+@quick
+@given(label_lists, st.randoms(use_true_random=False))
+def test_neither_order_nor_repeated_labels_matter(lists, random):
+    expected = count_labels(as_dicts(lists), NUM_LABELS)
+    shuffled = [random.sample(labels + labels[:2], len(labels + labels[:2])) for labels in lists]
+    random.shuffle(shuffled)
+    found = count_labels(as_dicts(shuffled), NUM_LABELS)
+    assert np.array_equal(found.label_counts, expected.label_counts)
+    assert np.array_equal(found.pair_counts, expected.pair_counts)
+
+
+@quick
+@given(label_lists, label_lists)
+def test_counts_of_two_data_sets_add_up(first, second):
+    both = count_labels(as_dicts(first + second), NUM_LABELS)
+    parts = [count_labels(as_dicts(lists), NUM_LABELS) for lists in (first, second)]
+    assert np.array_equal(both.pair_counts, parts[0].pair_counts + parts[1].pair_counts)
+
+
+def test_ignored_labels_do_not_count():
+    dicts = [{"labels": [0], "ignored_labels": [1]}, {"labels": [1], "ignored_labels": []}]
+    assert count_labels(dicts, 2).label_counts.tolist() == [1, 1]
+    assert count_labels(dicts, 2).pair_counts.tolist() == [[1, 0], [0, 1]]
+
+
+# --------------------------------------------------------------------------------------- the file
+
+NAMES = ["cat", "dog", "cow"]
+DICTS = as_dicts([[0, 1], [0], [], [2, 0]])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "label_statistics.npz")
+
+
+@pytest.fixture
+def count_calls(monkeypatch):
+    """A list that grows with every counting."""
+    calls = []
+
+    def count(*args):
+        calls.append(args)
+        return count_labels(*args)
+
+    monkeypatch.setattr(module, "count_labels", count)
+    return calls
+
+
+def test_the_file_is_for_other_tools_too(path):
+    statistics = cached_label_statistics(DICTS, NAMES, path)
+    assert statistics.label_counts.tolist() == [3, 1, 1]
+    with np.load(path, allow_pickle=False) as file:
+        assert file["label_names"].tolist() == NAMES
+        assert np.array_equal(file["label_counts"], statistics.label_counts)
+        assert np.array_equal(file["pair_counts"], statistics.pair_counts)
+
+
+def test_the_file_is_read_again(path, count_calls):
+    cached_label_statistics(DICTS, NAMES, path)
+    with np.load(path) as file:
+        content = dict(file)
+    content["label_counts"] += 100
+    np.savez(path, **content)
+    statistics = cached_label_statistics(DICTS, NAMES, path)
+    assert statistics.label_counts.tolist() == [103, 101, 101]
+    assert len(count_calls) == 1
+
+
+def test_another_order_of_the_images_is_the_same_data(path, count_calls):
+    cached_label_statistics(DICTS, NAMES, path)
+    cached_label_statistics(DICTS[::-1], NAMES, path)
+    assert len(count_calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("dicts", "names"),
+    [
+        (as_dicts([[0, 1], [0], [], [2, 1]]), NAMES),
+        (as_dicts([[0, 1], [0], [2, 0]]), NAMES),
+        (as_dicts([[0, 1], [0], [], [2], [0]]), NAMES),
+        (as_dicts([[0], [1, 0], [], [], [2, 0]]), NAMES),
+        (DICTS, ["dog", "cat", "cow"]),
+        (DICTS, ["cat", "dog", "cow", "emu"]),
+        (DICTS, ["cat", "dogcow", ""]),
+    ],
+)
+def test_other_data_is_counted_anew(path, count_calls, dicts, names):
+    cached_label_statistics(DICTS, NAMES, path)
+    found = cached_label_statistics(dicts, names, path)
+    expected = count_labels(dicts, len(names))
+    assert np.array_equal(found.pair_counts, expected.pair_counts)
+    assert len(count_calls) == 2
+    with np.load(path) as file:
+        assert file["label_names"].tolist() == names
+        assert np.array_equal(file["pair_counts"], expected.pair_counts)
+
+
+def npy_bytes(path):
+    np.save(path, np.zeros(3))
+    with open(path, "rb") as file:
+        return file.read()
+
+
+@pytest.mark.parametrize("garbage", ["empty", "text", "cut", "damaged", "npy", "pickle"])
+def test_a_damaged_file_is_written_anew(path, tmp_path, garbage):
+    """A run that was killed while it wrote, or that writes just now, leaves any of the first."""
+    expected = cached_label_statistics(DICTS, NAMES, path)
+    with open(path, "rb") as file:
+        good = file.read()
+    middle = good.index(b"label_counts.npy") + 40  # in that entry's compressed bytes
+    content = {
+        "empty": b"",
+        "text": b"hello\n",
+        "cut": good[: len(good) // 2],
+        "damaged": good[:middle] + b"\xff" * 20 + good[middle + 20 :],
+        "npy": npy_bytes(tmp_path / "array.npy"),
+        "pickle": b"\x80\x04N.",
+    }[garbage]
+    with open(path, "wb") as file:
+        file.write(content)
+    found = cached_label_statistics(DICTS, NAMES, path)
+    assert np.array_equal(found.pair_counts, expected.pair_counts)
+    with np.load(path) as file:
+        assert np.array_equal(file["label_counts"], expected.label_counts)
+
+
+def test_only_the_main_process_writes(path, monkeypatch):
+    monkeypatch.setattr(module.comm, "is_main_process", lambda: False)
+    assert cached_label_statistics(DICTS, NAMES, path).label_counts.tolist() == [3, 1, 1]
+    with pytest.raises(FileNotFoundError):
+        np.load(path)

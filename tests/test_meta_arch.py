@@ -1,0 +1,239 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from torch import nn
+
+from ia_gcn import add_ia_gcn_config
+from ia_gcn.errors import InputError
+from ia_gcn.modeling import MultiLabelRecognizer
+
+NUM_LABELS = 5
+POOLINGS = ["max", "mean", "gem"]
+
+
+class LocalBackbone(Backbone):
+    """No cell sees a pixel of another; the features have both signs."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.projection = nn.Conv2d(input_shape.channels, 8, 1)
+
+    def output_shape(self):
+        return {"res5": ShapeSpec(channels=8, stride=32)}
+
+
+@BACKBONE_REGISTRY.register()
+class CellBackbone(LocalBackbone):
+    """Means over 32×32 pixels, of a batch that is padded to multiples of 32."""
+
+    @property
+    def size_divisibility(self):
+        return 32
+
+    def forward(self, x):
+        return {"res5": F.avg_pool2d(self.projection(x), 32)}
+
+
+@BACKBONE_REGISTRY.register()
+class PointBackbone(LocalBackbone):
+    """Every 32nd pixel, of any size, as a ResNet's cells lie."""
+
+    def forward(self, x):
+        return {"res5": self.projection(x[:, :, ::32, ::32])}
+
+
+def make_cfg(backbone, pooling="max", head="LinearHead"):
+    cfg = get_cfg()
+    add_ia_gcn_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "MultiLabelRecognizer"
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.BACKBONE.NAME = backbone
+    cfg.MODEL.GLOBAL_POOLING.NAME = pooling
+    cfg.MODEL.LABEL_HEAD.NAME = head
+    cfg.MODEL.LABEL_HEAD.NUM_LABELS = NUM_LABELS
+    return cfg
+
+
+def make_slim_resnet_cfg(head="LinearHead"):
+    cfg = make_cfg("build_resnet_backbone", head=head)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.NORM = "BN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = 8
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 16
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 4
+    return cfg
+
+
+def make_model(cfg, seed=0):
+    torch.manual_seed(seed)
+    return build_model(cfg)
+
+
+def make_inputs(sizes, labels=False, seed=0):
+    """One dict per image; every image has a colour of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for height, width in sizes:
+        colour = torch.randint(0, 200, (3, 1, 1), generator=generator)
+        noise = torch.randint(0, 56, (3, height, width), generator=generator)
+        inputs.append({"image": (colour + noise).to(torch.uint8)})
+        if labels:
+            inputs[-1]["labels"] = torch.randint(-1, 2, (NUM_LABELS,), generator=generator).float()
+    return inputs
+
+
+@torch.no_grad()
+def logits_of(model, inputs):
+    return torch.stack([output["logits"] for output in model.eval()(inputs)])
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("head", ["LinearHead", "GCNHead"])
+def test_evaluation_returns_scores_and_logits_per_image(head):
+    model = make_model(make_slim_resnet_cfg(head)).eval()
+    assert isinstance(model, MultiLabelRecognizer)
+    with torch.no_grad():
+        outputs = model(make_inputs([(64, 64), (40, 70), (64, 33)]))
+    assert len(outputs) == 3
+    for output in outputs:
+        assert output["scores"].shape == output["logits"].shape == (NUM_LABELS,)
+        torch.testing.assert_close(output["scores"], 1 / (1 + (-output["logits"]).exp()))
+
+
+def test_training_returns_the_loss():
+    model = make_model(make_cfg("CellBackbone"))
+    inputs = make_inputs([(64, 64), (32, 70), (50, 64)], labels=True)
+    losses = model.train()(inputs)
+    assert list(losses) == ["loss_multi_label"]
+    # No part of this model behaves otherwise in training than in evaluation.
+    scores = logits_of(model, inputs).double().sigmoid()
+    targets = torch.stack([x["labels"] for x in inputs])
+    likelihood = (targets == 1) * scores.log() + (targets == 0) * (1 - scores).log()
+    assert (targets == -1).any()
+    assert losses["loss_multi_label"].item() == pytest.approx(-likelihood.mean().item(), rel=1e-5)
+    losses["loss_multi_label"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+# No image changes another's result.
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("backbone", ["CellBackbone", "PointBackbone"])
+@pytest.mark.parametrize("sizes", [[(64, 96), (30, 40)], [(70, 40), (28, 100), (20, 20)]])
+def test_images_of_different_sizes_keep_to_themselves(backbone, pooling, sizes):
+    model = make_model(make_cfg(backbone, pooling))
+    inputs = make_inputs(sizes)
+    alone = [logits_of(model, [x])[0] for x in inputs]
+    for order in itertools.permutations(range(len(inputs))):
+        logits = logits_of(model, [inputs[i] for i in order])
+        torch.testing.assert_close(logits, torch.stack([alone[i] for i in order]))
+
+
+@pytest.mark.parametrize("head", ["LinearHead", "GCNHead"])
+def test_images_of_one_size_keep_to_themselves_in_a_resnet(head):
+    model = make_model(make_slim_resnet_cfg(head))
+    inputs = make_inputs([(64, 96)] * 4)
+    logits = logits_of(model, inputs)
+    assert (logits[0] - logits[1]).abs().max() > 0.01
+    for i, x in enumerate(inputs):
+        torch.testing.assert_close(logits_of(model, [x])[0], logits[i], rtol=1e-4, atol=1e-4)
+    backwards = logits_of(model, inputs[::-1]).flip(0)
+    torch.testing.assert_close(backwards, logits, rtol=1e-4, atol=1e-4)
+
+
+# What goes in
+
+
+def test_bytes_and_floats_give_the_same():
+    model = make_model(make_cfg("CellBackbone"))
+    inputs = make_inputs([(64, 64), (40, 50)])
+    as_floats = [{"image": x["image"].float()} for x in inputs]
+    assert logits_of(model, as_floats).equal(logits_of(model, inputs))
+
+
+def test_pixels_are_normalised_channel_by_channel():
+    cfg = make_cfg("CellBackbone", "mean")
+    cfg.MODEL.PIXEL_MEAN = [10.0, 100.0, 200.0]
+    cfg.MODEL.PIXEL_STD = [5.0, 50.0, 100.0]
+    model = make_model(cfg)
+    (x,) = make_inputs([(64, 32)])
+    channels = [
+        (channel.double() - mean) / std
+        for channel, mean, std in zip(x["image"], [10, 100, 200], [5, 50, 100])
+    ]
+    mean_pixel = torch.stack(channels).mean(dim=(1, 2)).float()
+    # All that follows is linear.
+    weight, bias = model.backbone.projection.weight[:, :, 0, 0], model.backbone.projection.bias
+    expected = model.label_head(weight @ mean_pixel + bias)
+    torch.testing.assert_close(logits_of(model, [x])[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_has_the_colour_of_the_mean():
+    model = make_model(make_cfg("CellBackbone"))
+    inputs = make_inputs([(64, 64), (20, 40)])
+    images = model.preprocess_image(inputs)
+    assert images.tensor.shape == (2, 3, 64, 64)
+    assert not images.tensor[1, :, 20:].any()
+    assert not images.tensor[1, :, :, 40:].any()
+    assert [tuple(size) for size in images.image_sizes] == [(64, 64), (20, 40)]
+
+
+def test_inputs_are_left_alone():
+    (x,) = make_inputs([(64, 64)], labels=True)
+    x["image"] = x["image"].float()
+    before = {key: value.clone() for key, value in x.items()}
+    model = make_model(make_cfg("CellBackbone"))
+    model.train()([x])
+    logits_of(model, [x])
+    assert x.keys() == before.keys()
+    assert all(x[key].equal(value) for key, value in before.items())
+
+
+def test_another_feature_map_can_be_pooled():
+    cfg = make_slim_resnet_cfg()
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res5"]
+    cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = "res3"
+    model = make_model(cfg)
+    assert model.label_head.classifier.in_features == 32
+    assert logits_of(model, make_inputs([(64, 64)])).shape == (1, NUM_LABELS)
+
+
+# How it is built
+
+
+@pytest.mark.parametrize("head", ["LinearHead", "GCNHead"])
+def test_a_model_without_labels_is_refused(head):
+    cfg = make_cfg("CellBackbone", head=head)
+    cfg.MODEL.LABEL_HEAD.NUM_LABELS = 0
+    with pytest.raises(InputError, match=r"MODEL\.LABEL_HEAD\.NUM_LABELS"):
+        build_model(cfg)
+
+
+def test_building_reads_no_data():
+    cfg = make_cfg("CellBackbone", head="GCNHead")
+    cfg.DATASETS.TRAIN = ("no_such_data_set",)
+    cfg.DATASETS.TEST = ("no_such_data_set",)
+    cfg.MODEL.LABEL_EMBEDDINGS.SOURCE = "no/such/file.txt"
+    cfg.MODEL.WEIGHTS = "no/such/weights.pth"
+    assert make_model(cfg).label_head.label_graph.is_bare
+
+
+def test_a_checkpoint_is_complete_in_itself():
+    cfg = make_cfg("CellBackbone", "gem", head="GCNHead")
+    model, restored = make_model(cfg, seed=0), make_model(cfg, seed=1)
+    pair_counts = torch.tensor([[9, 8, 1], [8, 9, 0], [1, 0, 9]]).repeat(2, 2)[:5, :5]
+    model.label_head.label_graph.fill(pair_counts.diag(), pair_counts, torch.randn(5, 300))
+    inputs = make_inputs([(64, 64), (32, 64)])
+    expected = logits_of(model, inputs)
+    assert not torch.allclose(logits_of(restored, inputs), expected)
+    restored.load_state_dict(model.state_dict())
+    assert logits_of(restored, inputs).equal(expected)

@@ -1,0 +1,193 @@
+"""The trainer: exact resume, its hooks, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from detectron2.modeling import build_model
+
+from ia_gcn.data.dataset_mapper import MultiLabelDatasetMapper
+from ia_gcn.engine import Trainer, setup_cfg
+from ia_gcn.errors import InputError
+
+
+@pytest.fixture
+def make_cfg(tiny_coco, repository, monkeypatch, tmp_path):
+    """A function that makes the config of a short run on 14 tiny pictures, crops and flips on."""
+    monkeypatch.chdir(repository)
+    data = tiny_coco(14)
+
+    def make(name, *opts):
+        options = {
+            "MODEL.DEVICE": "cpu",
+            "DATASETS.CUSTOM.TRAIN": data.json_file,
+            "DATASETS.CUSTOM.TEST": data.json_file,
+            "DATASETS.CUSTOM.IMAGE_ROOT": data.image_root,
+            "DATALOADER.NUM_WORKERS": 0,
+            "INPUT.IMAGE_SIZE": (32, 32),
+            "INPUT.RANDOM_FLIP": "horizontal",
+            "INPUT.MULTI_SCALE_CROP.ENABLED": True,
+            "SOLVER.IMS_PER_BATCH": 4,
+            "SOLVER.MAX_EPOCHS": 0,
+            "SOLVER.CHECKPOINT_EPOCHS": 0,
+            "SOLVER.CHECKPOINT_PERIOD": 3,
+            "SOLVER.MAX_ITER": 7,
+            "TEST.EVAL_EPOCHS": 0,
+            "TEST.EVAL_PERIOD": 2,
+            "OUTPUT_DIR": str(tmp_path / name),
+        }
+        flat = [item for pair in options.items() for item in pair]
+        cfg = setup_cfg("configs/DigitScenes/ml_gcn.yaml", [*flat, *opts])
+        cfg.freeze()
+        return cfg
+
+    return make
+
+
+class Cut(Exception):
+    """Stands for what ends a run: a full disk, a lost machine."""
+
+
+class CutAt(HookBase):
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def after_step(self):
+        if self.trainer.iter == self.iteration:
+            raise Cut
+
+
+def run(cfg, resume=False, cut_at=None):
+    trainer = Trainer(cfg)
+    if cut_at is not None:
+        trainer.register_hooks([CutAt(cut_at)])
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer
+
+
+def run_cut_and_resumed(cfg, resumed_cfg=None):
+    with pytest.raises(Cut):
+        run(cfg, cut_at=4)  # the last checkpoint is that of iteration 2, two steps before
+    torch.rand(7)  # whatever happens to the generators in between
+    return run(resumed_cfg or cfg, resume=True)
+
+
+def assert_same_state(a, b):
+    for (name, x), (_, y) in zip(a.model.state_dict().items(), b.model.state_dict().items()):
+        assert torch.equal(x, y), name
+    assert str(a.optimizer.state_dict()) == str(b.optimizer.state_dict())
+    assert a.scheduler.state_dict() == b.scheduler.state_dict()
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_a_cut_run_resumed_ends_as_an_uncut_one(make_cfg, optimizer):
+    opts = ("SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", 0.001)
+    uncut = run(make_cfg("uncut", *opts))
+    resumed = run_cut_and_resumed(make_cfg("cut", *opts))
+    assert resumed.start_iter == 3
+    assert_same_state(uncut, resumed)
+
+
+def test_the_number_of_workers_makes_no_difference_even_midway(make_cfg):
+    uncut = run(make_cfg("uncut"))
+    with_workers = make_cfg("cut", "DATALOADER.NUM_WORKERS", 2)
+    resumed = run_cut_and_resumed(make_cfg("cut"), with_workers)
+    assert_same_state(uncut, resumed)
+
+
+def test_a_run_without_a_seed_keeps_the_one_it_drew(make_cfg):
+    cfg = make_cfg("run", "SEED", -1)
+    with pytest.raises(Cut):
+        run(cfg, cut_at=4)
+    first = Trainer(cfg)
+    first.resume_or_load(True)
+    second = Trainer(cfg)
+    second.resume_or_load(True)
+    assert first.seed == second.seed
+    batches = [next(iter(trainer.data_loader)) for trainer in (first, second)]
+    for a, b in zip(*batches):
+        assert a["image_id"] == b["image_id"]
+        assert torch.equal(a["image"], b["image"])
+
+
+def test_other_seeds_give_other_runs(make_cfg):
+    runs = [run(make_cfg(f"seed{seed}", "SEED", seed)) for seed in (1, 2)]
+    weights = [trainer.model.label_head.layers[0].weight for trainer in runs]
+    assert not torch.equal(*weights)
+
+
+def test_the_best_checkpoint_is_kept_and_is_not_the_one_to_resume_from(make_cfg, tmp_path):
+    run(make_cfg("run"))
+    folder = tmp_path / "run"
+    assert (folder / "last_checkpoint").read_text() == "model_final.pth"
+    log = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    measured = [r["multi_label/mAP"] for r in log if "multi_label/mAP" in r]
+    assert measured
+    checkpoint = torch.load(folder / "model_final.pth", weights_only=True)
+    best = torch.load(folder / "model_best.pth", weights_only=True)
+    assert "trainer" not in best
+    assert best["label_names"] == checkpoint["label_names"] == ["red", "green", "blue"]
+    assert checkpoint["trainer"]["hooks"]["BestCheckpointer"]["best_metric"] is not None
+
+
+def test_a_resumed_run_does_not_forget_its_best(make_cfg, tmp_path):
+    with pytest.raises(Cut):
+        run(make_cfg("run", "SOLVER.CHECKPOINT_PERIOD", 5), cut_at=5)
+    trainer = Trainer(make_cfg("run", "SOLVER.CHECKPOINT_PERIOD", 5))
+    trainer.resume_or_load(True)
+    hooks = {type(hook).__name__: hook for hook in trainer._hooks}
+    best = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)
+    assert hooks["BestCheckpointer"].best_metric > 0
+    assert hooks["BestCheckpointer"].best_iter == best["iteration"]
+
+
+class SpoiledMapper(MultiLabelDatasetMapper):
+    def __call__(self, dataset_dict):
+        sample = super().__call__(dataset_dict)
+        if sample["image_id"] == 5:
+            sample["image"] = sample["image"].float() * float("nan")
+        return sample
+
+
+def test_a_bad_loss_stops_the_run_and_says_where(make_cfg, monkeypatch, tmp_path):
+    monkeypatch.setattr("ia_gcn.data.build.MultiLabelDatasetMapper", SpoiledMapper)
+    with pytest.raises(FloatingPointError) as caught:
+        run(make_cfg("run", "TEST.EVAL_PERIOD", 0))
+    message = str(caught.value)
+    assert "iteration" in message
+    assert "loss_multi_label" in message
+    assert "000005.png" in message
+
+
+def test_the_model_is_filled_from_the_training_set(make_cfg, tmp_path):
+    trainer = Trainer(make_cfg("run"))
+    graph = trainer.model.label_head.label_graph
+    # Over 7 pictures, every combination of the three labels occurs once.
+    assert graph.label_counts.tolist() == [8, 8, 8]
+    assert graph.pair_counts.tolist() == [[8, 4, 4], [4, 8, 4], [4, 4, 8]]
+    assert (tmp_path / "run" / "label_statistics.npz").exists()
+
+
+def test_a_bare_model_does_not_train(make_cfg):
+    model = build_model(make_cfg("run")).train()
+    batch = [{"image": torch.zeros(3, 32, 32), "labels": torch.zeros(3)}] * 2
+    with pytest.raises(RuntimeError, match="label graph is bare"):
+        model(batch)
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("SOLVER.IMS_PER_BATCH", 0), "SOLVER.IMS_PER_BATCH"),
+        (("DATASETS.CUSTOM.TEST", "", "DATASETS.CUSTOM.TRAIN", ""), "digit_scenes_train"),
+        (("MODEL.LABEL_EMBEDDINGS.SOURCE", "no/such/file"), "MODEL.LABEL_EMBEDDINGS.SOURCE"),
+        (("MODEL.WEIGHTS", "no/such/weights.pth"), "no/such/weights.pth"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(make_cfg, opts, message):
+    with pytest.raises(InputError) as caught:
+        run(make_cfg("run", *opts))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -6,10 +6,10 @@ import json
 from typing import Dict, List, Sequence
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 
+from .data.dataset_mapper import read_picture
 from .errors import InputError
 
 FOUND, WRONG, MISSED = "#1a7f37", "#cf222e", "#bc6c00"
@@ -74,7 +74,7 @@ def draw_prediction_sheet(
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, picture in zip(figure.axes, pictures):
-        axes.imshow(read_image(picture["file_name"], format="RGB"))
+        axes.imshow(read_picture(picture["file_name"]))
         predicted = picture["scores"] >= threshold
         present, absent = picture["targets"] == 1, picture["targets"] == 0
         verdicts = [

@@ -214,6 +214,13 @@ def test_custom_labels_give_the_order(csv_file, photos, kind):
     assert [d["labels"] for d in get_multilabel_dicts(["custom_train"])] == [[1, 2]]
 
 
+def test_a_custom_label_that_is_listed_twice_is_refused(csv_file, photos, error_line):
+    """One of its two outputs would never see an image."""
+    keys = {"TRAIN": csv_file("a.png,dog\n"), "IMAGE_ROOT": photos, "LABELS": "('dog','cat','dog')"}
+    opts = [part for key, value in keys.items() for part in (f"DATASETS.CUSTOM.{key}", value)]
+    assert "DATASETS.CUSTOM.LABELS" in error_line(setup_cfg, "", opts)
+
+
 def test_custom_test_only(csv_file, photos):
     cfg = custom_cfg(test=csv_file("a.png,dog\n"), image_root=photos)
     assert cfg.DATASETS.TRAIN == ()

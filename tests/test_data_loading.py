@@ -336,7 +336,7 @@ def test_too_many_unreadable_images_are_an_error(tiny, error_line, workers):
 def test_training_on_unreadable_images_only_is_an_error(tiny, error_line, workers):
     spoil(tiny, *range(1, 11))
     loader = build_multilabel_train_loader(make_cfg(DATALOADER__NUM_WORKERS=workers))
-    assert "10 training images can be read" in error_line(take, loader, 1)
+    assert "none of the 10 images can be read" in error_line(take, loader, 1)
 
 
 # -------------------------------------------------------------------------------------- evaluation

@@ -229,7 +229,7 @@ def test_label_graphs_of_any_size(tmp_path, count):
 
 @pytest.mark.filterwarnings("error")
 def test_label_graph_without_an_edge_and_with_odd_names(tmp_path):
-    names = ["$x^{", "a label's name that is much longer than what there is room for", "", "a_b"]
+    names = ["$x^{$", "a label's name that is much longer than what there is room for", "", "a_b"]
     plot_label_graph(np.eye(4), np.eye(4), names, tmp_path / "x.png")
     assert_picture(tmp_path / "x.png")
 

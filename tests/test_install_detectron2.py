@@ -262,7 +262,7 @@ OFFLINE = {
 
 def test_no_network(tmp_path):
     result = run_script("--wheel-dir", tmp_path, **OFFLINE)
-    assert_fails_in_one_line(result, r"could not download pb1-detectron2==0\.6 .*--source")
+    assert_fails_in_one_line(result, r"could not download pb1-detectron2==0\.6; .*--source")
 
 
 def test_another_file_of_the_same_name_is_not_run(package, tmp_path):

@@ -23,11 +23,10 @@ import sys
 from collections import Counter
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -38,7 +37,7 @@ from ia_gcn.data import (
     count_labels,
     get_label_names,
 )
-from ia_gcn.data.build import MAX_LISTED, missing_images
+from ia_gcn.data.build import MAX_LISTED, load_multilabel_dicts, missing_images
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.modeling.label_graph import statistical_lcm
@@ -47,7 +46,7 @@ from ia_gcn.visualization import plot_label_graph
 
 def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
     label_names = get_label_names([name])
-    dicts = load_dicts(name, len(label_names))
+    dicts = load_multilabel_dicts(name)
     picture = Path(output_dir) / f"{name}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
 
@@ -65,20 +64,6 @@ def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
         print(describe_files("unreadable", [f"{f}: {why}" for f, why in unreadable.items()]))
     plot_label_graph(conditional(statistics), lcm, label_names, str(picture))
     print(f"\nheat maps: {picture}")
-
-
-def load_dicts(name: str, num_labels: int) -> List[Dict]:
-    """The data set's dicts, as `get_multilabel_dicts` has them, with the missing images."""
-    dicts = []
-    for record in DatasetCatalog.get(name):
-        boxes = record.get("annotations", [])
-        labels = record.get("labels", [box["category_id"] for box in boxes])
-        if not all(0 <= label < num_labels for label in labels):
-            raise InputError(f"data set {name}: {record['file_name']} has a label out of range")
-        dicts.append({**record, "labels": labels})
-    if not dicts:
-        raise InputError(f"data set {name} is empty")
-    return dicts
 
 
 def conditional(statistics: LabelStatistics) -> np.ndarray:

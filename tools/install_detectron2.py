@@ -18,6 +18,7 @@ import base64
 import hashlib
 import importlib.util
 import io
+import os
 import re
 import subprocess
 import sys
@@ -128,28 +129,47 @@ class InstallError(Exception):
 def download(folder: Path) -> Path:
     """Fetch the source package into `folder` with pip, which knows the user's index and proxies.
 
-    pip checks the hash before it runs anything from the package.
+    pip checks the hash, then has the package's setup.py tell its metadata; that needs torch, and
+    a setuptools more recent than the environment's may be.
     """
+    if importlib.util.find_spec("torch") is None:
+        raise InstallError("install torch first")
+    tools = folder / "tools"
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{SHA256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
-    command += ["--dest", str(folder), "-r", str(requirements)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    archives = list(folder.glob("pb1*.tar.gz"))
-    if result.returncode != 0 or not archives:
-        errors = [line for line in result.stderr.splitlines() if "ERROR" in line]
-        if "DO NOT MATCH" in result.stderr:
-            raise InstallError(f"the downloaded {REQUIREMENT} is not the file this script knows")
-        why = errors[-1].removeprefix("ERROR: ") if errors else last_line(result.stderr)
+    options = ["--no-deps", "--no-build-isolation", "--no-binary", ":all:", "--dest", str(folder)]
+    try:
+        if not has_recent_setuptools():
+            run_pip("install", "--target", str(tools), "setuptools")
+        run_pip("download", *options, "-r", str(requirements), PYTHONPATH=str(tools))
+    except InstallError as error:
         raise InstallError(
-            f"could not download {REQUIREMENT} (is there a network? --source takes a file): {why}"
-        )
-    return archives[0]
+            f"could not download {REQUIREMENT}; is there a network? --source takes a file. {error}"
+        ) from None
+    return next(folder.glob("pb1*.tar.gz"))
 
 
-def last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no message"])[-1]
+def has_recent_setuptools() -> bool:
+    """Whether the environment's setuptools makes wheels by itself, as from version 70.1 on."""
+    try:
+        return importlib.util.find_spec("setuptools.command.bdist_wheel") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def run_pip(command: str, *arguments: str, **environment: str) -> None:
+    """Run pip quietly; what it complains of becomes an InstallError of one line."""
+    pip = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check"]
+    environment = {**os.environ, **environment}
+    result = subprocess.run([*pip, *arguments], capture_output=True, text=True, env=environment)
+    if result.returncode == 0:
+        return
+    if "DO NOT MATCH" in result.stderr:
+        raise InstallError("what pip found is not the file this script knows (wrong checksum)")
+    lines = [line.strip() for line in result.stderr.splitlines()]
+    errors = [line[len("error:") :].strip() for line in lines if line.lower().startswith("error:")]
+    why = (errors or [line for line in lines if line] or ["no message"])[-1]
+    raise InstallError(f"pip {command}: {why}")
 
 
 def read_package(archive: bytes) -> dict[str, bytes]:
@@ -222,13 +242,6 @@ def build_wheel(source: Path | None, folder: Path) -> Path:
         return pack_wheel(apply_edits(read_package(content)), folder)
 
 
-def install(wheel: Path) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    result = subprocess.run([*command, str(wheel)], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise InstallError(f"pip could not install {wheel.name}: {last_line(result.stderr)}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -249,7 +262,7 @@ def main() -> int:
             print(f"detectron2 is already installed ({existing.origin}); left alone")
             return 0
         with tempfile.TemporaryDirectory() as folder:
-            install(build_wheel(args.source, Path(folder)))
+            run_pip("install", str(build_wheel(args.source, Path(folder))))
         print(f"installed detectron2 {VERSION}")
         return 0
     except (InstallError, OSError) as error:

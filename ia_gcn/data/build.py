@@ -31,8 +31,11 @@ def get_label_names(dataset_names: Sequence[str]) -> List[str]:
     """The label names of registered data sets, which must agree.
 
     Raises:
-        InputError: a data set is not registered, has no labels, or has others than the first.
+        InputError: there is no data set, or one is not registered, has no labels, or has others
+            than the first.
     """
+    if not dataset_names:
+        raise InputError("DATASETS.TRAIN and DATASETS.TEST are empty")
     first = None
     for name in dataset_names:
         if name not in DatasetCatalog.list():
@@ -40,13 +43,13 @@ def get_label_names(dataset_names: Sequence[str]) -> List[str]:
                 f"DATASETS: {name!r} is not registered; known multi-label data sets: "
                 + ", ".join(_multi_label_datasets())
             )
-        labels = MetadataCatalog.get(name).get("thing_classes")
+        labels = list(MetadataCatalog.get(name).get("thing_classes", []))
         if not labels:
             raise InputError(f"DATASETS: {name} has no label names (metadata thing_classes)")
         first = first or labels
         if labels != first:
             raise InputError(f"DATASETS: {name} {describe_mismatch(labels, first)}")
-    return list(first)
+    return first
 
 
 def describe_mismatch(labels: Sequence[str], expected: Sequence[str]) -> str:
@@ -72,26 +75,15 @@ def get_multilabel_dicts(dataset_names: Sequence[str], drop_unlabelled: bool = F
     """The dicts of one or several registered data sets, checked.
 
     Args:
-        dataset_names: registered with detectron2. A detection data set will do: without `labels`,
-            a picture has those of its annotations.
+        dataset_names: registered with detectron2.
         drop_unlabelled: leave out images without a label.
     Raises:
-        InputError: a data set is empty, names images that are not there, or has a label outside
-            the metadata's thing_classes.
+        InputError: see `load_multilabel_dicts`; or images are missing, or all were dropped.
     """
     dicts = []
     for name in dataset_names:
-        found = [_with_labels(record) for record in DatasetCatalog.get(name)]
-        if not found:
-            raise InputError(f"data set {name} is empty")
+        found = load_multilabel_dicts(name)
         check_images_exist(name, found)
-        num_labels = len(get_label_names([name]))
-        for record in found:
-            if not all(0 <= label < num_labels for label in record["labels"]):
-                raise InputError(
-                    f"data set {name}: {record['file_name']} has a label outside 0 to "
-                    f"{num_labels - 1}: {record['labels']}"
-                )
         dicts += found
     if drop_unlabelled:
         labelled = [d for d in dicts if d["labels"]]
@@ -104,10 +96,31 @@ def get_multilabel_dicts(dataset_names: Sequence[str], drop_unlabelled: bool = F
     return dicts
 
 
-def _with_labels(record: Dict) -> Dict:
-    if "labels" in record:
-        return record
-    return {**record, "labels": sorted({box["category_id"] for box in record["annotations"]})}
+def load_multilabel_dicts(name: str) -> List[Dict]:
+    """The dicts of a registered data set, whether or not its images are there.
+
+    A detection data set will do: without `labels`, a picture has those of its annotations.
+
+    Raises:
+        InputError: the data set is not registered or is empty, or a label is outside its
+            metadata's thing_classes.
+    """
+    num_labels = len(get_label_names([name]))
+    dicts = []
+    for record in DatasetCatalog.get(name):
+        if "labels" not in record:
+            boxes = record.get("annotations", [])
+            record = {**record, "labels": sorted({box["category_id"] for box in boxes})}
+        labels = [*record["labels"], *record.get("ignored_labels", [])]
+        if not all(0 <= label < num_labels for label in labels):
+            raise InputError(
+                f"data set {name}: {record['file_name']} has a label outside 0 to "
+                f"{num_labels - 1}: {labels}"
+            )
+        dicts.append(record)
+    if not dicts:
+        raise InputError(f"data set {name} is empty")
+    return dicts
 
 
 def check_images_exist(dataset_name: str, dataset_dicts: Sequence[Dict]) -> None:
@@ -146,7 +159,7 @@ class TrainingSamples(Dataset):
     """Maps (place in the stream, index) to a sample whose augmentation the place alone decides.
 
     An image that can't be read is replaced by the next one that can; the sample then lists the
-    unreadable ones under `unreadable`.
+    unreadable ones under `unreadable`, and has nothing else where none can be read.
     """
 
     def __init__(self, dataset: Sequence[Dict], mapper: Callable, seed: int):
@@ -161,17 +174,19 @@ class TrainingSamples(Dataset):
         place, index = item
         seed = mix_seeds(self.seed, place)
         unreadable = []
-        for shift in range(len(self.dataset)):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            try:
-                sample = self.mapper(self.dataset[(index + shift) % len(self.dataset)])
-            except UnreadableImage as error:
-                unreadable.append(error)
-                continue
-            return {**sample, "unreadable": unreadable} if unreadable else sample
-        raise InputError(f"none of the {len(self.dataset)} training images can be read")
+        # Without worker processes, torch's generator is the model's too.
+        with torch.random.fork_rng(devices=[]):
+            for shift in range(len(self.dataset)):
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
+                try:
+                    sample = self.mapper(self.dataset[(index + shift) % len(self.dataset)])
+                except UnreadableImage as error:
+                    unreadable.append(error)
+                    continue
+                return {**sample, "unreadable": unreadable} if unreadable else sample
+        return {"unreadable": unreadable}
 
 
 class TestSamples(Dataset):
@@ -214,6 +229,8 @@ class ReadableBatches:
             for sample in batch:
                 for error in sample.pop("unreadable", []):
                     self._report(error)
+            if len(self.unreadable) == len(self.loader.dataset):
+                raise InputError(f"none of the {len(self.loader.dataset)} images can be read")
             readable = [sample for sample in batch if sample]
             if readable:
                 yield readable
@@ -330,7 +347,6 @@ def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) 
         sampler=sampler,
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_use_one_thread,
         # Worker seeds are never used; without a generator of its own, drawing them would move
         # torch's global one.
         generator=torch.Generator(),
@@ -345,10 +361,3 @@ def images_per_process(total: int) -> int:
             f"SOLVER.IMS_PER_BATCH = {total} can't be divided among {processes} process(es)"
         )
     return total // processes
-
-
-def _use_one_thread(_worker: int) -> None:
-    # A worker decodes one picture at a time; OpenCV's own threads would fight over the cores.
-    import cv2
-
-    cv2.setNumThreads(1)

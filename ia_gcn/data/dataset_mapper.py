@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Dict, List
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
 
 from .augmentation import MultiScaleCrop
 
@@ -84,7 +85,7 @@ class MultiLabelDatasetMapper:
             for key, value in dataset_dict.items()
             if key not in ("labels", "ignored_labels", "annotations")
         }
-        image = self._read_image(sample["file_name"])
+        image = read_picture(sample["file_name"], self.image_format)
         sample["height"], sample["width"] = image.shape[:2]
 
         view = T.AugInput(image)
@@ -93,8 +94,13 @@ class MultiLabelDatasetMapper:
         sample["labels"] = target_vector(dataset_dict, self.num_labels)
         if self.is_train and self.with_boxes:
             image_size = view.image.shape[:2]
+            # Boxes alone: a detection data set's masks and keypoints are of no use here.
             annotations = [
-                utils.transform_instance_annotations(copy.deepcopy(box), transforms, image_size)
+                utils.transform_instance_annotations(
+                    {key: box[key] for key in ("bbox", "bbox_mode", "category_id")},
+                    transforms,
+                    image_size,
+                )
                 for box in dataset_dict.get("annotations", [])
                 if not box.get("iscrowd", 0)
             ]
@@ -102,13 +108,30 @@ class MultiLabelDatasetMapper:
             sample["instances"] = utils.filter_empty_instances(instances)
         return sample
 
-    def _read_image(self, file_name: str) -> np.ndarray:
-        try:
-            return utils.read_image(file_name, format=self.image_format)
-        # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
-        # struct.error, DecompressionBombError, ...
-        except Exception as error:
-            raise UnreadableImage(file_name, f"{type(error).__name__}: {error}") from error
+
+def read_picture(file_name: str, image_format: str = "RGB") -> np.ndarray:
+    """Decode a picture as detectron2's `read_image` does, and 16-bit greys as well.
+
+    Args:
+        file_name: local or of a kind that PathManager knows.
+        image_format: RGB, BGR or another of `read_image`.
+    Returns:
+        (H, W, 3) uint8, turned as its EXIF orientation says.
+    Raises:
+        UnreadableImage: the file is missing, truncated, too large, or no picture at all.
+    """
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            image = ImageOps.exif_transpose(Image.open(file))
+            if image.mode.startswith("I"):
+                # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
+                levels = np.asarray(image).clip(0, 65535) // 256
+                image = Image.fromarray(levels.astype(np.uint8))
+            return utils.convert_PIL_to_numpy(image, image_format)
+    # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
+    # struct.error, DecompressionBombError, ...
+    except Exception as error:
+        raise UnreadableImage(file_name, f"{type(error).__name__}: {error}") from error
 
 
 def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:

@@ -117,9 +117,12 @@ def _read_vectors(path: str, wanted, dim: int) -> Dict[str, np.ndarray]:
     try:
         with PathManager.open(path, "r", encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
-                word, _, rest = line.rstrip().partition(" ")
-                if word in wanted and word not in vectors and not _is_header(number, line):
-                    vectors[word] = _parse_vector(rest, dim, f"{path}, line {number}")
+                word, *fields = line.split() or [""]
+                if word not in wanted or word in vectors or _is_header(number, line):
+                    continue
+                if len(fields) > dim and not _is_number(fields[0]):
+                    continue  # a token with a blank in it, of which `word` is the first part
+                vectors[word] = _parse_vector(fields, dim, f"{path}, line {number}")
     except OSError as error:
         raise InputError(f"MODEL.LABEL_EMBEDDINGS.SOURCE: {path}: {error.strerror}") from None
     return vectors
@@ -130,9 +133,17 @@ def _is_header(number: int, line: str) -> bool:
     return number == 1 and len(fields) == 2 and all(field.isdigit() for field in fields)
 
 
-def _parse_vector(text: str, dim: int, where: str) -> np.ndarray:
+def _is_number(field: str) -> bool:
     try:
-        vector = np.array(text.split(), dtype=np.float32)
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _parse_vector(fields: List[str], dim: int, where: str) -> np.ndarray:
+    try:
+        vector = np.array(fields, dtype=np.float32)
     except ValueError:
         raise InputError(f"{where}: not a word and {dim} numbers") from None
     if len(vector) != dim:

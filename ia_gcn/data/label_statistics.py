@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from typing import Dict, List, NamedTuple, Sequence
 
 import numpy as np
@@ -40,24 +39,26 @@ def cached_label_statistics(
     """`count_labels`, kept in the .npz file `path` for other tools and for the next start.
 
     The file says which labels and images it counted, by name and by a hash; one that counted
-    others is written anew.
+    others is written anew. The main process alone reads and writes it.
     """
+    if not comm.is_main_process():
+        return count_labels(dataset_dicts, len(label_names))
     fingerprint = _fingerprint(dataset_dicts, label_names)
     try:
         with PathManager.open(path, "rb") as file, np.load(file) as cache:
             if str(cache["fingerprint"]) == fingerprint:
                 logger.info(f"Label statistics taken from {path}")
                 return LabelStatistics(cache["label_counts"], cache["pair_counts"])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    # Missing or damaged in whatever way: there is nothing in it that can't be counted again.
+    except Exception:
         pass
     statistics = count_labels(dataset_dicts, len(label_names))
-    if comm.is_main_process():
-        PathManager.mkdirs(os.path.dirname(path) or ".")
-        with PathManager.open(path, "wb") as file:
-            np.savez_compressed(
-                file, fingerprint=fingerprint, label_names=label_names, **statistics._asdict()
-            )
-        logger.info(f"Label statistics of {len(dataset_dicts)} images written to {path}")
+    PathManager.mkdirs(os.path.dirname(path) or ".")
+    with PathManager.open(path, "wb") as file:
+        np.savez_compressed(
+            file, fingerprint=fingerprint, label_names=label_names, **statistics._asdict()
+        )
+    logger.info(f"Label statistics of {len(dataset_dicts)} images written to {path}")
     return statistics
 
 

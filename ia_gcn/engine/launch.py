@@ -13,8 +13,6 @@ import torch.multiprocessing as mp
 from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 
-from ..errors import InputError
-
 
 def launch(
     main: Callable[..., int],
@@ -40,24 +38,21 @@ def launch(
         return main(*args)
     if num_processes * num_machines == 1:
         return main(*args)
-    if torch.cuda.is_available():
-        if num_processes > torch.cuda.device_count():
-            raise InputError(
-                f"--num-gpus {num_processes}: this machine has {torch.cuda.device_count()} GPU(s)"
-            )
-        launch_d2(_exit_with, num_processes, num_machines, machine_rank, dist_url, (main, args))
-        return 0
-    if dist_url == "auto":
-        dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    world_size = num_processes * num_machines
-    first_rank = machine_rank * num_processes
     try:
-        mp.start_processes(
-            _cpu_process,
-            (main, args, dist_url, first_rank, num_processes, world_size),
-            nprocs=num_processes,
-            start_method="spawn",
-        )
+        if torch.cuda.is_available():
+            if num_processes > torch.cuda.device_count():
+                sys.exit(
+                    f"--num-gpus {num_processes}: this machine has {torch.cuda.device_count()}"
+                )
+            job = num_processes, num_machines, machine_rank, dist_url
+            launch_d2(_exit_with, *job, args=(main, args))
+        else:
+            if dist_url == "auto":
+                dist_url = f"tcp://127.0.0.1:{_free_port()}"
+            ranks = machine_rank * num_processes, num_processes, num_processes * num_machines
+            mp.start_processes(
+                _cpu_process, (main, args, dist_url, *ranks), num_processes, start_method="spawn"
+            )
     except mp.ProcessExitedException as error:
         # The process has said why.
         sys.exit(error.exit_code)

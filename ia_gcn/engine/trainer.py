@@ -135,8 +135,6 @@ def check_labels(cfg: CfgNode) -> List[str]:
             another number.
     """
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if not names:
-        raise InputError("DATASETS.TRAIN and DATASETS.TEST are empty")
     label_names = get_label_names(names)
     if len(label_names) != cfg.MODEL.LABEL_HEAD.NUM_LABELS:
         raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from typing import Dict, List, Sequence
 
@@ -74,9 +73,12 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
         try:
             image_id = image["id"]
             file_name = join_inside(image_root, image["file_name"], json_file)
+            occurs_twice = image_id in dicts
         except (KeyError, TypeError):
-            raise InputError(f"{json_file}: an image without id or file_name: {image}") from None
-        if image_id in dicts:
+            raise InputError(
+                f"{json_file}: an image without id or file_name: {str(image)[:200]}"
+            ) from None
+        if occurs_twice:
             raise InputError(f"{json_file}: image id {image_id} occurs twice")
         dicts[image_id] = {
             "file_name": file_name,
@@ -135,7 +137,8 @@ def _category_names(content: Dict, json_file: str) -> Dict[int, str]:
 def _box(annotation: Dict, label: int, json_file: str) -> Dict:
     bbox = annotation["bbox"]
     numbers = isinstance(bbox, list) and all(isinstance(value, (int, float)) for value in bbox)
-    if not numbers or len(bbox) != 4 or not all(map(math.isfinite, bbox)):
+    # No picture is as large as this, and NaN is not less than anything.
+    if not numbers or len(bbox) != 4 or not all(abs(value) < 1e9 for value in bbox):
         raise InputError(f"{json_file}: a bbox is not [x, y, width, height]: {str(bbox)[:200]}")
     return {
         "bbox": bbox,

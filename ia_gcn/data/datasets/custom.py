@@ -28,6 +28,8 @@ def register_custom(cfg: CfgNode) -> None:
     if not custom.TRAIN and not custom.TEST:
         return
     labels = list(custom.LABELS) or _label_names(custom.TRAIN or custom.TEST)
+    if len(set(labels)) < len(labels):
+        raise InputError(f"DATASETS.CUSTOM.LABELS names a label twice: {', '.join(labels)}")
     cfg.DATASETS.TRAIN = _register("custom_train", custom.TRAIN, custom.IMAGE_ROOT, labels)
     test_root = custom.TEST_IMAGE_ROOT or custom.IMAGE_ROOT
     cfg.DATASETS.TEST = _register("custom_test", custom.TEST, test_root, labels)
@@ -108,7 +110,7 @@ def read_csv(csv_file: str) -> List[Tuple[str, List[str]]]:
     try:
         with PathManager.open(csv_file, "r", encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.reader(file), start=1):
-                if not row or (number == 1 and [cell.strip() for cell in row] == HEADER):
+                if not row or (number == 1 and [cell.strip().lower() for cell in row] == HEADER):
                     continue
                 if len(row) != 2 or not row[0].strip():
                     raise InputError(f"{csv_file}, line {number}: not file,label;label")

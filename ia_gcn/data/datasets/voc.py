@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import xml.etree.ElementTree as ET
 from typing import Dict, List
@@ -52,6 +53,8 @@ def load_multilabel_voc(root: str, split: str) -> List[Dict]:
             image_ids = [line.split()[0] for line in file if line.strip()]
     except OSError as error:
         raise InputError(f"{split_file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{split_file}: not text") from None
     if len(set(image_ids)) < len(image_ids):
         raise InputError(f"{split_file}: a picture is listed twice")
     return [_load_picture(root, image_id, split_file) for image_id in image_ids]
@@ -65,7 +68,8 @@ def _load_picture(root: str, image_id: str, split_file: str) -> Dict:
             objects = ET.parse(file).findall("object")
     except OSError as error:
         raise InputError(f"{xml_file}: {error.strerror or error}") from None
-    except ET.ParseError as error:
+    # An encoding that is unknown or can't be used is a LookupError or ValueError.
+    except (ET.ParseError, LookupError, ValueError) as error:
         raise InputError(f"{xml_file}: not XML: {error}") from None
     for item in objects:
         label_name = (item.findtext("name") or "").strip()
@@ -91,6 +95,8 @@ def _box(item: ET.Element, label: int, xml_file: str) -> Dict:
         ]
     except (TypeError, ValueError):
         raise InputError(f"{xml_file}: an object without a bndbox of four numbers") from None
+    if not all(map(math.isfinite, corners)):
+        raise InputError(f"{xml_file}: a bndbox that is not finite")
     # VOC counts pixels from 1 and includes the last one: [xmin - 1, xmax) from 0.
     corners = [corners[0] - 1, corners[1] - 1, corners[2], corners[3]]
     return {"bbox": corners, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label}

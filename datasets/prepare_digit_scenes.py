@@ -43,18 +43,18 @@ TRAIN_SHARE = 0.7  # of the source digits of each class
 
 # How hard a scene is to read. Lengths are shares of the scene's side and brightness runs from 0 to
 # 1; a pair is the range that a uniform draw is made from.
-DIGIT_SIDE = (0.24, 0.46)  # side of the square that the 8×8 source fills
+DIGIT_SIDE = (0.28, 0.46)  # side of the square that the 8×8 source fills
 ROTATION = 15.0  # degrees, to either side
 SHEAR = 0.25  # sideways shift of a digit's top over its bottom per height, to either side
 INK_CONTRAST = (0.3, 0.7)  # difference in brightness between a digit and what lies around it
 BACKGROUND_CONTRAST = 0.3  # the most that the background's two colours differ in each channel
-DISTRACTORS = (0, 3)  # the fewest and the most strokes and blobs
-COVER_CHANCE = 0.2  # of a patch of background that lies over part of a digit
+DISTRACTORS = (0, 2)  # the fewest and the most strokes and blobs
+COVER_CHANCE = 0.15  # of a patch of background that lies over part of a digit
 COVERED_SHARE = (0.1, 0.35)  # of the digit's ink, when there is such a patch
 MAX_BOX_OVERLAP = 0.25  # of two digits, as a share of the smaller box
 MIN_VISIBLE = 0.5  # the share of its ink that every digit keeps, whatever is drawn over it
 BLUR = (0.0, 0.012)  # standard deviation
-NOISE = (0.0, 0.04)  # standard deviation, in brightness
+NOISE = (0.0, 0.03)  # standard deviation, in brightness
 
 PLACEMENT_TRIES = 50  # after these a digit that finds no room is left out of its scene
 BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, to the eye
@@ -479,7 +479,7 @@ settings, nothing is done; if it was made with others, the command refuses unles
 """,
     )
     for name, default, meaning in (
-        ("--train", 4000, "training scenes"),
+        ("--train", 8000, "training scenes"),
         ("--val", 1000, "validation scenes"),
         ("--seed", 0, "seed of all chance"),
         ("--size", 96, "side of a scene in pixels, at least 32"),

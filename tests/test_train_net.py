@@ -104,13 +104,16 @@ def test_what_cannot_run_is_refused_in_one_line(train_net, options, args, change
     assert message in last_line(result)
 
 
-def test_missing_images_are_named_before_training_starts(train_net, options, tmp_path):
+@pytest.mark.parametrize(("split", "total"), [("train", 42), ("test", 21)])
+def test_missing_images_are_named_before_training_starts(
+    train_net, options, tmp_path, split, total
+):
     for number in (3, 8):
-        (tmp_path / f"train/images/{number:06d}.png").unlink()
+        (tmp_path / f"{split}/images/{number:06d}.png").unlink()
     result = train_net(*CONFIG, *options())
     assert result.returncode == 1
     message = last_line(result)
-    assert "2 of 42 images are missing" in message
+    assert f"2 of {total} images are missing" in message
     assert "000003.png" in message
     assert "000008.png" in message
     assert "Starting training" not in result.stdout

@@ -132,6 +132,12 @@ def test_the_best_checkpoint_is_kept_and_is_not_the_one_to_resume_from(make_cfg,
     assert checkpoint["trainer"]["hooks"]["BestCheckpointer"]["best_metric"] is not None
 
 
+def test_only_the_last_checkpoints_are_kept(make_cfg, tmp_path):
+    run(make_cfg("run", "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 0))
+    kept = sorted(path.name for path in (tmp_path / "run").glob("*.pth"))
+    assert kept == [f"model_000000{i}.pth" for i in (4, 5, 6)] + ["model_final.pth"]
+
+
 def test_a_resumed_run_does_not_forget_its_best(make_cfg, tmp_path):
     with pytest.raises(Cut):
         run(make_cfg("run", "SOLVER.CHECKPOINT_PERIOD", 5), cut_at=5)

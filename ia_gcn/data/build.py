@@ -179,7 +179,8 @@ class TrainingSamples(Dataset):
             for shift in range(len(self.dataset)):
                 random.seed(seed)
                 np.random.seed(seed)
-                torch.manual_seed(seed)
+                # torch.manual_seed would see to the GPUs as well, at twice a sample's cost.
+                torch.default_generator.manual_seed(seed)
                 try:
                     sample = self.mapper(self.dataset[(index + shift) % len(self.dataset)])
                 except UnreadableImage as error:

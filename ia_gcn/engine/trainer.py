@@ -7,7 +7,7 @@ import weakref
 from typing import Dict, List, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
@@ -19,6 +19,7 @@ from ..data import (
     build_multilabel_train_loader,
     cached_label_statistics,
     get_label_names,
+    get_multilabel_dicts,
     label_embeddings,
 )
 from ..errors import InputError
@@ -26,6 +27,9 @@ from ..evaluation import MultiLabelEvaluator
 from ..modeling import LabelGraph
 from .hooks import BestCheckpointer, BestModelCheckpointer, SeedEveryStep, StopOnBadLoss
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
+
+# Of the periodic ones; 120 of a ResNet-101 with its optimizer's state would fill 40 GB.
+CHECKPOINTS_KEPT = 3
 
 
 class Trainer(DefaultTrainer):
@@ -50,6 +54,8 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         epochs_to_iterations(cfg, len(data_loader.dataset))
         cfg.freeze()
+        # What is wrong with a test set is said now, and not at the first evaluation.
+        get_multilabel_dicts(cfg.DATASETS.TEST)
 
         seed_all_rng(self.seed)
         model = self.build_model(cfg)
@@ -74,6 +80,9 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         ret = [StopOnBadLoss(), SeedEveryStep(), *super().build_hooks()]
+        for hook in ret:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.max_to_keep = CHECKPOINTS_KEPT
         if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
             best = BestModelCheckpointer(
                 self.model, self.cfg.OUTPUT_DIR, label_names=self.checkpointer.label_names

@@ -268,7 +268,7 @@ def test_a_missing_custom_file_is_refused(tmp_path, error_line, name):
 
 def test_a_custom_csv_without_any_label_is_refused(csv_file, photos, error_line):
     opts = ["DATASETS.CUSTOM.TRAIN", csv_file("a.png,\n"), "DATASETS.CUSTOM.IMAGE_ROOT", photos]
-    assert "custom_train" in error_line(setup_cfg, "", opts)
+    assert "data.csv is empty" in error_line(setup_cfg, "", opts)
 
 
 def test_nothing_is_registered_without_custom_data():

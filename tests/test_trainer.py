@@ -149,6 +149,9 @@ def test_a_resumed_run_does_not_forget_its_best(make_cfg, tmp_path):
     assert hooks["BestCheckpointer"].best_iter == best["iteration"]
 
 
+NO_CUSTOM = ("DATASETS.CUSTOM.TRAIN", "", "DATASETS.CUSTOM.TEST", "")
+
+
 class SpoiledMapper(MultiLabelDatasetMapper):
     def __call__(self, dataset_dict):
         sample = super().__call__(dataset_dict)
@@ -187,7 +190,7 @@ def test_a_bare_model_does_not_train(make_cfg):
     ("opts", "message"),
     [
         (("SOLVER.IMS_PER_BATCH", 0), "SOLVER.IMS_PER_BATCH"),
-        (("DATASETS.CUSTOM.TEST", "", "DATASETS.CUSTOM.TRAIN", ""), "digit_scenes_train"),
+        ((*NO_CUSTOM, "DATASETS.TRAIN", ("no_such",)), "'no_such' is not registered"),
         (("MODEL.LABEL_EMBEDDINGS.SOURCE", "no/such/file"), "MODEL.LABEL_EMBEDDINGS.SOURCE"),
         (("MODEL.WEIGHTS", "no/such/weights.pth"), "no/such/weights.pth"),
     ],

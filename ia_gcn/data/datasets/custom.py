@@ -50,8 +50,12 @@ def _register(name: str, path: str, image_root: str, labels: Sequence[str]) -> T
 
 def _label_names(path: str) -> List[str]:
     if path.lower().endswith(".csv"):
-        return sorted({label for _, labels in read_csv(path) for label in labels})
-    return coco_label_names(path)
+        names = sorted({label for _, labels in read_csv(path) for label in labels})
+    else:
+        names = coco_label_names(path)
+    if not names:
+        raise InputError(f"{path} is empty: it names no label")
+    return names
 
 
 def register_multilabel_csv(

@@ -85,6 +85,13 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(build, tmp_path, co
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("content", [5, [1, 2], {"model": 5}, {"model": {"weight": "text"}}])
+def test_a_file_of_something_else_is_refused(build, tmp_path, content):
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(InputError, match=r"model\.pth"):
+        MultiLabelCheckpointer(build(), label_names=LABELS).load(str(tmp_path / "model.pth"))
+
+
 def test_a_model_that_is_not_wholly_loaded_is_not_complete(build, tmp_path):
     checkpointer = MultiLabelCheckpointer(build(), label_names=LABELS)
     with pytest.raises(InputError, match=r"MODEL\.WEIGHTS is empty"):

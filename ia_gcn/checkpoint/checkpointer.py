@@ -70,7 +70,9 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         self._path = path or None
         try:
             return super().load(path, *args, **kwargs)
-        except (OSError, AssertionError) as error:
+        except InputError:
+            raise
+        except (OSError, AssertionError, ValueError) as error:
             raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
@@ -82,10 +84,10 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
                 f"MODEL.WEIGHTS: {self._path} is not a .pth file of tensors alone, and nothing "
                 f"else is read: {reason}"
             ) from None
-        if not isinstance(content, dict):
-            raise InputError(f"MODEL.WEIGHTS: {self._path} holds no state dict")
-        if "model" not in content:
+        if not isinstance(content, dict) or "model" not in content:
             content = {"model": content}
+        if not isinstance(content["model"], dict):
+            raise InputError(f"MODEL.WEIGHTS: {self._path} holds no state dict")
         if is_torchvision_resnet(content["model"]):
             content["model"] = convert_torchvision_resnet(content["model"])
         return content

@@ -190,7 +190,7 @@ class TrainingSamples(Dataset):
         return {"unreadable": unreadable}
 
 
-class TestSamples(Dataset):
+class EvaluationSamples(Dataset):
     """Maps an index to a sample, or to {"unreadable": [why]} where its image can't be read."""
 
     def __init__(self, dataset: Sequence[Dict], mapper: Callable):
@@ -336,7 +336,7 @@ def build_multilabel_test_loader(
     Called as (cfg, dataset_name), like detectron2's, or with all arguments; see
     `build_multilabel_train_loader`.
     """
-    samples = TestSamples(DatasetFromList(dataset, copy=False), mapper)
+    samples = EvaluationSamples(DatasetFromList(dataset, copy=False), mapper)
     sampler = InferenceSampler(len(samples))
     return ReadableBatches(_build_loader(samples, sampler, batch_size, num_workers), max_unreadable)
 

@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.9 or newer, gcc and pip, and nothing else.
+# `make demo` and `make test` need Python 3.11, gcc and pip, and nothing else.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := output/demo

@@ -9,9 +9,14 @@ from typing import List, NamedTuple
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from ia_gcn.errors import InputError
+
+# On shared cores, how long an example takes says nothing about the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220)}
 

@@ -58,7 +58,7 @@ names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 label_lists = st.lists(names.filter(lambda text: ";" not in text), max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.lists(st.tuples(names, label_lists), max_size=6), header=st.booleans())
 def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, header):
     # Both mean something else at the beginning of a file.

@@ -46,7 +46,7 @@ sizes = st.integers(1, 30)
 seeds = st.integers(0, 2**40)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes, seeds)
 def test_every_epoch_is_a_permutation(size, seed):
     stream = take(PositionSampler(size, seed), 3 * size)
@@ -56,7 +56,7 @@ def test_every_epoch_is_a_permutation(size, seed):
         assert sorted(indices) == list(range(size))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sizes, seeds, st.integers(0, 100))
 def test_a_late_start_gives_the_streams_tail(size, seed, start):
     whole = take(PositionSampler(size, seed), start + 2 * size)

@@ -337,7 +337,7 @@ def crop_of(augmentation, height, width):
 sides = st.integers(1, 80)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sides, sides, st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 4))
 def test_crops_lie_in_the_image_and_have_the_right_sides(height, width, scales, max_distort):
     augmentation = MultiScaleCrop((7, 5), scales, max_distort)

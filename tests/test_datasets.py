@@ -386,7 +386,7 @@ def test_a_registered_voc_split_passes_the_checks(voc_root):
 path_pieces = st.sampled_from(["..", ".", "/", "\\", "a", "b.jpg", "C:", "~", " ", "\0", "//", ""])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(path_pieces).map("".join) | st.text())
 @example("a/../../b")
 @example("a\\..\\..\\b")

@@ -140,7 +140,7 @@ words = st.text("abcdefgh", min_size=1, max_size=6)
 numbers = st.floats(-1e6, 1e6, width=32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(words, st.lists(numbers, min_size=4, max_size=4), min_size=1), st.data())
 def test_any_vectors_are_read_back(tmp_path_factory, vectors, data):
     path = tmp_path_factory.getbasetemp() / "vectors.txt"

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from ia_gcn.modeling import LabelGraph, normalize_adjacency, statistical_lcm
 
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 
 # Fractions of small integers among them, so that P often meets the threshold exactly.
 THRESHOLDS = st.sampled_from([0.2, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 1.0]) | st.floats(0.01, 1)

@@ -11,7 +11,7 @@ from ia_gcn.data import label_statistics as module
 NUM_LABELS = 6
 label_lists = st.lists(st.lists(st.integers(0, NUM_LABELS - 1), max_size=8), max_size=20)
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 def as_dicts(label_lists):

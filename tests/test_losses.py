@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 from ia_gcn import add_ia_gcn_config
 from ia_gcn.modeling import build_multi_label_loss, multi_label_bce
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 @st.composite

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ia_gcn.modeling import GlobalPooling, valid_cells
 
-quick = settings(max_examples=80, deadline=None)
+quick = settings(max_examples=80)
 
 NAMES = ["max", "mean", "gem"]
 

@@ -38,8 +38,8 @@ def cached_label_statistics(
 ) -> LabelStatistics:
     """`count_labels`, kept in the .npz file `path` for other tools and for the next start.
 
-    The file says which labels and images it counted, by name and by a hash; one that counted
-    others is written anew. The main process alone reads and writes it.
+    The file holds a hash of the label names and of every image's labels; where that is another,
+    they are counted and the file is written anew. The main process alone reads and writes it.
     """
     if not comm.is_main_process():
         return count_labels(dataset_dicts, len(label_names))

@@ -36,6 +36,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LABEL_GRAPH.THRESHOLD = 0.4
     # p: what a label's incoming edges weigh together, beside its own weight of 1.
     cfg.MODEL.LABEL_GRAPH.REWEIGHT = 0.25
+    # Whether the label head gets A_F = A_S ⊙ a aᵀ of each image (ID_LCM) or A_S; of
+    # InstanceAwareRecognizer.
+    cfg.MODEL.LABEL_GRAPH.IMAGE_DEPENDENT = True
 
     # H⁽⁰⁾: the label embeddings.
     cfg.MODEL.LABEL_EMBEDDINGS = CN()
@@ -53,10 +56,49 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LABEL_GCN.HIDDEN_DIMS = (1024,)
     # Of the LeakyReLU between layers; 0 makes it the ReLU of IA-GCN.
     cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE = 0.2
+    # Whether ŷ_w gets a bias per label. The papers have none.
+    cfg.MODEL.LABEL_GCN.BIAS = False
+
+    # The region branch of InstanceAwareRecognizer, beside MODEL.PROPOSAL_GENERATOR, MODEL.RPN,
+    # MODEL.ROI_HEADS and the pooler's keys in MODEL.ROI_BOX_HEAD, which are detectron2's.
+    cfg.MODEL.REGION_BRANCH = CN()
+    # N: regions of an image, the best by objectness. Fewer may be found.
+    cfg.MODEL.REGION_BRANCH.NUM_REGIONS = 40
+    # Whether every region goes through a res5 stage of its own, as in Faster R-CNN C4; needs
+    # MODEL.ROI_HEADS.IN_FEATURES ["res4"] and a POOLER_RESOLUTION of 14.
+    cfg.MODEL.REGION_BRANCH.RES5 = False
+    # z: whether variational inference weighs the regions (Var_Inf); else z = 1.
+    cfg.MODEL.REGION_BRANCH.VARIATIONAL = True
+    # µ₀: mean of the prior N(µ₀, 1) of z, and where zµ starts. 0 in the paper; at 1 a region whose
+    # weight says nothing is left as it is.
+    cfg.MODEL.REGION_BRANCH.PRIOR_MEAN = 0.0
+    # z in evaluation: 0 for zµ, else the mean of the logits over so many draws, the same ones for
+    # every picture.
+    cfg.MODEL.REGION_BRANCH.EVAL_SAMPLES = 0
+    # Whether the RPN's weights stay as they were loaded. No boxes are needed then; to train it
+    # takes INPUT.WITH_BOXES.
+    cfg.MODEL.RPN.FROZEN = False
+
+    # ŷ_r: the GCN over what the regions say of the labels.
+    cfg.MODEL.REGION_GCN = CN()
+    # What its nodes are, labels or regions: the two readings of Eq. 10.
+    cfg.MODEL.REGION_GCN.READING = "labels"
+    # image_dependent: A_F; individual: A_I = a aᵀ.
+    cfg.MODEL.REGION_GCN.LCM = "image_dependent"
+    # Output dimensions of its layers. A linear layer to C scores follows.
+    cfg.MODEL.REGION_GCN.HIDDEN_DIMS = (256, 512, 1024, 2048)
+
+    cfg.MODEL.FUSION = CN()
+    # λ of ŷ_f = λ ŷ_w + (1 - λ) ŷ_r. 1: there is no region GCN; 0: there is no label head.
+    cfg.MODEL.FUSION.GLOBAL_WEIGHT = 0.8
 
     cfg.MODEL.LOSS = CN()
     # A name in MULTI_LABEL_LOSS_REGISTRY.
     cfg.MODEL.LOSS.NAME = "MultiLabelBCE"
+    # Of the KL divergence of z from its prior; 1 in the paper.
+    cfg.MODEL.LOSS.KL_WEIGHT = 1.0
+    # Of a BCE on a, the regions' rough scores of the whole image; the paper has none.
+    cfg.MODEL.LOSS.ROUGH_SCORE_WEIGHT = 0.0
 
 
 def _add_data_keys(cfg: CN) -> None:
@@ -109,5 +151,8 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.THRESHOLD = 0.5
     # k: the same six figures with at most the k highest labels of an image. 0: leave them out.
     cfg.TEST.TOP_K = 3
+    # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in
+    # memory: the same scores within rounding, sooner.
+    cfg.TEST.OPTIMIZE_MODEL = False
     # VOC 2007's own 11-point AP instead of the area under the precision-recall curve.
     cfg.TEST.ELEVEN_POINT_AP = False

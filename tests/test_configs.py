@@ -4,6 +4,8 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 from ia_gcn import add_ia_gcn_config, config
 from ia_gcn.engine import label_graphs, setup_cfg
@@ -15,10 +17,11 @@ CONFIGS = sorted(
     for path in ROOT.glob("configs/**/*.yaml")
     if not path.name.startswith("Base-")
 )
+IA_GCN_ROWS = ["ia_gcn", "id_lcm_var_inf", "id_lcm", "com_sco_only", "base_com_sco"]
 PAPER_RECIPES = [
     f"configs/{data}/{name}.yaml"
     for data in ("COCO", "VOC")
-    for name in ("ml_gcn_R_101", "resnet101")
+    for name in ("ml_gcn_R_101", "resnet101", *(f"{row}_R_101" for row in IA_GCN_ROWS))
 ]
 
 
@@ -39,11 +42,13 @@ def fill_at_random(graph):
 
 
 def make_batch(num_labels, size=64, batch=2):
+    boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 50.0]]))
     return [
         {
             "image": torch.randint(0, 256, (3, size, size), dtype=torch.uint8),
             "labels": torch.randint(0, 2, (num_labels,)).float(),
             "file_name": f"{i}.png",
+            "instances": Instances((size, size), gt_boxes=boxes),
         }
         for i in range(batch)
     ]
@@ -60,15 +65,20 @@ def test_config_takes_a_training_step(config_file):
     model = build_model(cfg).train()
     for graph in label_graphs(model):
         fill_at_random(graph)
-    head = dict(model.label_head.named_parameters())
-    before = {name: parameter.clone() for name, parameter in head.items()}
+    heads = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith("backbone")
+    }
+    before = {name: parameter.clone() for name, parameter in heads.items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    loss = sum(model(make_batch(cfg.MODEL.LABEL_HEAD.NUM_LABELS)).values())
+    with EventStorage():
+        loss = sum(model(make_batch(cfg.MODEL.LABEL_HEAD.NUM_LABELS)).values())
     assert loss.isfinite()
     loss.backward()
     optimizer.step()
-    assert head
-    for name, parameter in head.items():
+    assert heads
+    for name, parameter in heads.items():
         assert parameter.isfinite().all(), name
         assert not parameter.equal(before[name]), name
 
@@ -123,6 +133,43 @@ def test_ml_gcn_has_its_published_hyperparameters(data):
     assert tuple(cfg.MODEL.LABEL_GCN.HIDDEN_DIMS) == (1024,)
     assert cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE == 0.2
     assert cfg.MODEL.LABEL_EMBEDDINGS.DIM == 300
+
+
+@pytest.mark.parametrize("data", ["COCO", "VOC"])
+def test_ia_gcn_has_the_settings_of_its_paper(data):
+    for row in IA_GCN_ROWS:
+        cfg = load(f"configs/{data}/{row}_R_101.yaml")
+        model = cfg.MODEL
+        assert model.META_ARCHITECTURE == "InstanceAwareRecognizer"
+        assert (model.LABEL_GRAPH.THRESHOLD, model.LABEL_GRAPH.REWEIGHT) == (0.4, 0.25)
+        assert (*model.LABEL_GCN.HIDDEN_DIMS, 2048) == (512, 1024, 2048)
+        assert model.LABEL_GCN.NEGATIVE_SLOPE == 0.0
+        assert tuple(model.REGION_GCN.HIDDEN_DIMS) == (256, 512, 1024, 2048)
+        assert model.LABEL_EMBEDDINGS.DIM == 300
+        assert model.REGION_BRANCH.NUM_REGIONS == 40
+        assert model.RPN.POST_NMS_TOPK_TRAIN == model.RPN.POST_NMS_TOPK_TEST == 40
+        # Off in the paper.
+        assert (model.LOSS.KL_WEIGHT, model.LOSS.ROUGH_SCORE_WEIGHT) == (1.0, 0.0)
+        assert (model.REGION_BRANCH.PRIOR_MEAN, model.REGION_BRANCH.EVAL_SAMPLES) == (0.0, 0)
+        assert not model.LABEL_GCN.BIAS
+
+
+@pytest.mark.parametrize("data", ["COCO/{}_R_101", "VOC/{}_R_101", "DigitScenes/{}"])
+def test_rows_of_the_ablation_differ_in_what_they_are_called_after(data):
+    def switches(row):
+        model = load(f"configs/{data.format(row)}.yaml").MODEL
+        return (
+            model.LABEL_GRAPH.IMAGE_DEPENDENT,
+            model.REGION_BRANCH.VARIATIONAL,
+            model.REGION_GCN.LCM,
+            model.FUSION.GLOBAL_WEIGHT,
+        )
+
+    assert switches("ia_gcn") == (True, True, "image_dependent", 0.8)
+    assert switches("id_lcm_var_inf") == (True, True, "image_dependent", 1.0)
+    assert switches("id_lcm") == (True, False, "image_dependent", 1.0)
+    assert switches("com_sco_only")[1:] == (False, "individual", 0.0)
+    assert switches("base_com_sco") == (False, False, "individual", 0.8)
 
 
 @pytest.mark.parametrize(("hidden_dims", "millions"), [("(1024,)", 44.9), ("()", 43.1)])

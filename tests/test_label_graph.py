@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ia_gcn.modeling import LabelGraph, normalize_adjacency, statistical_lcm
+from ia_gcn.modeling import LabelGraph, graph_scale, propagate, statistical_lcm
 
 quick = settings(max_examples=80)
 
@@ -46,6 +46,19 @@ def dense_normalized(adjacency):
     degrees = adjacency.sum(axis=1)
     root = np.diag([0.0 if degree == 0 else degree**-0.5 for degree in degrees])
     return root @ adjacency.T @ root
+
+
+def dense_fused(lcm, presence):
+    """Â_F of one image with the matrices written out: A_I = a aᵀ, A_F = A_S ⊙ A_I, normalised.
+
+    Of tensors, so that autograd goes through; lcm (C, C), presence (C,) or None for a = 1.
+    """
+    presence = lcm.new_ones(len(lcm)) if presence is None else presence
+    fused = lcm * torch.outer(presence, presence)
+    degrees = fused.sum(dim=1)
+    empty = degrees == 0
+    root = torch.diag(degrees.masked_fill(empty, 1).pow(-0.5).masked_fill(empty, 0))
+    return root @ fused.T @ root
 
 
 # statistical_lcm
@@ -183,7 +196,7 @@ def test_lcm_refuses_shapes_that_do_not_fit(ones, pairs, labels):
         statistical_lcm(ones(pairs), ones(labels))
 
 
-# normalize_adjacency
+# graph_scale and propagate
 
 
 @st.composite
@@ -196,39 +209,145 @@ def adjacencies(draw, max_labels=6):
     return adjacency
 
 
+@st.composite
+def image_graphs(draw, max_labels=8, max_images=3):
+    """A graph (C, C) with a diagonal of ones, and presences (B, C), 0 and 1 among them."""
+    shape = draw(st.tuples(st.integers(1, max_images), st.integers(1, max_labels)))
+    weights = st.just(0.0) | st.floats(0.01, 10)
+    lcm = draw(hnp.arrays(np.float64, (shape[1], shape[1]), elements=weights))
+    np.fill_diagonal(lcm, 1)
+    values = st.sampled_from([0.0, 1.0]) | st.floats(1e-6, 1)
+    return torch.from_numpy(lcm), torch.from_numpy(draw(hnp.arrays(float, shape, elements=values)))
+
+
+def normalized(lcm, presence=None):
+    """Â, by what it does to the columns of I."""
+    return propagate(torch.eye(lcm.shape[-1], dtype=lcm.dtype), lcm, graph_scale(lcm, presence))
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
 @quick
 @given(adjacencies())
-def test_normalized_adjacency_is_the_product_of_matrices(adjacency):
-    before = adjacency.copy()
-    normalized = normalize_adjacency(adjacency)
-    np.testing.assert_allclose(normalized, dense_normalized(adjacency), rtol=1e-12)
-    np.testing.assert_array_equal(adjacency, before)
+def test_normalized_graph_is_the_product_of_matrices(adjacency):
+    tensor = torch.from_numpy(adjacency.copy())
+    np.testing.assert_allclose(normalized(tensor), dense_normalized(adjacency), rtol=1e-12)
+    np.testing.assert_array_equal(tensor, adjacency)
 
 
-def test_normalized_adjacency_is_transposed():
+@quick
+@given(image_graphs())
+def test_image_dependent_graph_is_the_product_of_matrices(graph):
+    lcm, presence = graph
+    before = presence.clone()
+    expected = torch.stack([dense_fused(lcm, a) for a in presence])
+    assert_close(normalized(lcm, presence), expected)
+    np.testing.assert_allclose(
+        expected, [dense_normalized((lcm * torch.outer(a, a)).numpy()) for a in presence]
+    )
+    assert presence.equal(before)
+
+
+def test_normalized_graph_is_transposed():
     # Degrees 4 and 1.
-    normalized = normalize_adjacency(np.array([[1.0, 3.0], [0.0, 1.0]]))
-    np.testing.assert_allclose(normalized, [[0.25, 0], [1.5, 1]])
+    graph = normalized(torch.tensor([[1.0, 3.0], [0.0, 1.0]]))
+    np.testing.assert_allclose(graph, [[0.25, 0], [1.5, 1]])
+
+
+def test_image_dependent_graph_by_hand():
+    # a = 1, ¼ and A_F = [[1, ¾], [0, 1/16]]: degrees 1¾ and 1/16.
+    graph = normalized(torch.tensor([[1.0, 3.0], [0.0, 1.0]]), torch.tensor([1.0, 0.25]))
+    np.testing.assert_allclose(graph, [[4 / 7, 0], [0.75 * (16 * 4 / 7) ** 0.5, 1]], rtol=1e-6)
 
 
 def test_rows_of_zeros_stay_zero():
-    normalized = normalize_adjacency(torch.tensor([[0.0, 0.0], [2.0, 2.0]]))
-    assert normalized.tolist() == [[0, 0], [0, 0.5]]
+    assert normalized(torch.tensor([[0.0, 0.0], [2.0, 2.0]])).tolist() == [[0, 0], [0, 0.5]]
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_identity_stays_identity(size):
-    np.testing.assert_array_equal(normalize_adjacency(np.eye(size)), np.eye(size))
+@pytest.mark.parametrize("presence", [None, [[0.3, 0.1, 1e-30]], [[1e-6, 1.0, 0.9]]])
+def test_identity_stays_identity(presence):
+    graph = normalized(torch.eye(3), None if presence is None else torch.tensor(presence))
+    torch.testing.assert_close(graph.reshape(3, 3), torch.eye(3))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_normalized_adjacency_is_of_its_inputs_kind(dtype):
-    adjacency = np.array([[1, 0.25], [0.125, 1]], dtype=dtype)
-    array = normalize_adjacency(adjacency)
-    tensor = normalize_adjacency(torch.from_numpy(adjacency))
-    assert isinstance(array, np.ndarray)
-    assert array.dtype == dtype
-    np.testing.assert_array_equal(array, tensor.numpy())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scale_has_the_graphs_dtype(dtype):
+    lcm = torch.tensor([[1, 0.25], [0.125, 1]], dtype=dtype)
+    for presence in (None, torch.rand(3, 2), torch.rand(3, 2, dtype=torch.float64)):
+        scale = graph_scale(lcm, presence)
+        assert scale.dtype == dtype
+        assert scale.shape == (() if presence is None else (3,)) + (2,)
+
+
+@quick
+@given(image_graphs())
+def test_presence_of_one_is_the_statistical_graph(graph):
+    lcm, presence = graph
+    expected = normalized(lcm).expand(len(presence), -1, -1)
+    assert_close(normalized(lcm, torch.ones_like(presence)), expected)
+
+
+@quick
+@given(image_graphs(), st.floats(0.01, 100))
+def test_only_ratios_of_presence_count(graph, factor):
+    lcm, presence = graph
+    assert_close(graph_scale(lcm, factor * presence), graph_scale(lcm, presence))
+
+
+@quick
+@given(image_graphs())
+def test_root_of_the_degrees_is_an_eigenvector_of_one(graph):
+    """As Âᵀ D^½ 1 = D^-½ A_F 1 = D^½ 1."""
+    lcm, presence = graph
+    degrees = presence * (presence @ lcm.T)
+    vector = degrees.sqrt()[..., None]
+    assert_close(propagate(vector, lcm.T, graph_scale(lcm, presence)), vector)
+
+
+@quick
+@given(image_graphs())
+def test_images_do_not_mix(graph):
+    lcm, presence = graph
+    nodes = torch.from_numpy(np.random.default_rng(0).normal(size=(*presence.shape, 2)))
+    scale = graph_scale(lcm, presence)
+    alone = [propagate(h, lcm, graph_scale(lcm, a)) for h, a in zip(nodes, presence)]
+    for graphs in (lcm, lcm.expand(len(presence), -1, -1)):
+        assert_close(propagate(nodes, graphs, scale), torch.stack(alone))
+        assert_close(graph_scale(graphs, presence), scale)
+
+
+@quick
+@given(st.data(), image_graphs())
+def test_relabelled_graph(data, graph):
+    lcm, presence = graph
+    order = data.draw(st.permutations(range(len(lcm))))
+    relabelled = normalized(lcm[order][:, order], presence[:, order])
+    assert_close(relabelled, normalized(lcm, presence)[:, order][:, :, order])
+
+
+@quick
+@given(image_graphs())
+def test_gradients_are_those_of_the_product_of_matrices(graph):
+    """Also with respect to A, which the affinity of regions needs."""
+    lcm, presence = (value.requires_grad_() for value in graph)
+    weights = torch.from_numpy(np.random.default_rng(0).normal(size=(*presence.shape, len(lcm))))
+    dense = torch.stack([dense_fused(lcm, a) for a in presence])
+    expected = torch.autograd.grad((weights * dense).sum(), (lcm, presence))
+    found = torch.autograd.grad((weights * normalized(lcm, presence)).sum(), (lcm, presence))
+    for gradient, reference in zip(found, expected):
+        assert reference.isfinite().all()
+        # Of a near 0 it is as large as 1/√a.
+        torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_leaves_the_scale_alone(dtype):
+    lcm, presence = torch.eye(40) + 0.1, torch.rand(3, 40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scale = graph_scale(lcm, presence.to(dtype))
+    assert scale.equal(graph_scale(lcm, presence.to(dtype).float()))
 
 
 # LabelGraph
@@ -256,7 +375,7 @@ def test_fill_takes_statistics_and_embeddings(kind):
     np.testing.assert_array_equal(graph.pair_counts, pair_counts)
     np.testing.assert_array_equal(graph.embeddings, embeddings.astype(np.float32))
     lcm = loop_lcm(pair_counts, label_counts, 0.4, 0.25)
-    np.testing.assert_allclose(graph.adjacency, dense_normalized(lcm), rtol=1e-6)
+    np.testing.assert_allclose(graph.lcm, lcm, rtol=1e-6)
     # Else the comparison would also hold for a graph without edges.
     assert (lcm != np.eye(len(lcm))).any()
 
@@ -266,9 +385,9 @@ def test_the_graph_goes_by_its_threshold_and_reweight(threshold, reweight):
     label_counts, pair_counts, embeddings = make_statistics()
     graph = LabelGraph(5, 4, threshold, reweight)
     graph.fill(label_counts, pair_counts, embeddings)
-    expected = dense_normalized(loop_lcm(pair_counts, label_counts, threshold, reweight))
-    np.testing.assert_allclose(graph.adjacency, expected, rtol=1e-6)
-    published = dense_normalized(loop_lcm(pair_counts, label_counts, 0.4, 0.25))
+    expected = loop_lcm(pair_counts, label_counts, threshold, reweight)
+    np.testing.assert_allclose(graph.lcm, expected, rtol=1e-6)
+    published = loop_lcm(pair_counts, label_counts, 0.4, 0.25)
     assert np.abs(expected - published).max() > 0.01
 
 
@@ -298,16 +417,16 @@ def test_state_dict_restores_everything():
     for name, buffer in graph.named_buffers():
         assert buffer.equal(restored.get_buffer(name)), name
     assert not restored.is_bare
-    assert not restored.adjacency.equal(torch.eye(5))
+    assert not restored.lcm.equal(torch.eye(5))
 
 
 def test_a_checkpoint_replaces_what_was_filled_in():
     graph, restored = make_graph(), make_graph()
     graph.fill(*make_statistics(seed=0))
     restored.fill(*make_statistics(seed=1))
-    assert not restored.adjacency.equal(graph.adjacency)
+    assert not restored.lcm.equal(graph.lcm)
     restored.load_state_dict(graph.state_dict())
-    assert restored.adjacency.equal(graph.adjacency)
+    assert restored.lcm.equal(graph.lcm)
 
 
 def test_bare_graphs_are_alike_and_leave_the_global_generator_alone():
@@ -317,7 +436,7 @@ def test_bare_graphs_are_alike_and_leave_the_global_generator_alone():
     assert torch.get_rng_state().equal(state)
     torch.manual_seed(2)
     assert make_graph().embeddings.equal(graph.embeddings)
-    assert graph.adjacency.equal(torch.eye(5))
+    assert graph.lcm.equal(torch.eye(5))
     assert graph.is_bare
 
 

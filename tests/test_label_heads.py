@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from test_label_graph import assert_close, dense_fused, dense_normalized
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ia_gcn import add_ia_gcn_config
 from ia_gcn.errors import InputError
@@ -14,7 +16,10 @@ from ia_gcn.modeling import (
     GraphConv,
     LabelGraph,
     LinearHead,
+    RegionGCN,
+    Regions,
     build_label_head,
+    graph_scale,
 )
 
 NUM_LABELS, EMBEDDING_DIM, FEATURE_DIM = 5, 6, 4
@@ -28,20 +33,31 @@ def fill(graph, seed=0):
     graph.fill(pair_counts.diagonal().copy(), pair_counts, rng.normal(size=(num_labels, dim)))
 
 
-def make_head(hidden_dims=(8,), negative_slope=0.2):
+def make_head(hidden_dims=(8,), negative_slope=0.2, bias=False):
     torch.manual_seed(0)
     head = GCNHead(
         feature_dim=FEATURE_DIM,
         label_graph=LabelGraph(NUM_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25),
         hidden_dims=hidden_dims,
         negative_slope=negative_slope,
+        bias=bias,
     )
     fill(head.label_graph)
+    if bias:
+        nn.init.normal_(head.bias)
     return head
 
 
 def make_features(batch=3, dtype=torch.float32):
     return torch.randn(batch, FEATURE_DIM, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def make_presence(dtype=torch.float64):
+    """Of three images: with some labels absent for sure, with all, and one like any other."""
+    presence = torch.rand(3, NUM_LABELS, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    presence[0, [1, 3]] = 0
+    presence[1] = 0
+    return presence
 
 
 def matmul(a, b):
@@ -51,7 +67,7 @@ def matmul(a, b):
 
 def loop_logits(head, x, negative_slope):
     """ML-GCN in plain Python: H ← f(Â H W), ŷ = M x."""
-    adjacency = head.label_graph.adjacency.tolist()
+    adjacency = dense_normalized(head.label_graph.lcm.numpy()).tolist()
     nodes = head.label_graph.embeddings.tolist()
     weights = [layer.weight.tolist() for layer in head.layers]
     for weight in weights[:-1]:
@@ -61,15 +77,67 @@ def loop_logits(head, x, negative_slope):
     return [[sum(m * v for m, v in zip(row, image)) for row in classifiers] for image in x.tolist()]
 
 
+def dense_classifiers(head, presence=None):
+    """M (C, D) of one image, Eq. 5 with Â_F written out."""
+    graph, nodes = dense_fused(head.label_graph.lcm, presence), head.label_graph.embeddings
+    for i, layer in enumerate(head.layers):
+        nodes = nodes if i == 0 else torch.where(nodes > 0, nodes, head.negative_slope * nodes)
+        nodes = graph @ nodes @ layer.weight
+    return nodes
+
+
+def dense_logits(head, x, presence=None):
+    """ŷ = M x (+ b), one image after the other; presence (B, C), None for A_S."""
+    presence = [None] * len(x) if presence is None else presence
+    logits = torch.stack([dense_classifiers(head, a) @ image for a, image in zip(presence, x)])
+    return logits if head.bias is None else logits + head.bias
+
+
+class RecordSizes(TorchDispatchMode):
+    """Keeps the number of elements of every tensor that is made while it is active."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        outputs = out if isinstance(out, (tuple, list)) else [out]
+        self.sizes += [value.numel() for value in outputs if isinstance(value, torch.Tensor)]
+        return out
+
+
 # GraphConv
 
 
 def test_graph_conv_is_the_product_of_its_three_matrices():
     conv = GraphConv(3, 2).double()
-    nodes, adjacency = torch.randn(4, 3).double(), torch.rand(4, 4).double()
-    expected = matmul(matmul(adjacency.tolist(), nodes.tolist()), conv.weight.tolist())
-    np.testing.assert_allclose(conv(nodes, adjacency).tolist(), expected, rtol=1e-10)
+    nodes, lcm = torch.randn(4, 3).double(), torch.rand(4, 4).double()
+    adjacency = dense_normalized(lcm.numpy()).tolist()
+    expected = matmul(matmul(adjacency, nodes.tolist()), conv.weight.tolist())
+    logits = conv(nodes, lcm, graph_scale(lcm))
+    np.testing.assert_allclose(logits.tolist(), expected, rtol=1e-10)
     assert [name for name, _ in conv.named_parameters()] == ["weight"]
+
+
+@pytest.mark.parametrize("out_dim", [2, 3, 7])
+@pytest.mark.parametrize("graphs_of_images", [False, True])
+@pytest.mark.parametrize("nodes_of_images", [False, True])
+def test_graph_conv_on_graphs_of_images(nodes_of_images, graphs_of_images, out_dim):
+    conv, presence = GraphConv(3, out_dim).double(), make_presence()
+    nodes = torch.randn(3, NUM_LABELS, 3).double().requires_grad_()
+    lcm = torch.rand(3, NUM_LABELS, NUM_LABELS).double() + torch.eye(NUM_LABELS)
+    own_nodes = nodes if nodes_of_images else nodes[:1].expand_as(nodes)
+    own_lcm = lcm if graphs_of_images else lcm[:1].expand_as(lcm)
+    nodes = nodes if nodes_of_images else nodes[0]
+    lcm = lcm if graphs_of_images else lcm[0]
+    found = conv(nodes, lcm, graph_scale(lcm, presence))
+    images = zip(own_nodes, own_lcm, presence)
+    expected = torch.stack([dense_fused(a, p) @ h @ conv.weight for h, a, p in images])
+    assert_close(found, expected)
+    x = torch.randn(3, out_dim).double()
+    scores = conv.scores(nodes, x, lcm, graph_scale(lcm, presence))
+    assert_close(scores, torch.einsum("bcd,bd->bc", expected, x))
 
 
 def test_graph_conv_starts_in_a_range_of_its_output_dimension():
@@ -110,6 +178,119 @@ def test_gradients_wrt_weights_and_features(hidden_dims):
         return torch.func.functional_call(head, dict(zip(names, weights)), x)
 
     assert torch.autograd.gradcheck(logits, (x, *weights))
+
+
+# GCNHead on the graphs of images
+
+DEPTHS = [((), 0.2), ((8,), 0.2), ((8, 3), 0.0), ((3, 8), 0.1)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("hidden_dims", "negative_slope"), DEPTHS)
+@pytest.mark.parametrize("training", [True, False])
+def test_logits_are_those_of_the_dense_formula(hidden_dims, negative_slope, bias, training):
+    head = make_head(hidden_dims, negative_slope, bias).double().train(training)
+    x, presence = make_features(dtype=torch.float64), make_presence()
+    for a in (presence, None):
+        assert_close(head(x, a), dense_logits(head, x, a))
+        with torch.no_grad():
+            assert_close(head(x, a), dense_logits(head, x, a))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("hidden_dims", "negative_slope"), DEPTHS)
+def test_gradients_are_those_of_the_dense_formula(hidden_dims, negative_slope, bias):
+    head = make_head(hidden_dims, negative_slope, bias).double()
+    x, presence = make_features(dtype=torch.float64).requires_grad_(), make_presence()
+    inputs = (x, presence.requires_grad_(), *head.parameters())
+    weights = torch.randn(3, NUM_LABELS, dtype=torch.float64)
+
+    def gradients(logits):
+        return torch.autograd.grad((weights * logits).sum(), inputs)
+
+    found = gradients(head(x, presence))
+    for gradient, expected in zip(found, gradients(dense_logits(head, x, presence))):
+        assert expected.isfinite().all()
+        assert expected.any()
+        assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("of_images", [False, True])
+def test_logits_are_the_product_of_features_and_classifiers(of_images, bias):
+    head, x = make_head((8, 7), bias=bias).double(), make_features(dtype=torch.float64)
+    presence = make_presence() if of_images else None
+    classifiers = head.classifiers(presence)
+    assert classifiers.shape == (*([3] if of_images else []), NUM_LABELS, FEATURE_DIM)
+    logits = torch.einsum("...cd,bd->bc" if not of_images else "bcd,bd->bc", classifiers, x)
+    assert_close(head(x, presence), logits + head.bias if bias else logits)
+
+
+@pytest.mark.parametrize("hidden_dims", [(), (8,), (8, 7)])
+def test_on_presence_of_one_the_head_is_ml_gcn(hidden_dims):
+    head, x = make_head(hidden_dims).double(), make_features(dtype=torch.float64)
+    assert_close(head(x, torch.ones(3, NUM_LABELS)), head(x))
+
+
+def test_a_label_that_is_absent_for_sure_scores_nothing():
+    head, presence = make_head(), make_presence(torch.float32)
+    logits = head(make_features(), presence)
+    assert not logits[presence == 0].any()
+    assert logits[presence > 0].all()
+
+
+def test_the_bias_starts_at_zero_and_is_absent_by_default():
+    graph = LabelGraph(NUM_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25)
+    options = {"feature_dim": FEATURE_DIM, "hidden_dims": (), "negative_slope": 0.2}
+    assert GCNHead(label_graph=graph, **options).bias is None
+    assert GCNHead(label_graph=graph, bias=True, **options).bias.tolist() == [0] * NUM_LABELS
+
+
+def test_presence_of_another_batch_is_not_kept():
+    head, x, presence = make_head().eval(), make_features(), make_presence(torch.float32)
+    with torch.no_grad():
+        statistical = head(x)
+        for a in (presence, presence.flip(0)):
+            assert_close(head(x, a), dense_logits(head, x, a), 1e-5)
+        assert head(x).equal(statistical)
+
+
+BATCH, MANY_LABELS, REGIONS = 3, 50, 7
+
+
+def take_gcn_head(presence, scores):
+    graph = LabelGraph(MANY_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25)
+    fill(graph)
+    head = GCNHead(feature_dim=FEATURE_DIM, label_graph=graph, hidden_dims=(8, 9), negative_slope=0)
+    return head(make_features(BATCH), presence)
+
+
+def take_region_gcn(presence, scores):
+    gcn = RegionGCN(
+        reading="labels", num_labels=MANY_LABELS, num_regions=REGIONS, hidden_dims=(5, 9)
+    )
+    valid = torch.ones(BATCH, REGIONS, dtype=torch.bool)
+    lcm = torch.eye(MANY_LABELS) + 0.1
+    return gcn(Regions(valid, valid.float(), scores, presence), lcm)
+
+
+def take_dense_graph(presence, scores):
+    return (presence[:, :, None] * presence[:, None]).sum(2)
+
+
+@pytest.mark.parametrize("take", [take_gcn_head, take_region_gcn, take_dense_graph])
+def test_no_graph_of_an_image_is_ever_written_out(take):
+    presence = torch.rand(BATCH, MANY_LABELS).requires_grad_()
+    scores = torch.rand(BATCH, REGIONS, MANY_LABELS).requires_grad_()
+    with RecordSizes() as record:
+        logits = take(presence, scores)
+        forward = len(record.sizes)
+        logits.sum().backward()
+    assert presence.grad.any()
+    assert 0 < forward < len(record.sizes)
+    is_dense = max(record.sizes) >= BATCH * MANY_LABELS**2
+    # Else the recorder sees nothing.
+    assert is_dense == (take is take_dense_graph)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +469,7 @@ def test_linear_head_is_a_product_and_a_bias():
         for image in x.tolist()
     ]
     np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-10)
+    assert head(x, make_presence()).equal(head(x))
 
 
 # From a config
@@ -315,6 +497,9 @@ def test_gcn_head_from_a_config():
     cfg.MODEL.LABEL_GRAPH.THRESHOLD = 0.3
     cfg.MODEL.LABEL_GRAPH.REWEIGHT = 0.6
     head = build_label_head(cfg, FEATURE_DIM)
+    assert head.bias is None
+    cfg.MODEL.LABEL_GCN.BIAS = True
+    assert build_label_head(cfg, FEATURE_DIM).bias.shape == (NUM_LABELS,)
     fill(head.label_graph)
     assert [layer.weight.shape for layer in head.layers] == [(6, 8), (8, 7), (7, 4)]
     assert (head.label_graph.threshold, head.label_graph.reweight) == (0.3, 0.6)

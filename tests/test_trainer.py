@@ -18,7 +18,7 @@ def make_cfg(tiny_coco, repository, monkeypatch, tmp_path):
     monkeypatch.chdir(repository)
     data = tiny_coco(14)
 
-    def make(name, *opts):
+    def make(name, *opts, config="ml_gcn"):
         options = {
             "MODEL.DEVICE": "cpu",
             "DATASETS.CUSTOM.TRAIN": data.json_file,
@@ -38,7 +38,7 @@ def make_cfg(tiny_coco, repository, monkeypatch, tmp_path):
             "OUTPUT_DIR": str(tmp_path / name),
         }
         flat = [item for pair in options.items() for item in pair]
-        cfg = setup_cfg("configs/DigitScenes/ml_gcn.yaml", [*flat, *opts])
+        cfg = setup_cfg(f"configs/DigitScenes/{config}.yaml", [*flat, *opts])
         cfg.freeze()
         return cfg
 
@@ -88,6 +88,45 @@ def test_a_cut_run_resumed_ends_as_an_uncut_one(make_cfg, optimizer):
     resumed = run_cut_and_resumed(make_cfg("cut", *opts))
     assert resumed.start_iter == 3
     assert_same_state(uncut, resumed)
+
+
+def test_ia_gcn_draws_after_a_cut_what_it_would_have_drawn(make_cfg):
+    uncut = run(make_cfg("uncut", config="ia_gcn"))
+    assert_same_state(uncut, run_cut_and_resumed(make_cfg("cut", config="ia_gcn")))
+
+
+def test_ia_gcn_logs_its_weights_every_step(make_cfg):
+    trainer = run(make_cfg("run", config="ia_gcn"))
+    for name in ("mean_abs_mu", "mean_sigma", "kl", "mean_presence"):
+        values = trainer.storage.history(f"regions/{name}").values()
+        assert [iteration for _, iteration in values] == list(range(7))
+
+
+def rpn_state(model):
+    return {n: w.clone() for n, w in model.state_dict().items() if n.startswith("proposal_gen")}
+
+
+def test_a_frozen_rpn_stays_as_it_was_loaded_and_asks_for_no_boxes(make_cfg, tmp_path):
+    trained = run(make_cfg("trained", "TEST.EVAL_PERIOD", 0, config="ia_gcn"))
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "trained" / "model_final.pth"))
+    opts = ("MODEL.RPN.FROZEN", True, "INPUT.WITH_BOXES", False, *weights)
+    frozen = run(make_cfg("frozen", *opts, config="ia_gcn"))
+    before, after = rpn_state(trained.model), rpn_state(frozen.model)
+    assert before
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(
+        trained.model.roi_heads.rough_classifier.weight,
+        frozen.model.roi_heads.rough_classifier.weight,
+    )
+
+
+def test_an_rpn_frozen_at_random_is_refused(make_cfg, tmp_path):
+    with pytest.raises(InputError, match=r"MODEL\.WEIGHTS is empty"):
+        run(make_cfg("run", "MODEL.RPN.FROZEN", True, config="ia_gcn"))
+    run(make_cfg("ml_gcn", "SOLVER.MAX_ITER", 1))
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "ml_gcn" / "model_final.pth"))
+    with pytest.raises(InputError, match=r"lacks .* \(proposal_generator"):
+        run(make_cfg("run", "MODEL.RPN.FROZEN", True, *weights, config="ia_gcn"))
 
 
 def test_the_number_of_workers_makes_no_difference_even_midway(make_cfg):
@@ -184,6 +223,14 @@ def test_a_bare_model_does_not_train(make_cfg):
     batch = [{"image": torch.zeros(3, 32, 32), "labels": torch.zeros(3)}] * 2
     with pytest.raises(RuntimeError, match="label graph is bare"):
         model(batch)
+
+
+def test_an_rpn_is_not_trained_on_pictures_without_boxes(make_cfg, tmp_path):
+    csv = tmp_path / "train.csv"
+    csv.write_text("file,labels\n000001.png,red\n000002.png,green;blue\n")
+    cfg = make_cfg("run", "DATASETS.CUSTOM.TRAIN", str(csv), config="ia_gcn")
+    with pytest.raises(InputError, match=r"INPUT\.WITH_BOXES: .*MODEL\.RPN\.FROZEN"):
+        Trainer(cfg)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 
 Examples:
   train on the demo's data set:
-    tools/train_net.py --config-file configs/DigitScenes/ml_gcn.yaml
+    tools/train_net.py --config-file configs/DigitScenes/ia_gcn_plus.yaml
   train on eight GPUs:
-    tools/train_net.py --config-file configs/COCO/ml_gcn_R_101.yaml --num-gpus 8
+    tools/train_net.py --config-file configs/COCO/ia_gcn_R_101.yaml --num-gpus 8
   go on with a run that was cut:
     tools/train_net.py --config-file ... --resume
   evaluate a checkpoint:
@@ -26,6 +26,7 @@ from detectron2.utils.logger import setup_logger
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.engine import Trainer, check_labels, launch, setup_cfg
 from ia_gcn.errors import InputError
+from ia_gcn.modeling import optimize_for_inference
 
 
 def train(cfg, resume: bool) -> None:
@@ -42,6 +43,8 @@ def evaluate(cfg, resume: bool) -> None:
     checkpointer = MultiLabelCheckpointer(model, cfg.OUTPUT_DIR, label_names=label_names)
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     checkpointer.check_complete()
+    if cfg.TEST.OPTIMIZE_MODEL:
+        model = optimize_for_inference(model)
     Trainer.test(cfg, model)
 
 

@@ -50,15 +50,26 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             InputError: nothing was loaded, the file lacked some of the model's tensors, or its
                 label graph is bare.
         """
-        if self._path is None:
-            raise InputError("MODEL.WEIGHTS is empty: which checkpoint is to be evaluated?")
-        if self.missing:
-            raise InputError(
-                f"MODEL.WEIGHTS: {self._path} lacks {len(self.missing)} of the model's tensors "
-                f"({', '.join(self.missing[:5])} ...); was it trained with this config?"
-            )
+        self.check_loaded("")
         if any(isinstance(m, LabelGraph) and m.is_bare for m in self.model.modules()):
             raise InputError(f"MODEL.WEIGHTS: the label graph in {self._path} is bare")
+
+    def check_loaded(self, prefix: str) -> None:
+        """Refuse a model of which the last `load` left tensors of a part at random.
+
+        Args:
+            prefix: what their names start with, for example proposal_generator.
+        Raises:
+            InputError: nothing was loaded, or the file lacked some of them.
+        """
+        if self._path is None:
+            raise InputError("MODEL.WEIGHTS is empty: which checkpoint is to be used?")
+        missing = [name for name in self.missing if name.startswith(prefix)]
+        if missing:
+            raise InputError(
+                f"MODEL.WEIGHTS: {self._path} lacks {len(missing)} of the model's tensors "
+                f"({', '.join(missing[:5])} ...); was it trained with this config?"
+            )
 
     def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
         """As detectron2's.
@@ -90,7 +101,14 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             raise InputError(f"MODEL.WEIGHTS: {self._path} holds no state dict")
         if is_torchvision_resnet(content["model"]):
             content["model"] = convert_torchvision_resnet(content["model"])
+            self._copy_res5_to_regions(content["model"])
         return content
+
+    def _copy_res5_to_regions(self, state_dict: Dict[str, torch.Tensor]) -> None:
+        """Where regions have a res5 stage of their own, it starts as the backbone's."""
+        if any(name.startswith("roi_heads.res5.") for name, _ in self.model.named_parameters()):
+            for name in [name for name in state_dict if name.startswith("backbone.res5.")]:
+                state_dict[name.replace("backbone", "roi_heads", 1)] = state_dict[name]
 
     def _load_model(self, checkpoint: Dict[str, Any]):
         label_names = checkpoint.get("label_names", self.label_names)

@@ -5,6 +5,7 @@ from .build import (
     build_multilabel_train_loader,
     get_label_names,
     get_multilabel_dicts,
+    get_test_dicts,
 )
 from .dataset_mapper import MultiLabelDatasetMapper, UnreadableImage
 from .datasets import (
@@ -15,12 +16,14 @@ from .datasets import (
 )
 from .label_embeddings import glove_embeddings, label_embeddings, name_embeddings
 from .label_statistics import LabelStatistics, cached_label_statistics, count_labels
+from .proposals import add_proposals
 
 __all__ = [
     "LabelStatistics",
     "MultiLabelDatasetMapper",
     "MultiScaleCrop",
     "UnreadableImage",
+    "add_proposals",
     "build_multilabel_test_loader",
     "build_multilabel_train_loader",
     "cached_label_statistics",
@@ -28,6 +31,7 @@ __all__ = [
     "datasets",
     "get_label_names",
     "get_multilabel_dicts",
+    "get_test_dicts",
     "glove_embeddings",
     "label_embeddings",
     "name_embeddings",

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from .dataset_mapper import MultiLabelDatasetMapper, UnreadableImage
+from .proposals import add_proposals
 from .samplers import PositionSampler, mix_seeds
 
 logger = logging.getLogger(__name__)
@@ -71,19 +72,32 @@ def _multi_label_datasets() -> List[str]:
     return [n for n in names if MetadataCatalog.get(n).get("evaluator_type") == "multi_label"]
 
 
-def get_multilabel_dicts(dataset_names: Sequence[str], drop_unlabelled: bool = False) -> List[Dict]:
+def get_multilabel_dicts(
+    dataset_names: Sequence[str],
+    drop_unlabelled: bool = False,
+    proposal_files: Sequence[str] | None = None,
+) -> List[Dict]:
     """The dicts of one or several registered data sets, checked.
 
     Args:
         dataset_names: registered with detectron2.
         drop_unlabelled: leave out images without a label.
+        proposal_files: one for each data set, see `add_proposals`; None: no proposals.
     Raises:
-        InputError: see `load_multilabel_dicts`; or images are missing, or all were dropped.
+        InputError: see `load_multilabel_dicts` and `add_proposals`; or images are missing, or all
+            were dropped.
     """
+    if proposal_files is not None and len(proposal_files) != len(dataset_names):
+        raise InputError(
+            f"{len(proposal_files)} proposal files (DATASETS.PROPOSAL_FILES_TRAIN, _TEST) for the "
+            f"{len(dataset_names)} data sets {', '.join(dataset_names)}"
+        )
     dicts = []
-    for name in dataset_names:
+    for i, name in enumerate(dataset_names):
         found = load_multilabel_dicts(name)
         check_images_exist(name, found)
+        if proposal_files is not None:
+            add_proposals(found, proposal_files[i])
         dicts += found
     if drop_unlabelled:
         labelled = [d for d in dicts if d["labels"]]
@@ -94,6 +108,19 @@ def get_multilabel_dicts(dataset_names: Sequence[str], drop_unlabelled: bool = F
         if not dicts:
             raise InputError(f"no image of {', '.join(dataset_names)} has a label")
     return dicts
+
+
+def get_test_dicts(cfg, dataset_name: str) -> List[Dict]:
+    """Those of one of DATASETS.TEST, with its proposals where MODEL.LOAD_PROPOSALS asks for them.
+
+    Raises:
+        InputError: see `get_multilabel_dicts`.
+    """
+    if not cfg.MODEL.LOAD_PROPOSALS:
+        return get_multilabel_dicts([dataset_name])
+    place = cfg.DATASETS.TEST.index(dataset_name)
+    files = cfg.DATASETS.PROPOSAL_FILES_TEST[place : place + 1]
+    return get_multilabel_dicts([dataset_name], proposal_files=files)
 
 
 def load_multilabel_dicts(name: str) -> List[Dict]:
@@ -271,7 +298,14 @@ class TrainingBatches(ReadableBatches):
 def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
     if dataset is None:
         dataset = get_multilabel_dicts(
-            cfg.DATASETS.TRAIN, drop_unlabelled=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            cfg.DATASETS.TRAIN,
+            cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+            cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        )
+    if cfg.INPUT.WITH_BOXES and not any(record.get("annotations") for record in dataset):
+        raise InputError(
+            f"INPUT.WITH_BOXES: no image of {', '.join(cfg.DATASETS.TRAIN)} has a box; an RPN "
+            "needs none where it is frozen (MODEL.RPN.FROZEN)"
         )
     return {
         "dataset": dataset,
@@ -314,7 +348,7 @@ def build_multilabel_train_loader(
 
 def _test_loader_from_config(cfg, dataset_name, mapper=None):
     return {
-        "dataset": get_multilabel_dicts([dataset_name]),
+        "dataset": get_test_dicts(cfg, dataset_name),
         "mapper": mapper or MultiLabelDatasetMapper(cfg, is_train=False),
         "batch_size": cfg.TEST.IMS_PER_BATCH,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,

@@ -33,7 +33,8 @@ class MultiLabelDatasetMapper:
     A data set dict has detectron2's `file_name` and `image_id`, and
         labels: indices of the labels that are present;
         ignored_labels: indices of those that are neither present nor absent (may be missing);
-        annotations: boxes in detectron2's form (may be missing).
+        annotations: boxes in detectron2's form (may be missing);
+        proposal_boxes and its companions, as `add_proposals` gives them (may be missing).
     """
 
     @configurable
@@ -45,6 +46,8 @@ class MultiLabelDatasetMapper:
         image_format: str,
         num_labels: int,
         with_boxes: bool,
+        proposal_topk: int = 0,
+        min_proposal_size: float = 0,
     ):
         """
         Args:
@@ -52,12 +55,16 @@ class MultiLabelDatasetMapper:
             image_format: as detectron2's `read_image` takes it, such as RGB.
             num_labels: C.
             with_boxes: whether training samples get `instances`.
+            proposal_topk: the most `proposals` of an image that comes with some.
+            min_proposal_size: leave out those with a side of no more pixels, after augmentation.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
         self.num_labels = num_labels
         self.with_boxes = with_boxes
+        self.proposal_topk = proposal_topk
+        self.min_proposal_size = min_proposal_size
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
@@ -67,6 +74,12 @@ class MultiLabelDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "num_labels": cfg.MODEL.LABEL_HEAD.NUM_LABELS,
             "with_boxes": cfg.INPUT.WITH_BOXES,
+            "proposal_topk": (
+                cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN
+                if is_train
+                else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
+            ),
+            "min_proposal_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
         }
 
     def __call__(self, dataset_dict: Dict) -> Dict:
@@ -76,7 +89,9 @@ class MultiLabelDatasetMapper:
                 image: (3, H, W) uint8 tensor, after augmentation;
                 height, width: of the picture before augmentation, in pixels;
                 labels: (C,) float32 tensor in {1, 0, -1 = ignored};
-                instances: detectron2's Instances with gt_boxes and gt_classes, where asked for.
+                instances: detectron2's Instances with gt_boxes and gt_classes, where asked for;
+                proposals: Instances with proposal_boxes and objectness_logits, best first, where
+                    the dict has some.
         Raises:
             UnreadableImage: the file is missing, truncated, too large, or no picture at all.
         """
@@ -92,8 +107,15 @@ class MultiLabelDatasetMapper:
         transforms = self.augmentations(view)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
         sample["labels"] = target_vector(dataset_dict, self.num_labels)
+        image_size = view.image.shape[:2]
+        utils.transform_proposals(
+            sample,
+            image_size,
+            transforms,
+            proposal_topk=self.proposal_topk,
+            min_box_size=self.min_proposal_size,
+        )
         if self.is_train and self.with_boxes:
-            image_size = view.image.shape[:2]
             # Boxes alone: a detection data set's masks and keypoints are of no use here.
             annotations = [
                 utils.transform_instance_annotations(

@@ -19,12 +19,12 @@ from ..data import (
     build_multilabel_train_loader,
     cached_label_statistics,
     get_label_names,
-    get_multilabel_dicts,
+    get_test_dicts,
     label_embeddings,
 )
 from ..errors import InputError
 from ..evaluation import MultiLabelEvaluator
-from ..modeling import LabelGraph
+from ..modeling import InstanceAwareRecognizer, LabelGraph
 from .hooks import BestCheckpointer, BestModelCheckpointer, SeedEveryStep, StopOnBadLoss
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
 
@@ -55,7 +55,8 @@ class Trainer(DefaultTrainer):
         epochs_to_iterations(cfg, len(data_loader.dataset))
         cfg.freeze()
         # What is wrong with a test set is said now, and not at the first evaluation.
-        get_multilabel_dicts(cfg.DATASETS.TEST)
+        for name in cfg.DATASETS.TEST:
+            get_test_dicts(cfg, name)
 
         seed_all_rng(self.seed)
         model = self.build_model(cfg)
@@ -76,6 +77,9 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of images goes on where the checkpoint was written."""
         super().resume_or_load(resume)
+        proposal_generator = getattr(self.checkpointer.model, "proposal_generator", None)
+        if self.cfg.MODEL.RPN.FROZEN and proposal_generator is not None:
+            self.checkpointer.check_loaded("proposal_generator.")
         self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH, self.seed)
 
     def build_hooks(self):
@@ -181,4 +185,10 @@ def wrap_in_ddp(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(
+        model,
+        device_ids=device_ids,
+        broadcast_buffers=False,
+        # Where no image of a process has a region, what they pass through gets no gradient.
+        find_unused_parameters=isinstance(model, InstanceAwareRecognizer),
+    )

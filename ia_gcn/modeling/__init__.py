@@ -1,6 +1,7 @@
 from .backbone import build_resnet10_backbone
 from .graph_conv import GraphConv
-from .label_graph import LabelGraph, normalize_adjacency, statistical_lcm
+from .inference import optimize_for_inference
+from .label_graph import LabelGraph, graph_scale, propagate, statistical_lcm
 from .label_heads import LABEL_HEAD_REGISTRY, GCNHead, LinearHead, build_label_head
 from .losses import (
     MULTI_LABEL_LOSS_REGISTRY,
@@ -8,8 +9,15 @@ from .losses import (
     build_multi_label_loss,
     multi_label_bce,
 )
-from .meta_arch import MultiLabelRecognizer
+from .meta_arch import InstanceAwareRecognizer, MultiLabelRecognizer
 from .pooling import GlobalPooling, valid_cells
+from .region_heads import (
+    RegionGCN,
+    Regions,
+    VariationalROIHeads,
+    gaussian_kl,
+    region_affinity,
+)
 
 __all__ = [
     "LABEL_HEAD_REGISTRY",
@@ -17,15 +25,23 @@ __all__ = [
     "GCNHead",
     "GlobalPooling",
     "GraphConv",
+    "InstanceAwareRecognizer",
     "LabelGraph",
     "LinearHead",
     "MultiLabelBCE",
     "MultiLabelRecognizer",
+    "RegionGCN",
+    "Regions",
+    "VariationalROIHeads",
     "build_label_head",
     "build_multi_label_loss",
     "build_resnet10_backbone",
+    "gaussian_kl",
+    "graph_scale",
     "multi_label_bce",
-    "normalize_adjacency",
+    "optimize_for_inference",
+    "propagate",
+    "region_affinity",
     "statistical_lcm",
     "valid_cells",
 ]

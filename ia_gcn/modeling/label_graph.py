@@ -1,6 +1,6 @@
-"""The statistical label correlation matrix (LCM), its normalisation, and the module that holds it.
+"""Label correlation matrices (LCMs): of a data set, of an image, and how nodes pass along them.
 
-C is the number of labels, d the dimension of a label embedding.
+B is the number of images, C of labels, d the dimension of a label embedding.
 """
 
 from __future__ import annotations
@@ -52,19 +52,44 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
     return edges.fill_diagonal_(1)
 
 
-def normalize_adjacency(adjacency):
-    """Â = D^-½ Aᵀ D^-½ with D = diag(Σⱼ A[i, j]), as published with ML-GCN.
+def graph_scale(lcm: torch.Tensor, presence: torch.Tensor | None = None) -> torch.Tensor:
+    """s = √(a / (A a)): what turns a graph A, or A ⊙ a aᵀ, into its normalised form.
+
+    Individual and fused LCM (IA-GCN Eq. 1-4) are A_I = a aᵀ and A_F = A_S ⊙ A_I, which is
+    diag(a) A_S diag(a). Normalised as published with ML-GCN, Â = D^-½ Aᵀ D^-½ with
+    D = diag(Σⱼ A[i, j]), that is Â_F = diag(s) A_Sᵀ diag(s): a vector per image says all, and no
+    C×C matrix per image is ever made. With a = 1 it is A_S that is normalised, and s = D^-½.
 
     Args:
-        adjacency: A, (C, C) array or tensor of non-negative floats. A row that sums to 0 stays 0.
+        lcm: A, (C, C) or (B, C, C), non-negative.
+        presence: a, (C,) or (B, C) in [0, 1]. None: 1 everywhere.
     Returns:
-        Â, (C, C) of the same kind and dtype.
+        s, (C,) or (B, C), of A's dtype; 0 where a or the degree A a is 0.
     """
-    if isinstance(adjacency, np.ndarray):
-        return normalize_adjacency(torch.tensor(adjacency)).numpy()
-    degree = adjacency.sum(dim=1)
-    scale = torch.where(degree > 0, degree, torch.inf).rsqrt()
-    return scale[:, None] * adjacency.T * scale
+    if presence is None:
+        presence = lcm.new_ones(lcm.shape[:-1])
+    with torch.autocast(lcm.device.type, enabled=False):
+        presence = presence.to(lcm.dtype)
+        degree = torch.einsum("...ij,...j->...i", lcm, presence)
+        # The square root has no gradient at 0.
+        connected = (presence > 0) & (degree > 0)
+        ratio = torch.where(connected, presence, 1) / torch.where(connected, degree, 1)
+        return torch.where(connected, ratio.sqrt(), 0)
+
+
+def propagate(nodes: torch.Tensor, lcm: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Â H = s ⊙ (Aᵀ (s ⊙ H)), with s from `graph_scale`.
+
+    Args:
+        nodes: H, (C, K) or (B, C, K).
+        lcm: A, (C, C) or (B, C, C).
+        scale: s, (C,) or (B, C).
+    Returns:
+        (C, K), or (B, C, K) if anything is of B images.
+    """
+    # An einsum of a (C, C) with a (B, C, K) is one matrix product; matmul may copy it B times.
+    scaled = torch.einsum("...ij,...ik->...jk", lcm, scale[..., None] * nodes)
+    return scale[..., None] * scaled
 
 
 class LabelGraph(nn.Module):
@@ -78,7 +103,7 @@ class LabelGraph(nn.Module):
         label_counts: (C,) int64, training images with label i.
         pair_counts: (C, C) int64, training images with labels i and j.
         embeddings: (C, d) float32, H⁽⁰⁾.
-        adjacency: (C, C) float32, Â of the statistical LCM; follows from the counts.
+        lcm: (C, C) float32, the statistical LCM A_S; follows from the counts.
     """
 
     def __init__(self, num_labels: int, embedding_dim: int, threshold: float, reweight: float):
@@ -98,7 +123,7 @@ class LabelGraph(nn.Module):
         self.register_buffer("label_counts", torch.zeros(num_labels, dtype=torch.int64))
         self.register_buffer("pair_counts", torch.zeros(num_labels, num_labels, dtype=torch.int64))
         self.register_buffer("embeddings", embeddings)
-        self.register_buffer("adjacency", torch.eye(num_labels), persistent=False)
+        self.register_buffer("lcm", torch.eye(num_labels), persistent=False)
         self._known_filled = False
         self._warned = False
 
@@ -126,7 +151,7 @@ class LabelGraph(nn.Module):
         for name, value in values.items():
             value = torch.tensor(value) if isinstance(value, np.ndarray) else value
             getattr(self, name).copy_(value)
-        self._update_adjacency()
+        self._update_lcm()
 
     def check_filled(self) -> None:
         """Refuse to train a bare graph, and say once that it is bare in evaluation.
@@ -149,13 +174,14 @@ class LabelGraph(nn.Module):
             )
             self._warned = True
 
-    def _update_adjacency(self) -> None:
-        lcm = statistical_lcm(self.pair_counts, self.label_counts, self.threshold, self.reweight)
-        self.adjacency.copy_(normalize_adjacency(lcm))
+    def _update_lcm(self) -> None:
+        self.lcm.copy_(
+            statistical_lcm(self.pair_counts, self.label_counts, self.threshold, self.reweight)
+        )
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        self._update_adjacency()
+        self._update_lcm()
         self._known_filled = False
 
     def extra_repr(self) -> str:

@@ -13,14 +13,16 @@ from torch import nn
 
 from ..errors import InputError
 from .graph_conv import GraphConv
-from .label_graph import LabelGraph
+from .label_graph import LabelGraph, graph_scale
 
 LABEL_HEAD_REGISTRY = Registry("LABEL_HEAD")
 LABEL_HEAD_REGISTRY.__doc__ = """
 Registry for label heads: modules that map x (B, D) to logits (B, C).
 
 A registered class is called as `Head(cfg, feature_dim)`. What it needs to know about the labels
-of the training set it holds in a `LabelGraph`, which the trainer finds and fills.
+of the training set it holds in a `LabelGraph`, as `label_graph`, which the trainer finds and fills.
+With MODEL.LABEL_GRAPH.IMAGE_DEPENDENT its forward also gets a, how likely each image's regions find
+each label to be there: `head(x, presence)`, presence (B, C) in [0, 1].
 """
 
 
@@ -47,37 +49,52 @@ class LinearHead(nn.Module):
     def from_config(cls, cfg, feature_dim):
         return {"feature_dim": feature_dim, "num_labels": cfg.MODEL.LABEL_HEAD.NUM_LABELS}
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, D) to logits (B, C)."""
+    def forward(self, x: torch.Tensor, presence: torch.Tensor | None = None) -> torch.Tensor:
+        """x (B, D) to logits (B, C).
+
+        Its label graph has no edges, and I ⊙ a aᵀ is I again once it is normalised: what
+        `presence` says makes no difference.
+        """
         return self.classifier(x)
 
 
 @LABEL_HEAD_REGISTRY.register()
 class GCNHead(nn.Module):
-    """ML-GCN: a GCN over the labels whose output rows are their classifiers (Eq. 5-6 of IA-GCN).
+    """A GCN over the labels whose output rows M are their classifiers, ŷ = M x (IA-GCN Eq. 5-6).
 
-    LeakyReLU between layers and none after the last: its rows are classifiers, and with one both
-    factors of M x would be non-negative and every probability at least ½.
+    On the statistical LCM alone it is ML-GCN, with one M for all images; on image-dependent LCMs
+    it is IA-GCN's global branch, with an M per image that is never formed. LeakyReLU between layers
+    and none after the last: with one there, both factors of M x would be non-negative and every
+    probability at least ½.
     """
 
     @configurable
     def __init__(
-        self, *, feature_dim: int, label_graph: LabelGraph, hidden_dims, negative_slope: float
+        self,
+        *,
+        feature_dim: int,
+        label_graph: LabelGraph,
+        hidden_dims,
+        negative_slope: float,
+        bias: bool = False,
     ):
         """
         Args:
             feature_dim: D, the output dimension of the last layer.
-            label_graph: Â and H⁽⁰⁾.
+            label_graph: A_S and H⁽⁰⁾.
             hidden_dims: output dimensions of the layers before the last, in order.
             negative_slope: of the LeakyReLU between layers.
+            bias: add a number per label to the logits.
         """
         super().__init__()
         self.label_graph = label_graph
         self.negative_slope = negative_slope
-        dims = [label_graph.embeddings.shape[1], *hidden_dims, feature_dim]
+        num_labels, embedding_dim = label_graph.embeddings.shape
+        dims = [embedding_dim, *hidden_dims, feature_dim]
         self.layers = nn.ModuleList(
             GraphConv(in_dim, out_dim) for in_dim, out_dim in zip(dims, dims[1:])
         )
+        self.bias = nn.Parameter(torch.zeros(num_labels)) if bias else None
         self._cached = None
 
     @classmethod
@@ -92,21 +109,38 @@ class GCNHead(nn.Module):
             ),
             "hidden_dims": cfg.MODEL.LABEL_GCN.HIDDEN_DIMS,
             "negative_slope": cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE,
+            "bias": cfg.MODEL.LABEL_GCN.BIAS,
         }
 
-    def classifiers(self) -> torch.Tensor:
-        """M (C, D), computed anew."""
+    def forward(self, x: torch.Tensor, presence: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            x: (B, D).
+            presence: a, (B, C) in [0, 1], for the image-dependent LCMs A_S ⊙ a aᵀ; None for A_S.
+        Returns:
+            logits, (B, C).
+        """
+        self.label_graph.check_filled()
+        if presence is None:
+            cached = not (torch.is_grad_enabled() or self.training)
+            classifiers = self._cached_classifiers() if cached else self.classifiers()
+            logits = x @ classifiers.T
+        else:
+            lcm, scale = self.label_graph.lcm, graph_scale(self.label_graph.lcm, presence)
+            logits = self.layers[-1].scores(self._nodes(scale), x, lcm, scale)
+        return logits if self.bias is None else logits + self.bias
+
+    def classifiers(self, presence: torch.Tensor | None = None) -> torch.Tensor:
+        """M (C, D), or (B, C, D) with presence (B, C); computed anew."""
+        lcm, scale = self.label_graph.lcm, graph_scale(self.label_graph.lcm, presence)
+        return self.layers[-1](self._nodes(scale), lcm, scale)
+
+    def _nodes(self, scale: torch.Tensor) -> torch.Tensor:
+        """H before the last layer."""
         nodes = self.label_graph.embeddings
         for layer in self.layers[:-1]:
-            nodes = F.leaky_relu(layer(nodes, self.label_graph.adjacency), self.negative_slope)
-        return self.layers[-1](nodes, self.label_graph.adjacency)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, D) to logits (B, C), ŷ = M x."""
-        self.label_graph.check_filled()
-        if torch.is_grad_enabled() or self.training:
-            return x @ self.classifiers().T
-        return x @ self._cached_classifiers().T
+            nodes = F.leaky_relu(layer(nodes, self.label_graph.lcm, scale), self.negative_slope)
+        return nodes
 
     def train(self, mode: bool = True):
         self._cached = None

@@ -1,0 +1,59 @@
+"""Batch norms folded into their convolutions, and channels last."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.layers import Conv2d
+from detectron2.modeling import build_model
+from torch import nn
+
+from ia_gcn.engine import label_graphs, setup_cfg
+from ia_gcn.modeling import optimize_for_inference
+
+
+@pytest.fixture
+def build(monkeypatch, repository):
+    """A function that builds a model whose batch norms and label graph say something."""
+    monkeypatch.chdir(repository)
+
+    def build_trained(name, *opts):
+        torch.manual_seed(0)
+        model = build_model(setup_cfg(f"configs/DigitScenes/{name}.yaml", opts)).eval()
+        for module in model.modules():
+            if hasattr(module, "running_var"):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, std=0.1)
+        for graph in label_graphs(model):
+            counts = torch.full((10, 10), 2).fill_diagonal_(4)
+            graph.fill(counts.diagonal(), counts, torch.randn(10, 300))
+        return model
+
+    return build_trained
+
+
+@pytest.mark.parametrize("name", ["ml_gcn", "ia_gcn"])
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN", "SyncBN"])
+def test_logits_stay_the_same(build, name, norm):
+    model = build(name, "MODEL.RESNETS.NORM", norm)
+    optimized = optimize_for_inference(copy.deepcopy(model))
+    images = [{"image": torch.randint(256, (3, 96, 96), dtype=torch.uint8)} for _ in range(3)]
+    with torch.no_grad():
+        for before, after in zip(model(images), optimized(images)):
+            assert before["logits"].abs().max() < 100
+            torch.testing.assert_close(after["logits"], before["logits"], rtol=1e-5, atol=1e-4)
+    norms = [m.norm for m in optimized.backbone.modules() if isinstance(m, Conv2d)]
+    assert norms
+    assert all(norm is None for norm in norms)
+    weight = optimized.backbone.res3[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not optimized.training
+    assert not any(parameter.requires_grad for parameter in optimized.parameters())
+
+
+def test_norms_that_depend_on_the_image_stay(build):
+    model = build("ml_gcn", "MODEL.RESNETS.NORM", "GN")
+    optimize_for_inference(model)
+    assert any(isinstance(module, nn.GroupNorm) for module in model.modules())

@@ -143,3 +143,15 @@ def test_every_tensor_of_a_torchvision_resnet_is_used(monkeypatch, repository):
     cfg = setup_cfg("configs/COCO/resnet101.yaml", ["MODEL.DEVICE", "cpu"])
     backbone = build_backbone(cfg)
     assert set(converted) == {f"backbone.{name}" for name in backbone.state_dict()}
+
+
+def test_a_res5_stage_of_the_regions_starts_as_the_backbones(monkeypatch, repository, tmp_path):
+    monkeypatch.chdir(repository)
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet.pth")
+    regions = ("MODEL.REGION_BRANCH.RES5", True, "MODEL.ROI_HEADS.IN_FEATURES", ["res4"])
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 50, *regions]
+    model = build_model(setup_cfg("configs/COCO/ia_gcn_R_101.yaml", opts))
+    MultiLabelCheckpointer(model, label_names=LABELS).load(str(tmp_path / "resnet.pth"))
+    expected = model.backbone.res5.state_dict()
+    for name, tensor in model.roi_heads.res5.state_dict().items():
+        assert tensor.equal(expected[name]), name

@@ -10,7 +10,7 @@ from test_label_graph import assert_close
 from test_label_heads import dense_logits, fill
 from test_region_heads import dense_region_logits
 
-from ia_gcn.engine import build_optimizer, setup_cfg
+from ia_gcn.engine import build_optimizer, label_graphs, setup_cfg
 from ia_gcn.engine.trainer import wrap_in_ddp
 from ia_gcn.modeling import InstanceAwareRecognizer
 
@@ -22,7 +22,8 @@ FROZEN = {"MODEL.RPN.FROZEN": True}
 STATISTICAL = {"MODEL.LABEL_GRAPH.IMAGE_DEPENDENT": False}
 INDIVIDUAL = {"MODEL.REGION_GCN.LCM": "individual"}
 GLOBAL_ALONE = {"MODEL.FUSION.GLOBAL_WEIGHT": 1.0}
-REGIONS_ALONE = {"MODEL.FUSION.GLOBAL_WEIGHT": 0.0, **INDIVIDUAL}
+REGIONS_ON_FUSED_GRAPH = {"MODEL.FUSION.GLOBAL_WEIGHT": 0.0}
+REGIONS_ALONE = {**REGIONS_ON_FUSED_GRAPH, **INDIVIDUAL}
 LINEAR = {"MODEL.LABEL_HEAD.NAME": "LinearHead", **INDIVIDUAL}
 NOT_VARIATIONAL = {"MODEL.REGION_BRANCH.VARIATIONAL": False}
 OVER_REGIONS = {"MODEL.REGION_GCN.READING": "regions"}
@@ -35,6 +36,7 @@ ROWS = [
     {**STATISTICAL, **INDIVIDUAL},
     GLOBAL_ALONE,
     REGIONS_ALONE,
+    REGIONS_ON_FUSED_GRAPH,
     LINEAR,
     NOT_VARIATIONAL,
     OVER_REGIONS,
@@ -74,8 +76,8 @@ def make_model(make_cfg):
     def make(options=(), dtype=torch.float64, seed=0):
         torch.manual_seed(seed)
         model = build_model(make_cfg(options))
-        if hasattr(model.label_head, "label_graph"):
-            fill(model.label_head.label_graph)
+        for graph in label_graphs(model):
+            fill(graph)
         # Else objectness and boxes are all but the same everywhere, and z is near µ₀.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -200,12 +202,13 @@ def test_fusion_and_branches_are_the_dense_formula(make_model, options):
     if model.label_head is not None and hasattr(model.label_head, "label_graph"):
         a = None if "MODEL.LABEL_GRAPH.IMAGE_DEPENDENT" in options else presence
         expected["logits_global"] = dense_logits(model.label_head, x, a)
-        lcm = model.label_head.label_graph.lcm
     elif model.label_head is not None:
         expected["logits_global"] = model.label_head.classifier(x)
     if model.region_gcn is not None:
         if "MODEL.REGION_GCN.LCM" in options:
             lcm = torch.ones(NUM_LABELS, NUM_LABELS, dtype=torch.float64)
+        else:
+            lcm = label_graphs(model)[0].lcm
         expected["logits_region"] = [
             dense_region_logits(model.region_gcn, output["regions"].scores, a, lcm)
             for output, a in zip(outputs, presence)
@@ -217,13 +220,8 @@ def test_fusion_and_branches_are_the_dense_formula(make_model, options):
         assert_close(output["logits"], sum(weights[name] * expected[name][i] for name in expected))
 
 
-@pytest.mark.parametrize(
-    ("weight", "lcm"),
-    [
-        (0.0, "individual"),
-        *itertools.product([0.3, 0.8, 1.0], ["individual", "image_dependent"]),
-    ],
-)
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("lcm", ["individual", "image_dependent"])
 def test_a_branch_without_weight_is_not_there(make_model, weight, lcm):
     options = {"MODEL.FUSION.GLOBAL_WEIGHT": weight, "MODEL.REGION_GCN.LCM": lcm}
     model = make_model(options)
@@ -517,7 +515,14 @@ def test_a_linear_head_does_not_look_at_the_regions(make_model):
         assert not torch.allclose(other["logits_region"], output["logits_region"])
 
 
-@pytest.mark.parametrize("options", [{}, REGIONS_ALONE, DRAWS, RES5])
+@pytest.mark.parametrize("options", [{}, STATISTICAL, REGIONS_ON_FUSED_GRAPH])
+def test_a_bare_graph_is_not_trained(make_cfg, options):
+    model = build_model(make_cfg(options))
+    with pytest.raises(RuntimeError, match="bare"):
+        train_step(model, make_inputs())
+
+
+@pytest.mark.parametrize("options", [{}, REGIONS_ALONE, REGIONS_ON_FUSED_GRAPH, DRAWS, RES5])
 def test_a_checkpoint_is_complete_in_itself(make_model, options):
     model, restored = make_model(options), make_model(options, seed=1)
     restored.load_state_dict(model.state_dict())

@@ -48,6 +48,9 @@ def test_iterations_stay_where_no_epochs_are_given():
 def small_model():
     model = nn.Module()
     model.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model.roi_heads = nn.Module()
+    model.roi_heads.res5 = nn.Conv2d(4, 4, 1, bias=False)
+    model.roi_heads.rough_classifier = nn.Linear(4, 2, bias=False)
     model.label_head = nn.Linear(4, 2)
     return model
 
@@ -75,6 +78,8 @@ def test_every_parameter_has_its_rate_and_decay(name, cls):
         (conv.weight, 0.001, 0.5),
         (conv.bias, 0.001, 0.0),
         (norm.weight, 0.001, 0.25),
+        (model.roi_heads.res5.weight, 0.001, 0.5),
+        (model.roi_heads.rough_classifier.weight, 0.1, 0.5),
         (model.label_head.weight, 0.1, 0.5),
         (model.label_head.bias, 0.1, 0.0),
     ]

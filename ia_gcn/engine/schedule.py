@@ -35,19 +35,32 @@ def epochs_to_iterations(cfg: CfgNode, num_images: int) -> None:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SOLVER.OPTIMIZER over all parameters of `model`, the backbone's at their own rate."""
+    """SOLVER.OPTIMIZER over all parameters of `model`, the backbone's at their own rate.
+
+    A res5 stage of the regions is the backbone's, too.
+    """
     solver = cfg.SOLVER
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay=solver.WEIGHT_DECAY,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    backbone = {
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(("backbone.", "roi_heads.res5."))
+    }
     params = []
-    for name, child in model.named_children():
-        rate = solver.BASE_LR * (solver.BACKBONE_MULTIPLIER if name == "backbone" else 1)
-        params += get_default_optimizer_params(
-            child,
-            base_lr=rate,
-            weight_decay=solver.WEIGHT_DECAY,
-            weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-            bias_lr_factor=solver.BIAS_LR_FACTOR,
-            weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-        )
+    for group in groups:
+        for multiplier, chosen in (
+            (solver.BACKBONE_MULTIPLIER, [p for p in group["params"] if p in backbone]),
+            (1, [p for p in group["params"] if p not in backbone]),
+        ):
+            if chosen:
+                params.append({**group, "params": chosen, "lr": multiplier * group["lr"]})
     if solver.OPTIMIZER == "SGD":
         sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
         return sgd(params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)

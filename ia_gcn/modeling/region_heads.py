@@ -177,9 +177,6 @@ class VariationalROIHeads(nn.Module):
         counts = torch.tensor([len(b) for b in boxes], device=pooled.device)
         valid = torch.arange(self.num_regions, device=pooled.device) < counts[:, None]
         x = pooled.new_zeros(*valid.shape, self.rough_classifier.in_features)
-        # A batch norm can't do with no region at all.
-        if not len(pooled):
-            return x, valid
         if self.res5 is not None:
             pooled = self.res5(pooled)
         return x.index_put((valid,), pooled.mean(dim=(2, 3)).to(x.dtype)), valid

@@ -7,8 +7,9 @@ DEMO := output/demo
 
 demo: .venv/installed
 	$(BIN)/python datasets/prepare_digit_scenes.py
-	$(BIN)/python tools/train_net.py --config-file configs/DigitScenes/ml_gcn.yaml OUTPUT_DIR $(DEMO)
+	$(BIN)/python tools/train_net.py --config-file configs/DigitScenes/ia_gcn_plus.yaml OUTPUT_DIR $(DEMO)
 	$(BIN)/python tools/visualize_results.py $(DEMO)
+	$(BIN)/python tools/visualize_regions.py $(DEMO)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

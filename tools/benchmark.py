@@ -108,7 +108,7 @@ COLUMNS: Dict[str, tuple] = {
 
 
 def describe_bytes(number: float) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def markdown(table: Table) -> str:
@@ -431,22 +431,29 @@ def compare_logits(problem: GraphProblem) -> str:
 
 
 def estimate_bytes(form: str, num_labels: int) -> int:
-    """About what a step and its label graph take at their peak, in bytes."""
+    """About what a step and its label graph take at their peak, in bytes, beyond Python and torch.
+
+    These are the tensors that are there at once when most are, in the middle of the backward pass.
+    """
     # int64 pair counts and float32 LCM.
     graph = (8 + 4) * num_labels**2
-    nodes = 4 * GRAPH_BATCH * num_labels
+    per_node = 4 * GRAPH_BATCH * num_labels
+    first, second = HIDDEN_DIMS
     if FORMS[form] is rank_one_logits:
-        return graph + nodes * (5 * HIDDEN_DIMS[0] + 4 * HIDDEN_DIMS[1])
-    # A_F and the two products that normalise it are kept for the backward pass, which makes as much
-    # again; the classifiers and the nodes that they are made from have gradients of their size.
-    return graph + nodes * (6 * num_labels + 4 * FEATURE_DIM)
+        return graph + per_node * (5 * first + 3 * second)
+    # A_F, its two products with D^-½, a transposed copy, and the gradients of two layers; with few
+    # labels, the classifiers, their product with W and a gradient.
+    return graph + per_node * (6 * num_labels + 4 * FEATURE_DIM)
 
 
 def refuse(needed: int, available: float) -> str | None:
     """Why a step isn't run that takes `needed` bytes where `available` are; None if it is."""
     if needed <= MEMORY_SHARE * available:
         return None
-    return f"would take about {needed / 1e9:.0f} GB, with {available / 1e9:.0f} GB available"
+    return (
+        f"would take about {describe_bytes(needed)}, more than {MEMORY_SHARE:.0%} of the "
+        f"{describe_bytes(available)} available"
+    )
 
 
 def available_memory() -> float:
@@ -463,7 +470,7 @@ def read_bytes(path: str, key: str) -> int | None:
 
 
 def in_new_process(function: Callable, *args):
-    """function(*args) in a process that has done nothing before."""
+    """function(*args) in a process that has imported this file and done nothing else."""
     with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
         return pool.submit(function, *args).result()
 
@@ -518,6 +525,8 @@ def run_model(args) -> Iterator[Table]:
     unknown = [name for name in names if name not in COMPARISONS]
     if unknown:
         raise InputError(f"--only {unknown[0]}: must be of {', '.join(COMPARISONS)}")
+    if args.size < 64:
+        raise InputError(f"--size {args.size}: batch norms need 64 or more")
     for name in names:
         yield from COMPARISONS[name](args)
 
@@ -545,7 +554,7 @@ def add_model(subcommands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         metavar="C,...",
-        type=lambda text: [positive(number) for number in text.split(",")],
+        type=positive_numbers,
         default=[80, 500, 9605],
         help="of label-graph: the numbers of labels (default 80,500,9605)",
     )
@@ -573,6 +582,11 @@ def positive(text: str) -> int:
     return number
 
 
+def positive_numbers(text: str) -> List[int]:
+    """An argparse type: numbers with commas between them."""
+    return [positive(number) for number in text.split(",")]
+
+
 def common_options() -> argparse.ArgumentParser:
     """What every subcommand takes."""
     parser = argparse.ArgumentParser(add_help=False)
@@ -594,10 +608,10 @@ def report(args) -> None:
     if args.output:
         # What can't be written is said before the hours of measuring.
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).touch()
+        with open(args.output, "a"):
+            pass
     for name in ("machine", "settings"):
-        items = (f"{key} {format_setting(value)}" for key, value in document[name].items())
-        print(f"{name}: {', '.join(items)}", end="\n\n", flush=True)
+        print(f"{name}: {describe_settings(document[name])}", end="\n\n", flush=True)
     for table in args.run(args):
         print(markdown(table), end="\n\n", flush=True)
         document["tables"].append(table._asdict())
@@ -606,8 +620,13 @@ def report(args) -> None:
         Path(args.output).write_text(text + "\n", encoding="utf-8")
 
 
-def format_setting(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def describe_settings(settings: Dict) -> str:
+    """What is set, in a line."""
+    texts = {
+        key: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in settings.items()
+    }
+    return ", ".join(f"{key} {text}" for key, text in texts.items() if text)
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Batch norms folded into their convolutions, and channels last."""
 
 import copy
+import importlib.util
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from torch import nn
 
-from ia_gcn.engine import label_graphs, setup_cfg
+from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.engine import Trainer, label_graphs, setup_cfg
 from ia_gcn.modeling import optimize_for_inference
 
 
@@ -57,3 +59,18 @@ def test_norms_that_depend_on_the_image_stay(build):
     model = build("ml_gcn", "MODEL.RESNETS.NORM", "GN")
     optimize_for_inference(model)
     assert any(isinstance(module, nn.GroupNorm) for module in model.modules())
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+def test_eval_only_does_as_the_config_says(build, repository, monkeypatch, tmp_path, optimize):
+    spec = importlib.util.spec_from_file_location("train_net", repository / "tools/train_net.py")
+    train_net = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train_net)
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    MultiLabelCheckpointer(build("ml_gcn"), str(tmp_path), label_names=names).save("model")
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "model.pth"), "TEST.OPTIMIZE_MODEL", optimize]
+    tested = []
+    monkeypatch.setattr(Trainer, "test", lambda cfg, model: tested.append(model))
+    train_net.evaluate(setup_cfg("configs/DigitScenes/ml_gcn.yaml", opts), resume=False)
+    norm = tested[0].backbone.stem.conv1.norm
+    assert (norm is None) == optimize

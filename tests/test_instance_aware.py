@@ -492,6 +492,10 @@ def test_inputs_are_left_alone(make_model):
         ({"MODEL.FUSION.GLOBAL_WEIGHT": 1.1}, ["MODEL.FUSION.GLOBAL_WEIGHT", "1.1"]),
         ({"MODEL.FUSION.GLOBAL_WEIGHT": -0.1}, ["MODEL.FUSION.GLOBAL_WEIGHT", "-0.1"]),
         ({"MODEL.FUSION.GLOBAL_WEIGHT": float("nan")}, ["MODEL.FUSION.GLOBAL_WEIGHT", "nan"]),
+        (
+            {"MODEL.REGION_BRANCH.RES5": True, "MODEL.ROI_HEADS.IN_FEATURES": ["res5"]},
+            ["MODEL.REGION_BRANCH.RES5", "MODEL.ROI_HEADS.IN_FEATURES", "res4"],
+        ),
         ({"MODEL.REGION_GCN.LCM": "both"}, ["MODEL.REGION_GCN.LCM", "'both'"]),
         ({"MODEL.REGION_GCN.READING": "pixels"}, ["MODEL.REGION_GCN.READING", "'pixels'"]),
         ({"MODEL.LABEL_HEAD.NAME": "LinearHead"}, ["MODEL.REGION_GCN.LCM", "LinearHead"]),

@@ -116,6 +116,11 @@ class VariationalROIHeads(nn.Module):
         )
         res5, feature_dim = None, shapes[0].channels
         if cfg.MODEL.REGION_BRANCH.RES5:
+            if list(in_features) != ["res4"]:
+                raise InputError(
+                    "MODEL.REGION_BRANCH.RES5 takes MODEL.ROI_HEADS.IN_FEATURES [res4], not "
+                    f"{list(in_features)}"
+                )
             backbone = build_backbone(cfg)
             res5, feature_dim = backbone.res5, backbone.output_shape()["res5"].channels
         return {

@@ -115,8 +115,9 @@ def test_graph_conv_is_the_product_of_its_three_matrices():
     nodes, lcm = torch.randn(4, 3).double(), torch.rand(4, 4).double()
     adjacency = dense_normalized(lcm.numpy()).tolist()
     expected = matmul(matmul(adjacency, nodes.tolist()), conv.weight.tolist())
-    logits = conv(nodes, lcm, graph_scale(lcm))
-    np.testing.assert_allclose(logits.tolist(), expected, rtol=1e-10)
+    scale = graph_scale(lcm)
+    found = scale[:, None] * conv(nodes, lcm, scale)
+    np.testing.assert_allclose(found.tolist(), expected, rtol=1e-10)
     assert [name for name, _ in conv.named_parameters()] == ["weight"]
 
 
@@ -131,12 +132,13 @@ def test_graph_conv_on_graphs_of_images(nodes_of_images, graphs_of_images, out_d
     own_lcm = lcm if graphs_of_images else lcm[:1].expand_as(lcm)
     nodes = nodes if nodes_of_images else nodes[0]
     lcm = lcm if graphs_of_images else lcm[0]
-    found = conv(nodes, lcm, graph_scale(lcm, presence))
+    scale = graph_scale(lcm, presence)
+    found = scale[..., None] * conv(nodes, lcm, scale)
     images = zip(own_nodes, own_lcm, presence)
     expected = torch.stack([dense_fused(a, p) @ h @ conv.weight for h, a, p in images])
     assert_close(found, expected)
     x = torch.randn(3, out_dim).double()
-    scores = conv.scores(nodes, x, lcm, graph_scale(lcm, presence))
+    scores = scale * conv.scores(nodes, x, lcm, scale)
     assert_close(scores, torch.einsum("bcd,bd->bc", expected, x))
 
 

@@ -28,6 +28,8 @@ from ia_gcn.visualization import (
 )
 
 TOOL = Path(__file__).parent.parent / "tools" / "visualize_regions.py"
+# But for what another test left open, which is closed whenever the garbage is collected.
+NO_WARNINGS = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +409,7 @@ NOTHING = {
 }
 
 
-@pytest.mark.filterwarnings("error")
+@NO_WARNINGS
 @pytest.mark.parametrize(
     "recognition",
     [
@@ -422,7 +424,7 @@ def test_anything_can_be_drawn(tmp_path, recognition):
     assert not pyplot.get_fignums()  # no figure is left with pyplot
 
 
-@pytest.mark.filterwarnings("error")
+@NO_WARNINGS
 def test_a_sheet_has_a_row_for_each_picture(tmp_path):
     recognitions = [
         make_recognition(weights=np.zeros(4)),

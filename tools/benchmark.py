@@ -372,24 +372,15 @@ def make_graph_problem(num_labels: int) -> GraphProblem:
 
 @torch.no_grad()
 def fill_sparsely(graph: LabelGraph, partners: int = 3) -> None:
-    """Statistics of labels that go with a few others each, about 2 × `partners`.
-
-    The LCM is written where it is, without the temporaries of LabelGraph.fill, which are a
-    multiple of it; it is what `fill` would make of the counts.
-    """
+    """Give a graph statistics of labels that go with a few others each, about 2 × `partners`."""
     num_labels = len(graph.label_counts)
     generator = torch.Generator().manual_seed(0)
     i = torch.arange(num_labels).repeat_interleave(partners)
     j = torch.randint(num_labels, i.shape, generator=generator)
-    graph.label_counts.fill_(100)
-    graph.pair_counts.fill_(1)
-    graph.lcm.zero_()
-    for pair in ((i, j), (j, i)):
-        graph.pair_counts[pair] = 50
-        graph.lcm[pair] = 1
-    graph.pair_counts.fill_diagonal_(100)
-    graph.lcm.fill_diagonal_(0)
-    graph.lcm.mul_(graph.reweight / (graph.lcm.sum(dim=0) + 1e-6)).fill_diagonal_(1)
+    pair_counts = torch.ones_like(graph.pair_counts)
+    pair_counts[i, j] = pair_counts[j, i] = 50
+    pair_counts.fill_diagonal_(100)
+    graph.fill(torch.full((num_labels,), 100), pair_counts, graph.embeddings)
 
 
 def rank_one_logits(problem: GraphProblem) -> torch.Tensor:
@@ -435,12 +426,12 @@ def estimate_bytes(form: str, num_labels: int) -> int:
 
     These are the tensors that are there at once when most are, in the middle of the backward pass.
     """
-    # int64 pair counts and float32 LCM.
-    graph = (8 + 4) * num_labels**2
+    # int32 pair counts and float32 LCM.
+    graph = (4 + 4) * num_labels**2
     per_node = 4 * GRAPH_BATCH * num_labels
     first, second = HIDDEN_DIMS
     if FORMS[form] is rank_one_logits:
-        return graph + per_node * (5 * first + 3 * second)
+        return graph + per_node * (2 * first + 3 * second)
     # A_F, its two products with D^-½, a transposed copy, and the gradients of two layers; with few
     # labels, the classifiers, their product with W and a gradient.
     return graph + per_node * (6 * num_labels + 4 * FEATURE_DIM)

@@ -46,10 +46,11 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
             f"{tuple(label_counts.shape)} do not fit"
         )
     dtype = pair_counts.dtype if pair_counts.is_floating_point() else torch.float64
-    conditional = pair_counts.to(dtype) / label_counts.to(dtype).clamp(min=1)[:, None]
-    edges = (conditional >= threshold).to(dtype).fill_diagonal_(0)
-    edges = reweight * edges / (edges.sum(dim=0) + 1e-6)
-    return edges.fill_diagonal_(1)
+    conditional = pair_counts / label_counts.to(dtype).clamp(min=1)[:, None]
+    edges = (conditional >= threshold).fill_diagonal_(False)
+    del conditional  # with thousands of labels, a matter of gigabytes
+    weights = reweight / (edges.sum(dim=0).to(dtype) + 1e-6)
+    return (edges * weights).fill_diagonal_(1)
 
 
 def graph_scale(lcm: torch.Tensor, presence: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,9 +88,13 @@ def propagate(nodes: torch.Tensor, lcm: torch.Tensor, scale: torch.Tensor) -> to
     Returns:
         (C, K), or (B, C, K) if anything is of B images.
     """
+    return scale[..., None] * propagate_scaled(nodes, lcm, scale)
+
+
+def propagate_scaled(nodes: torch.Tensor, lcm: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Aᵀ (s ⊙ H), arguments and shape as those of `propagate`."""
     # An einsum of a (C, C) with a (B, C, K) is one matrix product; matmul may copy it B times.
-    scaled = torch.einsum("...ij,...ik->...jk", lcm, scale[..., None] * nodes)
-    return scale[..., None] * scaled
+    return torch.einsum("...ij,...ik->...jk", lcm, scale[..., None] * nodes)
 
 
 class LabelGraph(nn.Module):
@@ -101,7 +106,7 @@ class LabelGraph(nn.Module):
 
     Attributes:
         label_counts: (C,) int64, training images with label i.
-        pair_counts: (C, C) int64, training images with labels i and j.
+        pair_counts: (C, C) int32, training images with labels i and j.
         embeddings: (C, d) float32, H⁽⁰⁾.
         lcm: (C, C) float32, the statistical LCM A_S; follows from the counts.
     """
@@ -121,7 +126,7 @@ class LabelGraph(nn.Module):
         generator = torch.Generator().manual_seed(0)
         embeddings = torch.randn(num_labels, embedding_dim, generator=generator)
         self.register_buffer("label_counts", torch.zeros(num_labels, dtype=torch.int64))
-        self.register_buffer("pair_counts", torch.zeros(num_labels, num_labels, dtype=torch.int64))
+        self.register_buffer("pair_counts", torch.zeros(num_labels, num_labels, dtype=torch.int32))
         self.register_buffer("embeddings", embeddings)
         self.register_buffer("lcm", torch.eye(num_labels), persistent=False)
         self._known_filled = False

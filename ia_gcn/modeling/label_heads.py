@@ -5,14 +5,15 @@ B, C, D and d are the numbers of images, labels, feature channels and embedding 
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
 from ..errors import InputError
-from .graph_conv import GraphConv
+from .graph_conv import GraphConv, graph_layers
 from .label_graph import LabelGraph, graph_scale
 
 LABEL_HEAD_REGISTRY = Registry("LABEL_HEAD")
@@ -127,20 +128,21 @@ class GCNHead(nn.Module):
             logits = x @ classifiers.T
         else:
             lcm, scale = self.label_graph.lcm, graph_scale(self.label_graph.lcm, presence)
-            logits = self.layers[-1].scores(self._nodes(scale), x, lcm, scale)
+            nodes, factor = self._hidden_nodes(scale)
+            logits = scale * self.layers[-1].scores(nodes, x, lcm, factor)
         return logits if self.bias is None else logits + self.bias
 
     def classifiers(self, presence: torch.Tensor | None = None) -> torch.Tensor:
         """M (C, D), or (B, C, D) with presence (B, C); computed anew."""
         lcm, scale = self.label_graph.lcm, graph_scale(self.label_graph.lcm, presence)
-        return self.layers[-1](self._nodes(scale), lcm, scale)
+        nodes, factor = self._hidden_nodes(scale)
+        return scale[..., None] * self.layers[-1](nodes, lcm, factor)
 
-    def _nodes(self, scale: torch.Tensor) -> torch.Tensor:
-        """H before the last layer."""
-        nodes = self.label_graph.embeddings
-        for layer in self.layers[:-1]:
-            nodes = F.leaky_relu(layer(nodes, self.label_graph.lcm, scale), self.negative_slope)
-        return nodes
+    def _hidden_nodes(self, scale: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """The nodes before the last layer and the factor to enter it with, of `graph_layers`."""
+        graph = self.label_graph
+        layers = self.layers[:-1]
+        return graph_layers(layers, graph.embeddings, graph.lcm, scale, self.negative_slope)
 
     def train(self, mode: bool = True):
         self._cached = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_backbone
@@ -18,7 +17,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..errors import InputError
-from .graph_conv import GraphConv
+from .graph_conv import GraphConv, graph_layers
 from .label_graph import graph_scale, propagate
 from .losses import multi_label_bce
 
@@ -290,19 +289,18 @@ class RegionGCN(nn.Module):
         """
         scale = graph_scale(lcm, regions.presence)
         if self.reading == "labels":
-            nodes = self._graph_layers(regions.scores.mT, lcm, scale)
+            nodes = self._hidden_nodes(regions.scores.mT, lcm, scale)
             logits = torch.einsum("bcd,cd->bc", nodes, self.classifier.weight)
             return logits + self.classifier.bias
         affinity = region_affinity(regions.scores, lcm, scale)
-        nodes = self._graph_layers(regions.scores, affinity, graph_scale(affinity))
+        nodes = self._hidden_nodes(regions.scores, affinity, graph_scale(affinity))
         logits = self.classifier(nodes).masked_fill(~regions.valid[..., None], -torch.inf)
         has_regions = regions.valid.any(dim=1, keepdim=True)
         return logits.amax(dim=1).where(has_regions, self.classifier.bias)
 
-    def _graph_layers(self, nodes, lcm, scale):
-        for layer in self.layers:
-            nodes = F.relu(layer(nodes, lcm, scale))
-        return nodes
+    def _hidden_nodes(self, nodes, lcm, scale):
+        nodes, _ = graph_layers(self.layers, nodes, lcm, scale)
+        return scale[..., None] * nodes
 
 
 def region_affinity(scores: torch.Tensor, lcm: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

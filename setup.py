@@ -31,6 +31,7 @@ setup(
         "pycocotools>=2.0.2",
         "tabulate",
         "tensorboard",
+        "timm>=1.0",
         "tqdm",
         "yacs>=0.1.8",
     ],

@@ -15,6 +15,16 @@ def add_ia_gcn_config(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
+    # A timm network, with MODEL.BACKBONE.NAME build_timm_backbone.
+    cfg.MODEL.TIMM = CN()
+    # timm's name of it, for example tresnet_m.
+    cfg.MODEL.TIMM.NAME = "tresnet_m"
+    # Whether it starts from timm's weights, which are downloaded once.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Or from a file with timm's names, .safetensors or .pth. A checkpoint in MODEL.WEIGHTS holds
+    # the backbone too: neither of the two is read then.
+    cfg.MODEL.TIMM.WEIGHTS_FILE = ""
+
     # How the backbone's feature map becomes x, the feature of the whole image.
     cfg.MODEL.GLOBAL_POOLING = CN()
     # Which of the backbone's feature maps.
@@ -25,14 +35,15 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.GLOBAL_POOLING.GEM_POWER = 3.0
 
     cfg.MODEL.LABEL_HEAD = CN()
-    # A name in LABEL_HEAD_REGISTRY: LinearHead or GCNHead.
+    # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead or AdaptiveGCNHead.
     cfg.MODEL.LABEL_HEAD.NAME = "GCNHead"
     # C: number of labels. 0: as many as the data set has; the tools fill it in.
     cfg.MODEL.LABEL_HEAD.NUM_LABELS = 0
 
     # A_S: the statistical label correlation matrix.
     cfg.MODEL.LABEL_GRAPH = CN()
-    # τ: an edge i → j needs P(j|i) of at least this; in (0, 1].
+    # τ: an edge i → j needs P(j|i) of at least this, and all count alike; in (0, 1]. 0: no
+    # threshold, edges count as much as they are probable (ML-AGCN).
     cfg.MODEL.LABEL_GRAPH.THRESHOLD = 0.4
     # p: what a label's incoming edges weigh together, beside its own weight of 1.
     cfg.MODEL.LABEL_GRAPH.REWEIGHT = 0.25
@@ -43,14 +54,17 @@ def _add_model_keys(cfg: CN) -> None:
     # H⁽⁰⁾: the label embeddings.
     cfg.MODEL.LABEL_EMBEDDINGS = CN()
     # "names": random vectors that are a function of the label's name, which need no download; or
-    # the path of a file in GloVe's text format.
+    # the path of a file: in GloVe's text format, or an .npz of tools/build_label_embeddings.py.
     cfg.MODEL.LABEL_EMBEDDINGS.SOURCE = "names"
     # d: what a vector of that source has.
     cfg.MODEL.LABEL_EMBEDDINGS.DIM = 300
     # Words to look up for a label, as "label=words": ("tvmonitor=television", ...).
     cfg.MODEL.LABEL_EMBEDDINGS.ALIASES = ()
+    # none; standardize: each dimension to mean 0 and deviation 1/√d over the labels, so that a
+    # label's vector has a length of about 1; whiten: to vectors of length 1 that are uncorrelated.
+    cfg.MODEL.LABEL_EMBEDDINGS.NORM = "none"
 
-    # The GCN over labels, whose output rows are the classifiers.
+    # The GCN over labels, whose output rows are the classifiers: of GCNHead and AdaptiveGCNHead.
     cfg.MODEL.LABEL_GCN = CN()
     # Output dimensions of every layer but the last, whose is D. (1024,) is ML-GCN; () is 1 layer.
     cfg.MODEL.LABEL_GCN.HIDDEN_DIMS = (1024,)
@@ -58,6 +72,18 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE = 0.2
     # Whether ŷ_w gets a bias per label. The papers have none.
     cfg.MODEL.LABEL_GCN.BIAS = False
+
+    # The learned label graph of ML-AGCN: A + B + C, of AdaptiveGCNHead.
+    cfg.MODEL.ADAPTIVE_GCN = CN()
+    # Which of A (statistics), B (attention) and C (similarity) there are, for example "AB".
+    cfg.MODEL.ADAPTIVE_GCN.GRAPHS = "ABC"
+    # W: a matrix for each graph (per_graph), or one for all (shared), as Eq. 3 is printed.
+    cfg.MODEL.ADAPTIVE_GCN.WEIGHTS = "per_graph"
+    # Of the LeakyReLU of the attention scores (Eq. 4).
+    cfg.MODEL.ADAPTIVE_GCN.ATTENTION_SLOPE = 0.2
+    # C: row, so that a row's absolute values sum to 1; or none, as Eq. 7 is printed, where they sum
+    # to nearly C.
+    cfg.MODEL.ADAPTIVE_GCN.SIMILARITY_NORM = "row"
 
     # The region branch of InstanceAwareRecognizer, beside MODEL.PROPOSAL_GENERATOR, MODEL.RPN,
     # MODEL.ROI_HEADS and the pooler's keys in MODEL.ROI_BOX_HEAD, which are detectron2's.
@@ -93,8 +119,15 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.FUSION.GLOBAL_WEIGHT = 0.8
 
     cfg.MODEL.LOSS = CN()
-    # A name in MULTI_LABEL_LOSS_REGISTRY.
+    # A name in MULTI_LABEL_LOSS_REGISTRY: MultiLabelBCE or AsymmetricLoss.
     cfg.MODEL.LOSS.NAME = "MultiLabelBCE"
+    # γ+, γ-: how much less a label counts the better it is told, where it is present or absent.
+    cfg.MODEL.LOSS.GAMMA_POS = 0.0
+    cfg.MODEL.LOSS.GAMMA_NEG = 4.0
+    # m: an absent label's probability counts as that much less, and not below 0.
+    cfg.MODEL.LOSS.CLIP = 0.05
+    # Whether that weighting has a gradient; the published training has none.
+    cfg.MODEL.LOSS.FOCUSING_GRADIENT = False
     # Of the KL divergence of z from its prior; 1 in the paper.
     cfg.MODEL.LOSS.KL_WEIGHT = 1.0
     # Of a BCE on a, the regions' rough scores of the whole image; the paper has none.
@@ -127,6 +160,14 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.MULTI_SCALE_CROP.ENABLED = True
     cfg.INPUT.MULTI_SCALE_CROP.SCALES = (1.0, 0.875, 0.75, 0.66)
     cfg.INPUT.MULTI_SCALE_CROP.MAX_DISTORT = 2
+    # Side of a square of one random colour that is put upon a training picture, as a share of
+    # its sides; 0: none. It may reach over the border.
+    cfg.INPUT.CUTOUT = 0.0
+    # How many operations of RandAugment (torchvision's) a training picture goes through; 0: none.
+    # They move things about, so there can't be boxes.
+    cfg.INPUT.RAND_AUGMENT_OPS = 0
+    # How strong they are, 0 to 30.
+    cfg.INPUT.RAND_AUGMENT_MAGNITUDE = 9
     # Whether the mapper hands out the boxes, as detectron2's `instances`.
     cfg.INPUT.WITH_BOXES = False
 
@@ -136,6 +177,12 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # The backbone's learning rate as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # Parts that a batch goes through the network in, one after the other, with one step of the
+    # optimizer: less memory, the same gradient but for batch norms.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # Decay of a running mean of the weights (EMA), which is evaluated and kept in the checkpoints
+    # beside them; 0: none. The published training has 0.9997.
+    cfg.SOLVER.EMA_DECAY = 0.0
     # With LR_SCHEDULER_NAME "OneCycleLR": the share of the training in which the rate rises.
     cfg.SOLVER.ONE_CYCLE_RISE = 0.2
     # Epochs instead of iterations: where not 0 or (), these take the place of MAX_ITER, STEPS,
@@ -151,6 +198,8 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.THRESHOLD = 0.5
     # k: the same six figures with at most the k highest labels of an image. 0: leave them out.
     cfg.TEST.TOP_K = 3
+    # Evaluate (--eval-only) the running mean of the weights that a checkpoint holds.
+    cfg.TEST.EMA = False
     # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in
     # memory: the same scores within rounding, sooner.
     cfg.TEST.OPTIMIZE_MODEL = False

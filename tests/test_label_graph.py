@@ -12,7 +12,7 @@ from ia_gcn.modeling import LabelGraph, graph_scale, propagate, statistical_lcm
 quick = settings(max_examples=80)
 
 # Fractions of small integers among them, so that P often meets the threshold exactly.
-THRESHOLDS = st.sampled_from([0.2, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 1.0]) | st.floats(0.01, 1)
+THRESHOLDS = st.sampled_from([0.0, 0.2, 1 / 3, 0.4, 0.5, 0.6, 2 / 3, 1.0]) | st.floats(0.01, 1)
 REWEIGHTS = st.floats(0.01, 0.99)
 
 
@@ -32,7 +32,8 @@ def loop_lcm(pair_counts, label_counts, threshold, reweight):
     for i in labels:
         for j in labels:
             if i != j and label_counts[i] > 0:
-                edges[i, j] = float(pair_counts[i, j] / label_counts[i] >= threshold)
+                conditional = pair_counts[i, j] / label_counts[i]
+                edges[i, j] = float(conditional >= threshold) if threshold else conditional
     lcm = np.zeros_like(edges)
     for i in labels:
         for j in labels:
@@ -148,7 +149,7 @@ def test_lcm_columns_off_the_diagonal_sum_to_p_or_nothing(statistics, threshold,
     lcm = statistical_lcm(*statistics, threshold, reweight)
     np.testing.assert_array_equal(np.diag(lcm), 1)
     for total in (lcm - np.eye(len(lcm))).sum(axis=0):
-        assert total == 0 or total == pytest.approx(reweight, rel=1e-5)
+        assert total == 0 or total == pytest.approx(reweight, rel=2e-5)
 
 
 @quick
@@ -175,13 +176,14 @@ def test_lcm_of_relabelled_counts_is_the_relabelled_lcm(data, statistics, thresh
     pair_counts, label_counts = statistics
     order = data.draw(st.permutations(range(len(label_counts))))
     grid = np.ix_(order, order)
-    np.testing.assert_array_equal(
+    np.testing.assert_allclose(
         statistical_lcm(pair_counts[grid], label_counts[order], threshold),
         statistical_lcm(pair_counts, label_counts, threshold)[grid],
+        rtol=1e-12,
     )
 
 
-@pytest.mark.parametrize("threshold", [0, -0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
 def test_lcm_refuses_a_threshold_outside_0_1(threshold):
     with pytest.raises(ValueError, match="threshold"):
         statistical_lcm(np.eye(2), np.ones(2), threshold)

@@ -1,8 +1,20 @@
-from .backbone import build_resnet10_backbone
-from .graph_conv import GraphConv
+from .backbone import TimmBackbone, build_resnet10_backbone, build_timm_backbone
+from .graph_conv import (
+    AdaptiveGraphConv,
+    GraphConv,
+    attention_graph,
+    graph_layers,
+    similarity_graph,
+)
 from .inference import optimize_for_inference
 from .label_graph import LabelGraph, graph_scale, propagate, statistical_lcm
-from .label_heads import LABEL_HEAD_REGISTRY, GCNHead, LinearHead, build_label_head
+from .label_heads import (
+    LABEL_HEAD_REGISTRY,
+    AdaptiveGCNHead,
+    GCNHead,
+    LinearHead,
+    build_label_head,
+)
 from .losses import (
     MULTI_LABEL_LOSS_REGISTRY,
     MultiLabelBCE,
@@ -22,6 +34,8 @@ from .region_heads import (
 __all__ = [
     "LABEL_HEAD_REGISTRY",
     "MULTI_LABEL_LOSS_REGISTRY",
+    "AdaptiveGCNHead",
+    "AdaptiveGraphConv",
     "GCNHead",
     "GlobalPooling",
     "GraphConv",
@@ -32,16 +46,21 @@ __all__ = [
     "MultiLabelRecognizer",
     "RegionGCN",
     "Regions",
+    "TimmBackbone",
     "VariationalROIHeads",
+    "attention_graph",
     "build_label_head",
     "build_multi_label_loss",
     "build_resnet10_backbone",
+    "build_timm_backbone",
     "gaussian_kl",
+    "graph_layers",
     "graph_scale",
     "multi_label_bce",
     "optimize_for_inference",
     "propagate",
     "region_affinity",
+    "similarity_graph",
     "statistical_lcm",
     "valid_cells",
 ]

@@ -1,11 +1,138 @@
-"""Backbones beside detectron2's own."""
+"""Backbones beside detectron2's own: any of timm's, and a ResNet-10."""
 
 from __future__ import annotations
 
+import logging
+import pickle
+from typing import Dict
+
+import timm
+import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
+from detectron2.utils.file_io import PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.utils import freeze
+from torch import nn
+
+from ..errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """The stages of a timm network by their stride: res2 of 4 pixels, res3 of 8, ..., res5 of 32.
+
+    So a config says res4 and res5 of any network. (res1, of 2 pixels, is there if the network has
+    it.) Of several stages with one stride, the last counts.
+    """
+
+    def __init__(self, net: nn.Module):
+        """
+        Args:
+            net: made by timm with `features_only=True`; its strides are powers of 2.
+        """
+        super().__init__()
+        self.net = net
+        strides = net.feature_info.reduction()
+        channels = net.feature_info.channels()
+        self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+        self._places = {f"res{stride.bit_length() - 1}": i for i, stride in enumerate(strides)}
+        self._shapes = {
+            name: ShapeSpec(channels=channels[i], stride=strides[i])
+            for name, i in self._places.items()
+        }
+
+    def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """Images (B, 3, H, W) to feature maps (B, ., H / stride, W / stride) by name."""
+        maps = self.net(images)
+        if self._channels_last:
+            maps = [features.permute(0, 3, 1, 2) for features in maps]
+        return {name: maps[i] for name, i in self._places.items()}
+
+    def output_shape(self) -> Dict[str, ShapeSpec]:
+        return self._shapes
+
+    @property
+    def size_divisibility(self) -> int:
+        return max(shape.stride for shape in self._shapes.values())
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
+    """MODEL.TIMM.NAME, with random weights, timm's own, or those of MODEL.TIMM.WEIGHTS_FILE.
+
+    MODEL.BACKBONE.FREEZE_AT keeps all of it as it is loaded, from 5 on, or with 0 nothing.
+
+    Raises:
+        InputError: timm has no such network, it has no feature maps or their strides are not
+            powers of 2; its weights can't be had, or don't fit; FREEZE_AT is 1 to 4.
+    """
+    name = cfg.MODEL.TIMM.NAME
+    options = {"features_only": True, "in_chans": input_shape.channels}
+    # A checkpoint has them all: evaluating one takes no network, and no second file.
+    if not cfg.MODEL.WEIGHTS:
+        options.update(_pretrained_options(cfg))
+    try:
+        net = timm.create_model(name, **options)
+    except Exception as error:  # timm and its downloads raise nearly anything
+        reason = " ".join(str(error).split())[:300]
+        if not options.get("pretrained"):
+            raise InputError(f"MODEL.TIMM.NAME {name}: {reason}") from error
+        if cfg.MODEL.TIMM.WEIGHTS_FILE:
+            raise InputError(f"MODEL.TIMM.WEIGHTS_FILE does not fit {name}: {reason}") from error
+        raise InputError(
+            f"MODEL.TIMM.PRETRAINED: timm's weights of {name} can't be had ({reason}); without a "
+            "network, set it to False, or MODEL.TIMM.WEIGHTS_FILE to a file with them"
+        ) from error
+    strides = net.feature_info.reduction()
+    if not all(isinstance(stride, int) and stride & (stride - 1) == 0 for stride in strides):
+        raise InputError(f"MODEL.TIMM.NAME {name}: strides {strides} are not powers of 2")
+    freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
+    if freeze_at not in (0, 5):
+        raise InputError(f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: a timm network takes 0 or 5")
+    if freeze_at:
+        freeze(net)
+    own = "timm's weights" if cfg.MODEL.TIMM.PRETRAINED else "random weights"
+    logger.info(f"{name}: {cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.WEIGHTS_FILE or own}")
+    return TimmBackbone(net)
+
+
+def _pretrained_options(cfg: CfgNode) -> Dict:
+    """What timm is to be told of the weights to start from."""
+    path = cfg.MODEL.TIMM.WEIGHTS_FILE
+    if not path:
+        return {"pretrained": cfg.MODEL.TIMM.PRETRAINED}
+    # Read here: not every version of timm refuses to run the code that a .pth may carry.
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": read_weights(path)}}
+
+
+def read_weights(path: str) -> Dict[str, torch.Tensor]:
+    """The tensors of a .safetensors file, or of a .pth (itself, or its `state_dict` or `model`).
+
+    Raises:
+        InputError: there is no such file, or something else than tensors is in it.
+    """
+    try:
+        local = PathManager.get_local_path(path)
+        if path.endswith(".safetensors"):
+            return load_file(local)
+        content = torch.load(local, map_location="cpu", weights_only=True)
+        for key in ("state_dict", "model"):
+            if isinstance(content, dict) and isinstance(content.get(key), dict):
+                content = content[key]
+        if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
+            raise ValueError("it holds no state dict")
+    except (
+        *(OSError, EOFError, RuntimeError, ValueError),
+        *(pickle.UnpicklingError, SafetensorError),
+    ) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"MODEL.TIMM.WEIGHTS_FILE: {path}: {reason}") from None
+    return content
 
 
 @BACKBONE_REGISTRY.register()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Iterable, Tuple
+from typing import Callable, Dict, Iterable, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import InputError
 from .label_graph import propagate_scaled
 
 
@@ -84,3 +85,155 @@ def graph_layers(
         nodes = F.leaky_relu(layer(nodes, lcm, factor), negative_slope, inplace=True)
         factor = scale * scale
     return nodes, factor
+
+
+class AdaptiveGraphConv(nn.Module):
+    """A F W_A + B F W_B + C F W_C: a layer on label graphs that are learned (ML-AGCN Eq. 3-7).
+
+    A is given; B, of attention, and C, of similarity, follow from the labels' features F. The
+    published sizes say that there is a W for each graph; Eq. 3 is printed with one for all,
+    (A + B + C) F W. No activation, no bias.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        graphs: str = "ABC",
+        weights: str = "per_graph",
+        attention_slope: float = 0.2,
+        similarity_norm: str = "row",
+    ):
+        """
+        Args:
+            graphs: which of A, B and C there are, in that order, at least one.
+            weights: per_graph or shared.
+            attention_slope: of the LeakyReLU in Eq. 4.
+            similarity_norm: row or none, see `similarity_graph`.
+        """
+        super().__init__()
+        if graphs not in ("A", "B", "C", "AB", "AC", "BC", "ABC"):
+            raise InputError(f"MODEL.ADAPTIVE_GCN.GRAPHS must be A, AB or the like, not {graphs!r}")
+        if weights not in ("per_graph", "shared"):
+            raise InputError(
+                f"MODEL.ADAPTIVE_GCN.WEIGHTS must be per_graph or shared, not {weights!r}"
+            )
+        if similarity_norm not in ("row", "none"):
+            raise InputError(
+                f"MODEL.ADAPTIVE_GCN.SIMILARITY_NORM must be row or none, not {similarity_norm!r}"
+            )
+        self.graphs = graphs
+        self.attention_slope = attention_slope
+        self.similarity_norm = similarity_norm
+        names = graphs if weights == "per_graph" else ["shared"]
+        self.weights = nn.ParameterDict(
+            {name: nn.Parameter(torch.empty(in_dim, out_dim)) for name in names}
+        )
+        # A node's vector keeps its length, whatever the number of labels that it is made of.
+        bound = math.sqrt(3 / out_dim)
+        for weight in self.weights.values():
+            nn.init.uniform_(weight, -bound, bound)
+        if "B" in graphs:
+            # The coefficients a of Eq. 4, for the label that looks and for the one looked at.
+            self.attention = nn.Parameter(torch.empty(2, out_dim))
+            nn.init.xavier_uniform_(self.attention)
+
+    def weight(self, graph: str) -> torch.Tensor:
+        """W (in_dim, out_dim) of A, B or C."""
+        return self.weights["shared" if "shared" in self.weights else graph]
+
+    def topology(self, nodes: torch.Tensor, statistical: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """The graphs that F makes, (C, C) each by name.
+
+        Args:
+            nodes: F, (C, in_dim).
+            statistical: A, (C, C), normalised.
+        """
+        graphs = {}
+        if "A" in self.graphs:
+            graphs["A"] = statistical
+        if "B" in self.graphs:
+            looking, looked_at = self.attention @ (nodes @ self.weight("B")).T
+            graphs["B"] = attention_graph(looking, looked_at, self.attention_slope)
+        if "C" in self.graphs:
+            graphs["C"] = similarity_graph(nodes, self.similarity_norm)
+        return graphs
+
+    def forward(
+        self,
+        nodes: torch.Tensor,
+        topology: Dict[str, torch.Tensor],
+        scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            nodes: F, (C, in_dim) or (B, C, in_dim).
+            topology: of `topology`.
+            scale: r, (B, C): every graph G becomes diag(r) G diag(r). None: it stays as it is.
+        Returns:
+            (C, out_dim) or (B, C, out_dim).
+        """
+        if scale is None:
+            return self._mix(topology, lambda weight: nodes @ weight)
+        scale = scale[..., None]
+        return scale * self._mix(topology, lambda weight: scale * (nodes @ weight))
+
+    def scores(self, nodes, x, topology, scale) -> torch.Tensor:
+        """The scores (B, C) of what `forward` returns as classifiers for x (B, out_dim).
+
+        No classifiers are made: Σ G (F W_G) x = Σ G (F (W_G x)).
+        """
+        scale = scale[..., None]
+        mixed = self._mix(
+            topology,
+            lambda weight: scale * torch.einsum("...ck,...k->...c", nodes, x @ weight.T)[..., None],
+        )
+        return (scale * mixed)[..., 0]
+
+    def _mix(self, topology, transform: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """Σ G transform(W_G), where transform(W) is (..., C, K)."""
+        if "shared" in self.weights:
+            topology = {"shared": sum(topology.values())}
+        # An einsum of a (C, C) with a (B, C, K) is one matrix product; matmul's gradient is B×C×C.
+        return sum(
+            torch.einsum("ij,...jk->...ik", graph, transform(self.weights[name]))
+            for name, graph in topology.items()
+        )
+
+
+def attention_graph(
+    looking: torch.Tensor, looked_at: torch.Tensor, negative_slope: float
+) -> torch.Tensor:
+    """B: what attention each label pays to every label, more of it to itself (ML-AGCN Eq. 4-6).
+
+    α = softmax over j of LeakyReLU(uᵢ + vⱼ), where aᵀ (W fᵢ ‖ W fⱼ) = uᵢ + vⱼ; B = α + diag(the
+    largest of each row).
+
+    Args:
+        looking, looked_at: u and v, (C,).
+    Returns:
+        (C, C); the rows of α sum to 1.
+    """
+    scores = F.leaky_relu(looking[:, None] + looked_at, negative_slope)
+    attention = scores.softmax(dim=1)
+    return attention + attention.amax(dim=1).diag()
+
+
+def similarity_graph(nodes: torch.Tensor, norm: str) -> torch.Tensor:
+    """C: the cosine of the angle between each two labels' features (ML-AGCN Eq. 7).
+
+    As printed, features that are much alike make rows that sum to nearly their number, and the
+    logits start that much larger.
+
+    Args:
+        nodes: F, (C, K). A vector of zeros is like nothing: 0, not even like itself.
+        norm: row, so that a row's absolute values sum to 1; or none.
+    Returns:
+        (C, C).
+    """
+    directions = F.normalize(nodes, dim=1)
+    similarity = directions @ directions.T
+    if norm == "none":
+        return similarity
+    return F.normalize(similarity, p=1, dim=1)

@@ -21,22 +21,23 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
 
     With P[i, j] = P(j|i) = pair_counts[i, j] / label_counts[i] and P[i, i] = 0, an edge is 1 where
     P >= τ and 0 elsewhere; then A_S = p · P / (Σᵢ P + 1e-6) + I, each column scaled by its own sum.
-    (ML-GCN's Eq. 7-8 scale rows and weigh the diagonal 1 - p instead.)
+    (ML-GCN's Eq. 7-8 scale rows and weigh the diagonal 1 - p instead.) With τ = 0 there is no
+    threshold and an edge is P itself, as ML-AGCN has it.
 
     Args:
         pair_counts: (C, C) array or tensor; [i, j] is the number of training images with both
             labels. The diagonal is not looked at.
         label_counts: (C,) of the same kind; number of training images with label i. 0 is fine:
             such a label has no edge out.
-        threshold: τ, in (0, 1].
+        threshold: τ, in [0, 1].
         reweight: p, the sum of a column off the diagonal where it has an edge.
     Returns:
         (C, C), numpy or torch as pair_counts, float64 for integer counts, else of their dtype.
     Raises:
-        ValueError: τ outside (0, 1], or shapes that do not fit.
+        ValueError: τ outside [0, 1], or shapes that do not fit.
     """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be in (0, 1], got {threshold}")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
     if isinstance(pair_counts, np.ndarray):
         counts = torch.tensor(pair_counts), torch.tensor(label_counts)
         return statistical_lcm(*counts, threshold, reweight).numpy()
@@ -46,9 +47,10 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
             f"{tuple(label_counts.shape)} do not fit"
         )
     dtype = pair_counts.dtype if pair_counts.is_floating_point() else torch.float64
-    conditional = pair_counts / label_counts.to(dtype).clamp(min=1)[:, None]
-    edges = (conditional >= threshold).fill_diagonal_(False)
-    del conditional  # with thousands of labels, a matter of gigabytes
+    edges = pair_counts / label_counts.to(dtype).clamp(min=1)[:, None]
+    if threshold:
+        edges = edges >= threshold
+    edges.fill_diagonal_(0)
     weights = reweight / (edges.sum(dim=0).to(dtype) + 1e-6)
     return (edges * weights).fill_diagonal_(1)
 
@@ -119,8 +121,8 @@ class LabelGraph(nn.Module):
             threshold, reweight: τ and p of `statistical_lcm`.
         """
         super().__init__()
-        if not 0 < threshold <= 1:
-            raise InputError(f"MODEL.LABEL_GRAPH.THRESHOLD must be in (0, 1], not {threshold}")
+        if not 0 <= threshold <= 1:
+            raise InputError(f"MODEL.LABEL_GRAPH.THRESHOLD must be in [0, 1], not {threshold}")
         self.threshold = threshold
         self.reweight = reweight
         generator = torch.Generator().manual_seed(0)

@@ -5,15 +5,17 @@ B, C, D and d are the numbers of images, labels, feature channels and embedding 
 
 from __future__ import annotations
 
-from typing import Tuple
+from functools import partial
+from typing import Callable, Dict, Tuple
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import nn
 
 from ..errors import InputError
-from .graph_conv import GraphConv, graph_layers
+from .graph_conv import AdaptiveGraphConv, GraphConv, graph_layers
 from .label_graph import LabelGraph, graph_scale
 
 LABEL_HEAD_REGISTRY = Registry("LABEL_HEAD")
@@ -78,6 +80,7 @@ class GCNHead(nn.Module):
         hidden_dims,
         negative_slope: float,
         bias: bool = False,
+        layer: Callable[[int, int], nn.Module] = GraphConv,
     ):
         """
         Args:
@@ -86,15 +89,14 @@ class GCNHead(nn.Module):
             hidden_dims: output dimensions of the layers before the last, in order.
             negative_slope: of the LeakyReLU between layers.
             bias: add a number per label to the logits.
+            layer: makes a graph convolution of an input and an output dimension.
         """
         super().__init__()
         self.label_graph = label_graph
         self.negative_slope = negative_slope
         num_labels, embedding_dim = label_graph.embeddings.shape
         dims = [embedding_dim, *hidden_dims, feature_dim]
-        self.layers = nn.ModuleList(
-            GraphConv(in_dim, out_dim) for in_dim, out_dim in zip(dims, dims[1:])
-        )
+        self.layers = nn.ModuleList(map(layer, dims, dims[1:]))
         self.bias = nn.Parameter(torch.zeros(num_labels)) if bias else None
         self._cached = None
 
@@ -127,10 +129,14 @@ class GCNHead(nn.Module):
             classifiers = self._cached_classifiers() if cached else self.classifiers()
             logits = x @ classifiers.T
         else:
-            lcm, scale = self.label_graph.lcm, graph_scale(self.label_graph.lcm, presence)
-            nodes, factor = self._hidden_nodes(scale)
-            logits = scale * self.layers[-1].scores(nodes, x, lcm, factor)
+            logits = self.image_dependent_logits(x, presence)
         return logits if self.bias is None else logits + self.bias
+
+    def image_dependent_logits(self, x: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
+        """(B, C): M x for x (B, D) and presence a (B, C), without the classifiers M (B, C, D)."""
+        lcm, scale = self.label_graph.lcm, graph_scale(self.label_graph.lcm, presence)
+        nodes, factor = self._hidden_nodes(scale)
+        return scale * self.layers[-1].scores(nodes, x, lcm, factor)
 
     def classifiers(self, presence: torch.Tensor | None = None) -> torch.Tensor:
         """M (C, D), or (B, C, D) with presence (B, C); computed anew."""
@@ -161,3 +167,82 @@ class GCNHead(nn.Module):
             with torch.autocast(self.layers[0].weight.device.type, enabled=False):
                 self._cached = key, self.classifiers()
         return self._cached[1]
+
+
+@LABEL_HEAD_REGISTRY.register()
+class AdaptiveGCNHead(GCNHead):
+    """ML-AGCN: a GCN head whose label graph, A + B + C, is learned (Eq. 3-7).
+
+    A is the statistical LCM, normalised; without threshold in the paper's configs. B and C follow
+    from each layer's label features and not from the image, so that M is the same for all images.
+
+    With image-dependent LCMs all three are scaled as A is: with s of `graph_scale`, Â becomes
+    diag(r) Â diag(r) with r = s(a) / s(1), and so do B and C. Their features are those of a = 1.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        graphs: str = "ABC",
+        weights: str = "per_graph",
+        attention_slope: float = 0.2,
+        similarity_norm: str = "row",
+        **kwargs,
+    ):
+        """
+        Args:
+            graphs, weights, attention_slope, similarity_norm: of `AdaptiveGraphConv`.
+            kwargs: those of GCNHead.
+        """
+        layer = partial(
+            AdaptiveGraphConv,
+            graphs=graphs,
+            weights=weights,
+            attention_slope=attention_slope,
+            similarity_norm=similarity_norm,
+        )
+        super().__init__(layer=layer, **kwargs)
+
+    @classmethod
+    def from_config(cls, cfg, feature_dim):
+        return {
+            **super().from_config(cfg, feature_dim),
+            "graphs": cfg.MODEL.ADAPTIVE_GCN.GRAPHS,
+            "weights": cfg.MODEL.ADAPTIVE_GCN.WEIGHTS,
+            "attention_slope": cfg.MODEL.ADAPTIVE_GCN.ATTENTION_SLOPE,
+            "similarity_norm": cfg.MODEL.ADAPTIVE_GCN.SIMILARITY_NORM,
+        }
+
+    def classifiers(self, presence: torch.Tensor | None = None) -> torch.Tensor:
+        """M (C, D), or (B, C, D) with presence (B, C); computed anew."""
+        relative = None if presence is None else self._relative_scale(presence)
+        nodes, topology = self._last_input(relative)
+        return self.layers[-1](nodes, topology, relative)
+
+    def image_dependent_logits(self, x: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
+        """As GCNHead's."""
+        relative = self._relative_scale(presence)
+        nodes, topology = self._last_input(relative)
+        return self.layers[-1].scores(nodes, x, topology, relative)
+
+    def _relative_scale(self, presence: torch.Tensor) -> torch.Tensor:
+        """r = s(a) / s(1), (B, C)."""
+        lcm = self.label_graph.lcm
+        return graph_scale(lcm, presence) / graph_scale(lcm)
+
+    def _last_input(
+        self, relative: torch.Tensor | None
+    ) -> Tuple[torch.Tensor, Dict[str, torch.Tensor]]:
+        """Nodes that the last layer gets, (C, K), or (B, C, K) with r; and its graphs."""
+        lcm, scale = self.label_graph.lcm, graph_scale(self.label_graph.lcm)
+        statistical = scale[:, None] * lcm.T * scale
+        # The features that B and C follow from, and the nodes of the images.
+        features = nodes = self.label_graph.embeddings
+        for layer in self.layers[:-1]:
+            topology = layer.topology(features, statistical)
+            if relative is not None:
+                nodes = F.leaky_relu(layer(nodes, topology, relative), self.negative_slope)
+            features = F.leaky_relu(layer(features, topology), self.negative_slope)
+        topology = self.layers[-1].topology(features, statistical)
+        return features if relative is None else nodes, topology

@@ -5,11 +5,15 @@ A target is 1 (present), 0 (absent) or -1 (ignored: no gradient).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.utils.registry import Registry
 from torch import nn
+
+from ..errors import InputError
 
 MULTI_LABEL_LOSS_REGISTRY = Registry("MULTI_LABEL_LOSS")
 MULTI_LABEL_LOSS_REGISTRY.__doc__ = """
@@ -53,3 +57,87 @@ class MultiLabelBCE(nn.Module):
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return multi_label_bce(logits, targets)
+
+
+def asymmetric_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
+    focusing_gradient: bool = False,
+) -> torch.Tensor:
+    """ASL (Ben-Baruch et al., ICCV 2021): the sum over an image's labels, mean over images.
+
+    With p = σ(logit) and p_m = max(p - m, 0), a label that is present costs
+    -(1 - p)^γ+ log p, one that is absent -p_m^γ- log(1 - p_m), an ignored one 0.
+
+    Published learning rates go with the sum over the labels of the whole batch. That over the
+    labels is kept; the mean over images makes the gradient of a batch the mean of its images'. The
+    constant factor B between the two matters little to Adam, with which ASL is trained.
+
+    Args:
+        logits: (B, C) floats.
+        targets: (B, C) in {1, 0, -1}.
+        gamma_pos, gamma_neg: γ+, γ-, 0 or more.
+        clip: m, in [0, 1).
+        focusing_gradient: whether the factors (1 - p)^γ+ and p_m^γ- have a gradient.
+    Returns:
+        scalar; float32 where the logits have fewer bits, else of their dtype.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    present = targets == 1
+    # 1 - p_m = min(σ(-x) + m, 1), whose logarithm is finite where σ(-x) is not above 0.
+    log_clip = logits.new_full((), clip).log()
+    log_absent = torch.logaddexp(F.logsigmoid(-logits), log_clip).clamp(max=0)
+    log_likelihood = torch.where(present, F.logsigmoid(logits), log_absent)
+    # A power below 1 has no derivative at 0. Where these are as small, so is the logarithm.
+    tiny = torch.finfo(logits.dtype).tiny
+    focus_pos = (-logits).sigmoid().clamp(min=tiny) ** gamma_pos
+    focus_neg = (logits.sigmoid() - clip).clamp(min=tiny) ** gamma_neg
+    focus = torch.where(present, focus_pos, focus_neg)
+    if not focusing_gradient:
+        focus = focus.detach()
+    return -(focus * log_likelihood).masked_fill(targets < 0, 0).sum(1).mean()
+
+
+@MULTI_LABEL_LOSS_REGISTRY.register()
+class AsymmetricLoss(nn.Module):
+    """See `asymmetric_loss`."""
+
+    @configurable
+    def __init__(self, *, gamma_pos: float, gamma_neg: float, clip: float, focusing_gradient: bool):
+        """
+        Raises:
+            InputError: a number is out of range.
+        """
+        super().__init__()
+        for key, gamma in (("GAMMA_POS", gamma_pos), ("GAMMA_NEG", gamma_neg)):
+            if not 0 <= gamma < math.inf:
+                raise InputError(f"MODEL.LOSS.{key} must be 0 or more, got {gamma}")
+        if not 0 <= clip < 1:
+            raise InputError(f"MODEL.LOSS.CLIP must be in [0, 1), got {clip}")
+        self.gamma_pos = gamma_pos
+        self.gamma_neg = gamma_neg
+        self.clip = clip
+        self.focusing_gradient = focusing_gradient
+
+    @classmethod
+    def from_config(cls, cfg):
+        loss = cfg.MODEL.LOSS
+        return {
+            "gamma_pos": loss.GAMMA_POS,
+            "gamma_neg": loss.GAMMA_NEG,
+            "clip": loss.CLIP,
+            "focusing_gradient": loss.FOCUSING_GRADIENT,
+        }
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return asymmetric_loss(
+            logits,
+            targets,
+            self.gamma_pos,
+            self.gamma_neg,
+            self.clip,
+            self.focusing_gradient,
+        )

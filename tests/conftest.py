@@ -12,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 
 # On shared cores, how long an example takes says nothing about the code.
@@ -76,6 +77,39 @@ def write_tiny_coco(root: Path, n: int) -> TinyCoco:
     content = {"images": images, "annotations": annotations, "categories": categories}
     json_file.write_text(json.dumps(content))
     return TinyCoco(str(json_file), str(root / "images"), list(COLOURS))
+
+
+@pytest.fixture
+def make_cfg(tiny_coco, repository, monkeypatch, tmp_path):
+    """A function that makes the config of a short run on 14 tiny pictures, crops and flips on."""
+    monkeypatch.chdir(repository)
+    data = tiny_coco(14)
+
+    def make(name, *opts, config="ml_gcn"):
+        options = {
+            "MODEL.DEVICE": "cpu",
+            "DATASETS.CUSTOM.TRAIN": data.json_file,
+            "DATASETS.CUSTOM.TEST": data.json_file,
+            "DATASETS.CUSTOM.IMAGE_ROOT": data.image_root,
+            "DATALOADER.NUM_WORKERS": 0,
+            "INPUT.IMAGE_SIZE": (32, 32),
+            "INPUT.RANDOM_FLIP": "horizontal",
+            "INPUT.MULTI_SCALE_CROP.ENABLED": True,
+            "SOLVER.IMS_PER_BATCH": 4,
+            "SOLVER.MAX_EPOCHS": 0,
+            "SOLVER.CHECKPOINT_EPOCHS": 0,
+            "SOLVER.CHECKPOINT_PERIOD": 3,
+            "SOLVER.MAX_ITER": 7,
+            "TEST.EVAL_EPOCHS": 0,
+            "TEST.EVAL_PERIOD": 2,
+            "OUTPUT_DIR": str(tmp_path / name),
+        }
+        flat = [item for pair in options.items() for item in pair]
+        cfg = setup_cfg(f"configs/DigitScenes/{config}.yaml", [*flat, *opts])
+        cfg.freeze()
+        return cfg
+
+    return make
 
 
 @pytest.fixture

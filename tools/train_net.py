@@ -40,7 +40,9 @@ def evaluate(cfg, resume: bool) -> None:
         raise InputError("--eval-only: DATASETS.TEST is empty")
     label_names = check_labels(cfg)
     model = Trainer.build_model(cfg)
-    checkpointer = MultiLabelCheckpointer(model, cfg.OUTPUT_DIR, label_names=label_names)
+    checkpointer = MultiLabelCheckpointer(
+        model, cfg.OUTPUT_DIR, label_names=label_names, load_ema=cfg.TEST.EMA
+    )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     checkpointer.check_complete()
     if cfg.TEST.OPTIMIZE_MODEL:

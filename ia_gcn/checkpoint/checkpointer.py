@@ -26,17 +26,26 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, label_names: Sequence[str], **checkpointables
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        label_names: Sequence[str],
+        load_ema: bool = False,
+        **checkpointables,
     ):
         """
         Args:
             model: may be wrapped in DistributedDataParallel.
             save_dir: folder for `save`.
             label_names: what the model's outputs stand for, in order.
-            checkpointables: as detectron2's, for example trainer.
+            load_ema: the model gets the running mean of a checkpoint's weights in their place.
+            checkpointables: as detectron2's, for example trainer. `ema`, a timm ModelEmaV3, starts
+                from the weights that are loaded, where the file has no running mean.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.label_names = list(label_names)
+        self.load_ema = load_ema
         self.missing = []
         self._path = None
 
@@ -99,10 +108,20 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             content = {"model": content}
         if not isinstance(content["model"], dict):
             raise InputError(f"MODEL.WEIGHTS: {self._path} holds no state dict")
+        if self.load_ema:
+            content["model"] = self._running_mean(content)
         if is_torchvision_resnet(content["model"]):
             content["model"] = convert_torchvision_resnet(content["model"])
             self._copy_res5_to_regions(content["model"])
         return content
+
+    def _running_mean(self, content: Dict[str, Any]) -> Dict[str, torch.Tensor]:
+        if not isinstance(content.get("ema"), dict):
+            raise InputError(
+                f"TEST.EMA: {self._path} holds no running mean of the weights (model_best.pth of a "
+                "training with SOLVER.EMA_DECAY holds it as the model itself)"
+            )
+        return {name.replace("module.", "", 1): value for name, value in content["ema"].items()}
 
     def _copy_res5_to_regions(self, state_dict: Dict[str, torch.Tensor]) -> None:
         """Where regions have a res5 stage of their own, it starts as the backbone's."""
@@ -117,4 +136,6 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {self._path}")
         incompatible = super()._load_model(checkpoint)
         self.missing = list(incompatible.missing_keys)
+        if "ema" in self.checkpointables:
+            self.checkpointables["ema"].module.load_state_dict(self.model.state_dict())
         return incompatible

@@ -21,6 +21,13 @@ class SeedEveryStep(HookBase):
         torch.manual_seed(mix_seeds(self.trainer.seed, comm.get_rank(), self.trainer.iter))
 
 
+class UpdateEma(HookBase):
+    """Takes the weights of every step into their running mean."""
+
+    def after_step(self):
+        self.trainer.ema.update(self.trainer.checkpointer.model)
+
+
 class StopOnBadLoss(HookBase):
     """Stops a run whose loss is not finite, before the weights change.
 

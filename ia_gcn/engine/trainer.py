@@ -7,9 +7,10 @@ import weakref
 from typing import Dict, List, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +26,14 @@ from ..data import (
 from ..errors import InputError
 from ..evaluation import MultiLabelEvaluator
 from ..modeling import InstanceAwareRecognizer, LabelGraph
-from .hooks import BestCheckpointer, BestModelCheckpointer, SeedEveryStep, StopOnBadLoss
+from .accumulation import AccumulatingTrainer
+from .hooks import (
+    BestCheckpointer,
+    BestModelCheckpointer,
+    SeedEveryStep,
+    StopOnBadLoss,
+    UpdateEma,
+)
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
 
 # Of the periodic ones; 120 of a ResNet-101 with its optimizer's state would fill 40 GB.
@@ -40,6 +48,7 @@ class Trainer(DefaultTrainer):
     resumed run ends where an uncut one does.
 
     Attributes:
+        ema: the running mean of the weights, `module` a model; None where SOLVER.EMA_DECAY is 0.
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
     """
 
@@ -62,12 +71,22 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         fill_label_graphs(cfg, model, data_loader.dataset, label_names)
         optimizer = self.build_optimizer(cfg, model)
+        decay = cfg.SOLVER.EMA_DECAY
+        if not 0 <= decay < 1:
+            raise InputError(f"SOLVER.EMA_DECAY must be at least 0 and less than 1, not {decay}")
+        self.ema = ModelEmaV3(model, decay) if decay else None
         model = wrap_in_ddp(model)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        self._trainer = AccumulatingTrainer(
+            model,
+            data_loader,
+            optimizer,
+            steps=cfg.SOLVER.ACCUMULATE_STEPS,
+            mixed_precision=cfg.SOLVER.AMP.ENABLED,
+        )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        extras = {"ema": self.ema} if self.ema else {}
         self.checkpointer = MultiLabelCheckpointer(
-            model, cfg.OUTPUT_DIR, label_names=label_names, trainer=weakref.proxy(self)
+            model, cfg.OUTPUT_DIR, label_names=label_names, trainer=weakref.proxy(self), **extras
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -83,17 +102,36 @@ class Trainer(DefaultTrainer):
         self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH, self.seed)
 
     def build_hooks(self):
+        period = self.cfg.TEST.EVAL_PERIOD
         ret = [StopOnBadLoss(), SeedEveryStep(), *super().build_hooks()]
-        for hook in ret:
+        for i, hook in enumerate(ret):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = CHECKPOINTS_KEPT
-        if comm.is_main_process() and self.cfg.TEST.EVAL_PERIOD > 0:
+            elif isinstance(hook, hooks.EvalHook):
+                ret[i] = hooks.EvalHook(period, self.evaluate)
+        if comm.is_main_process() and period > 0:
+            model, metric = self.model, "multi_label/mAP"
+            if self.ema:
+                model, metric = self.ema.module, f"ema/{metric}"
             best = BestModelCheckpointer(
-                self.model, self.cfg.OUTPUT_DIR, label_names=self.checkpointer.label_names
+                model, self.cfg.OUTPUT_DIR, label_names=self.checkpointer.label_names
             )
             # After the evaluation, before the writers.
-            ret.insert(-1, BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, "multi_label/mAP"))
+            ret.insert(-1, BestCheckpointer(period, best, metric))
+        if self.ema:
+            ret.insert(0, UpdateEma())
         return ret
+
+    def evaluate(self) -> Dict:
+        """Evaluate the weights; and their running mean, as `ema`, into the folder ema."""
+        results = self.test(self.cfg, self.model)
+        if self.ema:
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
+            results = {**results, "ema": self.test(cfg, self.ema.module)}
+        self._last_eval_results = results
+        return results
 
     def state_dict(self):
         # detectron2 0.6 leaves out the optimizer; today's main has it under the same key.
@@ -175,7 +213,9 @@ def fill_label_graphs(
     path = os.path.join(cfg.OUTPUT_DIR, "label_statistics.npz")
     statistics = cached_label_statistics(dataset, label_names, path)
     source = cfg.MODEL.LABEL_EMBEDDINGS
-    embeddings = label_embeddings(label_names, source.SOURCE, source.DIM, source.ALIASES)
+    embeddings = label_embeddings(
+        label_names, source.SOURCE, source.DIM, source.ALIASES, source.NORM
+    )
     for graph in graphs:
         graph.fill(*statistics, embeddings)
 

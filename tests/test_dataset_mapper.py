@@ -1,4 +1,4 @@
-"""From a data set dict to a sample: reading, both views, boxes, and MultiScaleCrop."""
+"""From a data set dict to a sample: reading, both views, and boxes."""
 
 import copy
 import pickle
@@ -12,13 +12,18 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ia_gcn import add_ia_gcn_config
-from ia_gcn.data import MultiLabelDatasetMapper, MultiScaleCrop, UnreadableImage
+from ia_gcn.data import (
+    Cutout,
+    MultiLabelDatasetMapper,
+    MultiScaleCrop,
+    RandAugment,
+    UnreadableImage,
+)
+from ia_gcn.data.build import TrainingSamples
 
 
 def make_mapper(is_train=False, **keys):
@@ -112,6 +117,76 @@ def test_the_training_view_crops(noise):
     assert len(views) > 10
 
 
+def kinds(mapper):
+    return [type(augmentation) for augmentation in mapper.augmentations.augs]
+
+
+def test_what_the_training_view_is_made_of():
+    assert kinds(make_mapper(True)) == [MultiScaleCrop, T.RandomFlip]
+    both = {"INPUT__CUTOUT": 0.5, "INPUT__RAND_AUGMENT_OPS": 2}
+    assert kinds(make_mapper(True, **both)) == [MultiScaleCrop, T.RandomFlip, Cutout, RandAugment]
+    assert kinds(make_mapper(False, **both)) == kinds(make_mapper(False)) == [T.Resize]
+
+
+@pytest.mark.parametrize("key", ["INPUT__CUTOUT", "INPUT__RAND_AUGMENT_OPS"])
+def test_cutout_and_rand_augment_make_other_views_of_the_same_form(noise, key):
+    plain = {"INPUT__MULTI_SCALE_CROP__ENABLED": False, "INPUT__RANDOM_FLIP": "none"}
+    mapper = make_mapper(True, **plain, **{key: 0.5 if key == "INPUT__CUTOUT" else 2})
+    expected = make_mapper()(record_of(noise[0]))["image"]
+    np.random.seed(0)
+    views = [mapper(record_of(noise[0]))["image"] for _ in range(20)]
+    assert {(view.shape, view.dtype) for view in views} == {((3, 32, 48), torch.uint8)}
+    assert sum(not torch.equal(view, expected) for view in views) > 15
+    assert len({view.numpy().tobytes() for view in views}) > 15
+
+
+def test_rand_augment_knows_the_channel_order(noise):
+    for seed in range(10):
+        views = []
+        for image_format in ("RGB", "BGR"):
+            np.random.seed(seed)
+            mapper = make_mapper(True, INPUT__FORMAT=image_format, INPUT__RAND_AUGMENT_OPS=4)
+            views.append(mapper(record_of(noise[0]))["image"])
+        assert torch.equal(views[0], views[1].flip(0))
+
+
+def test_a_view_is_a_function_of_the_place_in_the_stream(noise):
+    mapper = make_mapper(True, INPUT__CUTOUT=0.5, INPUT__RAND_AUGMENT_OPS=2)
+    samples = TrainingSamples([record_of(noise[0])], mapper, seed=3)
+
+    def views(places):
+        return {place: samples[place, 0]["image"].numpy().tobytes() for place in places}
+
+    first = views(range(8))
+    torch.manual_seed(5)
+    assert views(reversed(range(8))) == first
+    assert len(set(first.values())) == 8
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("INPUT.CUTOUT", -0.1),
+        ("INPUT.CUTOUT", 1.0),
+        ("INPUT.CUTOUT", float("nan")),
+        ("INPUT.RAND_AUGMENT_OPS", -1),
+        ("INPUT.RAND_AUGMENT_MAGNITUDE", -1),
+        ("INPUT.RAND_AUGMENT_MAGNITUDE", 31),
+        ("INPUT.MULTI_SCALE_CROP.SCALES", (1.1,)),
+    ],
+)
+def test_numbers_out_of_range_are_refused(error_line, key, value):
+    keys = {"INPUT__RAND_AUGMENT_OPS": 2, key.replace(".", "__"): value}
+    assert key in error_line(lambda: make_mapper(True, **keys))
+
+
+@pytest.mark.parametrize("key", ["INPUT__WITH_BOXES", "MODEL__LOAD_PROPOSALS"])
+def test_rand_augment_is_refused_where_boxes_would_have_to_follow(error_line, key):
+    keys = {"INPUT__RAND_AUGMENT_OPS": 2, key: True}
+    assert "INPUT.RAND_AUGMENT_OPS" in error_line(lambda: make_mapper(True, **keys))
+    assert kinds(make_mapper(False, **keys)) == [T.Resize]
+
+
 # ------------------------------------------------------------------------------------------ boxes
 
 
@@ -171,6 +246,19 @@ def test_boxes_are_handed_out_only_for_training_and_when_asked(noise):
     assert "instances" not in make_mapper(True)(record)
     assert "instances" not in make_mapper(False, INPUT__WITH_BOXES=True)(record)
     assert len(make_mapper(True, INPUT__WITH_BOXES=True)(record_of(noise[0]))["instances"]) == 0
+
+
+def test_cutout_leaves_boxes_where_they_are(noise):
+    box = {"bbox": [2, 3, 10, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 2}
+    samples = []
+    for cutout in (0.0, 0.6):
+        np.random.seed(1)
+        mapper = make_mapper(True, INPUT__WITH_BOXES=True, INPUT__CUTOUT=cutout)
+        samples.append(mapper(record_of(noise[0], annotations=[box])))
+    plain, cut = samples
+    assert len(plain["instances"]) == 1
+    assert torch.equal(cut["instances"].gt_boxes.tensor, plain["instances"].gt_boxes.tensor)
+    assert not torch.equal(cut["image"], plain["image"])
 
 
 SEGMENTATIONS = {
@@ -318,87 +406,3 @@ def test_an_unreadable_image_can_leave_a_worker_process():
         "no picture",
         "a.jpg: no picture",
     )
-
-
-# --------------------------------------------------------------------------------- MultiScaleCrop
-
-SCALES = (1.0, 0.875, 0.75, 0.66)
-
-
-def crop_of(augmentation, height, width):
-    """(x0, y0, width, height) of the crop that is drawn, and the transformed image."""
-    image = np.zeros((height, width, 3), np.uint8)
-    transform = augmentation.get_transform(image)
-    crop = transform.transforms[0]
-    assert isinstance(crop, T.CropTransform)
-    return (crop.x0, crop.y0, crop.w, crop.h), transform.apply_image(image)
-
-
-sides = st.integers(1, 80)
-
-
-@settings(max_examples=150)
-@given(sides, sides, st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 4))
-def test_crops_lie_in_the_image_and_have_the_right_sides(height, width, scales, max_distort):
-    augmentation = MultiScaleCrop((7, 5), scales, max_distort)
-    (x, y, w, h), image = crop_of(augmentation, height, width)
-    assert image.shape == (7, 5, 3)
-    assert 0 <= x <= x + w <= width
-    assert 0 <= y <= y + h <= height
-    shorter = min(height, width)
-    places = [
-        (i, j)
-        for i, scale_h in enumerate(scales)
-        for j, scale_w in enumerate(scales)
-        if (h, w) == (max(1, round(shorter * scale_h)), max(1, round(shorter * scale_w)))
-    ]
-    assert any(abs(i - j) <= max_distort for i, j in places)
-
-
-@pytest.mark.parametrize(("max_distort", "pairs"), [(0, 4), (1, 10), (2, 14), (3, 16)])
-def test_every_pair_of_scales_occurs_about_as_often(max_distort, pairs):
-    np.random.seed(0)
-    augmentation = MultiScaleCrop((8, 8), SCALES, max_distort)
-    drawn = [crop_of(augmentation, 100, 150)[0][2:] for _ in range(100 * pairs)]
-    shapes, counts = np.unique(drawn, axis=0, return_counts=True)
-    assert len(shapes) == pairs
-    assert set(shapes.ravel()) == {100, 88, 75, 66}
-    assert counts.min() > 60
-    assert counts.max() < 150
-    assert max_distort > 0 or all(w == h for w, h in drawn)
-
-
-def test_every_place_occurs():
-    np.random.seed(0)
-    augmentation = MultiScaleCrop((8, 8), (0.5,), 0)
-    places = [crop_of(augmentation, 8, 10)[0][:2] for _ in range(1000)]
-    assert {x for x, _ in places} == set(range(7))
-    assert {y for _, y in places} == set(range(5))
-
-
-def test_a_crop_of_one_pixel():
-    crop, image = crop_of(MultiScaleCrop((4, 6), SCALES, 2), 1, 1)
-    assert crop == (0, 0, 1, 1)
-    assert image.shape == (4, 6, 3)
-
-
-@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 1.1), (-0.5,), (float("nan"),)])
-def test_scales_must_make_sense(scales):
-    with pytest.raises(ValueError, match="SCALES"):
-        MultiScaleCrop((8, 8), scales, 2)
-
-
-def test_crops_repeat_with_numpys_seed():
-    def draw(seed):
-        np.random.seed(seed)
-        return [crop_of(MultiScaleCrop((8, 8), SCALES, 2), 60, 80)[0] for _ in range(10)]
-
-    assert draw(3) == draw(3)
-    assert draw(3) != draw(4)
-
-
-def test_a_crop_at_its_own_size_is_a_piece_of_the_image():
-    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    transform = MultiScaleCrop((20, 20), (0.5,), 0).get_transform(image)
-    x, y = transform.transforms[0].x0, transform.transforms[0].y0
-    assert np.array_equal(transform.apply_image(image), image[y : y + 20, x : x + 20])

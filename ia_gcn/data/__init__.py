@@ -1,5 +1,5 @@
 from . import datasets
-from .augmentation import MultiScaleCrop
+from .augmentation import Cutout, MultiScaleCrop, RandAugment
 from .build import (
     build_multilabel_test_loader,
     build_multilabel_train_loader,
@@ -19,9 +19,11 @@ from .label_statistics import LabelStatistics, cached_label_statistics, count_la
 from .proposals import add_proposals
 
 __all__ = [
+    "Cutout",
     "LabelStatistics",
     "MultiLabelDatasetMapper",
     "MultiScaleCrop",
+    "RandAugment",
     "UnreadableImage",
     "add_proposals",
     "build_multilabel_test_loader",

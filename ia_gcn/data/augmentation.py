@@ -1,20 +1,28 @@
-"""The training view of the papers, as a detectron2 Augmentation."""
+"""What the papers' training views are made of, as detectron2 Augmentations.
+
+They draw from numpy's global generator, as detectron2's do, and only in `get_transform`: what it
+returns does the same to every picture it is applied to.
+"""
 
 from __future__ import annotations
 
 from typing import Sequence, Tuple
 
 import numpy as np
+import torch
+import torchvision
+from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from PIL import Image
+
+from ..errors import InputError
 
 
 class MultiScaleCrop(T.Augmentation):
     """A crop of random place, scale and aspect, warped to a fixed size.
 
     Height and width are the image's shorter side times one of `scales` each, drawn evenly from
-    the pairs at most `max_distort` places apart in that list; the place is uniform. Draws from
-    numpy's global generator, as detectron2's augmentations do.
+    the pairs at most `max_distort` places apart in that list; the place is uniform.
     """
 
     def __init__(self, size: Tuple[int, int], scales: Sequence[float], max_distort: int):
@@ -23,10 +31,12 @@ class MultiScaleCrop(T.Augmentation):
             size: height and width of the result in pixels.
             scales: in (0, 1].
             max_distort: 0 crops squares only.
+        Raises:
+            InputError: a scale is out of range, or there is none.
         """
         super().__init__()
         if not scales or not all(0 < scale <= 1 for scale in scales):
-            raise ValueError(f"INPUT.MULTI_SCALE_CROP.SCALES must be in (0, 1], got {scales}")
+            raise InputError(f"INPUT.MULTI_SCALE_CROP.SCALES must be in (0, 1], got {scales}")
         self.size = size
         self.scale_pairs = [
             (scale_h, scale_w)
@@ -48,3 +58,102 @@ class MultiScaleCrop(T.Augmentation):
                 T.ResizeTransform(crop_h, crop_w, *self.size, Image.BILINEAR),
             ]
         )
+
+
+class Cutout(T.Augmentation):
+    """A rectangle of one random colour, of the picture's proportions, that hides what is there.
+
+    Its centre is uniform over the picture; what reaches over the border is cut off. Boxes stay.
+    """
+
+    def __init__(self, share: float):
+        """
+        Args:
+            share: the rectangle's sides by the picture's, in [0, 1).
+        Raises:
+            InputError: share is out of range.
+        """
+        super().__init__()
+        if not 0 <= share < 1:
+            raise InputError(f"INPUT.CUTOUT must be in [0, 1), got {share}")
+        self.share = share
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width, channels = image.shape
+        cut_h, cut_w = round(self.share * height), round(self.share * width)
+        top = np.random.randint(height) - cut_h // 2
+        left = np.random.randint(width) - cut_w // 2
+        colour = np.random.randint(256, size=channels)
+        rows = slice(max(0, top), top + cut_h)
+        columns = slice(max(0, left), left + cut_w)
+        return CutoutTransform(rows, columns, colour)
+
+
+class CutoutTransform(T.Transform):
+    """Paints `rows` × `columns`, two slices, in `colour`, a value per channel."""
+
+    def __init__(self, rows: slice, columns: slice, colour: np.ndarray):
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        image = image.copy()
+        image[self.rows, self.columns] = self.colour
+        return image
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return segmentation
+
+
+class RandAugment(T.Augmentation):
+    """torchvision's RandAugment: random operations on colours and geometry, one after the other.
+
+    The picture keeps its size; what moves into it is black. Boxes can't follow.
+    """
+
+    def __init__(self, num_ops: int, magnitude: int, image_format: str = "RGB"):
+        """
+        Args:
+            num_ops: operations per picture.
+            magnitude: how strong they are, 0 to 30.
+            image_format: the pictures', as detectron2's `read_image` takes it. Some operations
+                need to know which channel is red; in BGR, a picture gets what it gets in RGB.
+        Raises:
+            InputError: a number is out of range.
+        """
+        super().__init__()
+        if num_ops < 0:
+            raise InputError(f"INPUT.RAND_AUGMENT_OPS must be 0 or more, got {num_ops}")
+        if not 0 <= magnitude <= 30:
+            raise InputError(f"INPUT.RAND_AUGMENT_MAGNITUDE must be 0 to 30, got {magnitude}")
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+        self.image_format = image_format
+        self.policy = torchvision.transforms.RandAugment(num_ops, magnitude)
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        return RandAugmentTransform(self.policy, np.random.randint(2**31), self.image_format)
+
+
+class RandAugmentTransform(T.Transform):
+    """What a torchvision policy makes of a picture where torch's generator starts with `seed`."""
+
+    def __init__(self, policy: torch.nn.Module, seed: int, image_format: str):
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, image: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(utils.convert_image_to_rgb(image, self.image_format))
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would see to the GPUs as well.
+            torch.default_generator.manual_seed(self.seed)
+            picture = self.policy(picture)
+        return utils.convert_PIL_to_numpy(picture, self.image_format)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        raise NotImplementedError("RandAugment does not say where it moves things")
+
+    apply_segmentation = apply_coords

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from .dataset_mapper import MultiLabelDatasetMapper, UnreadableImage
+from .datasets.vg500 import read_label_file
 from .proposals import add_proposals
 from .samplers import PositionSampler, mix_seeds
 
@@ -31,9 +32,11 @@ MAX_LISTED = 20
 def get_label_names(dataset_names: Sequence[str]) -> List[str]:
     """The label names of registered data sets, which must agree.
 
+    A data set whose metadata has a `label_file` and no `thing_classes` gets them from it.
+
     Raises:
         InputError: there is no data set, or one is not registered, has no labels, or has others
-            than the first.
+            than the first; or a label file can't be read.
     """
     if not dataset_names:
         raise InputError("DATASETS.TRAIN and DATASETS.TEST are empty")
@@ -44,7 +47,10 @@ def get_label_names(dataset_names: Sequence[str]) -> List[str]:
                 f"DATASETS: {name!r} is not registered; known multi-label data sets: "
                 + ", ".join(_multi_label_datasets())
             )
-        labels = list(MetadataCatalog.get(name).get("thing_classes", []))
+        metadata = MetadataCatalog.get(name)
+        if not metadata.get("thing_classes") and metadata.get("label_file"):
+            metadata.thing_classes = read_label_file(metadata.label_file)
+        labels = list(metadata.get("thing_classes", []))
         if not labels:
             raise InputError(f"DATASETS: {name} has no label names (metadata thing_classes)")
         first = first or labels

@@ -12,7 +12,8 @@ from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
-from .augmentation import MultiScaleCrop
+from ..errors import InputError
+from .augmentation import Cutout, MultiScaleCrop, RandAugment
 
 
 class UnreadableImage(Exception):
@@ -165,7 +166,12 @@ def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
 
 
 def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
-    """Training view: MultiScaleCrop and flip; test view: the picture warped to INPUT.IMAGE_SIZE."""
+    """Training view: MultiScaleCrop, flip, Cutout and RandAugment, as far as INPUT asks for them;
+    test view: the picture warped to INPUT.IMAGE_SIZE.
+
+    Raises:
+        InputError: a key is out of range, or RandAugment would leave boxes or proposals behind.
+    """
     size = tuple(cfg.INPUT.IMAGE_SIZE)
     if not is_train:
         return [T.Resize(size)]
@@ -178,6 +184,19 @@ def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
             T.RandomFlip(
                 horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
                 vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
+            )
+        )
+    if cfg.INPUT.CUTOUT:
+        augmentations.append(Cutout(cfg.INPUT.CUTOUT))
+    if cfg.INPUT.RAND_AUGMENT_OPS:
+        if cfg.INPUT.WITH_BOXES or cfg.MODEL.LOAD_PROPOSALS:
+            raise InputError(
+                "INPUT.RAND_AUGMENT_OPS moves things about and would leave their boxes behind: it "
+                "takes INPUT.WITH_BOXES and MODEL.LOAD_PROPOSALS False"
+            )
+        augmentations.append(
+            RandAugment(
+                cfg.INPUT.RAND_AUGMENT_OPS, cfg.INPUT.RAND_AUGMENT_MAGNITUDE, cfg.INPUT.FORMAT
             )
         )
     return augmentations

@@ -10,12 +10,12 @@ from collections import OrderedDict
 from typing import Dict, List
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from ..data import get_label_names
 from .metrics import multi_label_metrics
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name: registered; its metadata's thing_classes name the labels.
+            dataset_name: registered; `get_label_names` names its labels.
             output_dir: None writes no files.
             threshold, eleven_point: see `multi_label_metrics`.
             top_k: k of the further six figures; None leaves them out.
@@ -74,7 +74,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             {"multi_label": {name: percent}} on the main process, None on the others.
         """
         # Stacked before they travel: one array per process instead of one per image.
-        label_names = MetadataCatalog.get(self._dataset_name).thing_classes
+        label_names = get_label_names([self._dataset_name])
         shape = (len(self._image_ids), len(label_names))
         scores = np.array(self._scores, dtype=np.float32).reshape(shape)
         targets = np.array(self._targets, dtype=np.int8).reshape(shape)

@@ -17,7 +17,9 @@ from .label_heads import (
 )
 from .losses import (
     MULTI_LABEL_LOSS_REGISTRY,
+    AsymmetricLoss,
     MultiLabelBCE,
+    asymmetric_loss,
     build_multi_label_loss,
     multi_label_bce,
 )
@@ -36,6 +38,7 @@ __all__ = [
     "MULTI_LABEL_LOSS_REGISTRY",
     "AdaptiveGCNHead",
     "AdaptiveGraphConv",
+    "AsymmetricLoss",
     "GCNHead",
     "GlobalPooling",
     "GraphConv",
@@ -48,6 +51,7 @@ __all__ = [
     "Regions",
     "TimmBackbone",
     "VariationalROIHeads",
+    "asymmetric_loss",
     "attention_graph",
     "build_label_head",
     "build_multi_label_loss",

@@ -87,11 +87,11 @@ def asymmetric_loss(
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     present = targets == 1
-    # 1 - p_m = min(σ(-x) + m, 1), whose logarithm is finite where σ(-x) is not above 0.
+    # 1 - p_m = min(σ(-x) + m, 1), added up in log space, where σ(-x) can't come out as 0.
     log_clip = logits.new_full((), clip).log()
     log_absent = torch.logaddexp(F.logsigmoid(-logits), log_clip).clamp(max=0)
     log_likelihood = torch.where(present, F.logsigmoid(logits), log_absent)
-    # A power below 1 has no derivative at 0. Where these are as small, so is the logarithm.
+    # At 0 a power below 1 has no derivative. Where a factor is this small, so is its logarithm.
     tiny = torch.finfo(logits.dtype).tiny
     focus_pos = (-logits).sigmoid().clamp(min=tiny) ** gamma_pos
     focus_neg = (logits.sigmoid() - clip).clamp(min=tiny) ** gamma_neg

@@ -1,0 +1,251 @@
+"""The Augmentations by themselves: MultiScaleCrop, Cutout, RandAugment."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from detectron2.data import transforms as T
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ia_gcn.data import Cutout, MultiScaleCrop, RandAugment
+from ia_gcn.errors import InputError
+
+
+def noise(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+# --------------------------------------------------------------------------------- MultiScaleCrop
+
+SCALES = (1.0, 0.875, 0.75, 0.66)
+
+
+def crop_of(augmentation, height, width):
+    """(x0, y0, width, height) of the crop that is drawn, and the transformed image."""
+    image = np.zeros((height, width, 3), np.uint8)
+    transform = augmentation.get_transform(image)
+    crop = transform.transforms[0]
+    assert isinstance(crop, T.CropTransform)
+    return (crop.x0, crop.y0, crop.w, crop.h), transform.apply_image(image)
+
+
+sides = st.integers(1, 80)
+
+
+@settings(max_examples=150)
+@given(sides, sides, st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 4))
+def test_crops_lie_in_the_image_and_have_the_right_sides(height, width, scales, max_distort):
+    augmentation = MultiScaleCrop((7, 5), scales, max_distort)
+    (x, y, w, h), image = crop_of(augmentation, height, width)
+    assert image.shape == (7, 5, 3)
+    assert 0 <= x <= x + w <= width
+    assert 0 <= y <= y + h <= height
+    shorter = min(height, width)
+    places = [
+        (i, j)
+        for i, scale_h in enumerate(scales)
+        for j, scale_w in enumerate(scales)
+        if (h, w) == (max(1, round(shorter * scale_h)), max(1, round(shorter * scale_w)))
+    ]
+    assert any(abs(i - j) <= max_distort for i, j in places)
+
+
+@pytest.mark.parametrize(("max_distort", "pairs"), [(0, 4), (1, 10), (2, 14), (3, 16)])
+def test_every_pair_of_scales_occurs_about_as_often(max_distort, pairs):
+    np.random.seed(0)
+    augmentation = MultiScaleCrop((8, 8), SCALES, max_distort)
+    drawn = [crop_of(augmentation, 100, 150)[0][2:] for _ in range(100 * pairs)]
+    shapes, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(shapes) == pairs
+    assert set(shapes.ravel()) == {100, 88, 75, 66}
+    assert counts.min() > 60
+    assert counts.max() < 150
+    assert max_distort > 0 or all(w == h for w, h in drawn)
+
+
+def test_every_place_occurs():
+    np.random.seed(0)
+    augmentation = MultiScaleCrop((8, 8), (0.5,), 0)
+    places = [crop_of(augmentation, 8, 10)[0][:2] for _ in range(1000)]
+    assert {x for x, _ in places} == set(range(7))
+    assert {y for _, y in places} == set(range(5))
+
+
+def test_a_crop_of_one_pixel():
+    crop, image = crop_of(MultiScaleCrop((4, 6), SCALES, 2), 1, 1)
+    assert crop == (0, 0, 1, 1)
+    assert image.shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 1.1), (-0.5,), (float("nan"),)])
+def test_scales_must_make_sense(scales):
+    with pytest.raises(InputError, match="SCALES"):
+        MultiScaleCrop((8, 8), scales, 2)
+
+
+def test_crops_repeat_with_numpys_seed():
+    def draw(seed):
+        np.random.seed(seed)
+        return [crop_of(MultiScaleCrop((8, 8), SCALES, 2), 60, 80)[0] for _ in range(10)]
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_a_crop_at_its_own_size_is_a_piece_of_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    transform = MultiScaleCrop((20, 20), (0.5,), 0).get_transform(image)
+    x, y = transform.transforms[0].x0, transform.transforms[0].y0
+    assert np.array_equal(transform.apply_image(image), image[y : y + 20, x : x + 20])
+
+
+# ----------------------------------------------------------------------------------------- Cutout
+
+
+def hidden(transform, height, width):
+    """(H, W) bool: which pixels of the result say nothing of the picture."""
+    picture = noise(height, width)
+    # A pixel and its complement are never the same.
+    return (transform.apply_image(picture) == transform.apply_image(255 - picture)).all(axis=2)
+
+
+@settings(max_examples=150)
+@given(sides, sides, st.floats(0, 1, exclude_max=True), st.integers(0, 2**32 - 1))
+def test_a_rectangle_of_one_colour_is_hidden(height, width, share, seed):
+    np.random.seed(seed)
+    picture = noise(height, width)
+    before = picture.copy()
+    transform = Cutout(share).get_transform(picture)
+    result = transform.apply_image(picture)
+    assert np.array_equal(picture, before)
+    assert (result.shape, result.dtype) == (picture.shape, np.uint8)
+    mask = hidden(transform, height, width)
+    assert np.array_equal(result[~mask], picture[~mask])
+    assert len(np.unique(result[mask], axis=0)) <= 1
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    assert mask.sum() == len(rows) * len(columns)
+    for found, side in ((rows, height), (columns, width)):
+        whole = round(share * side)
+        if len(found):
+            assert found[-1] - found[0] + 1 == len(found)
+            # Less is hidden only at a border, and never less than the half.
+            assert len(found) == whole or (found[0] == 0 or found[-1] == side - 1)
+            assert whole // 2 <= len(found) <= whole
+        else:
+            assert round(share * height) == 0 or round(share * width) == 0
+
+
+def test_the_centre_is_uniform_over_the_picture():
+    np.random.seed(0)
+    # A rectangle of one pixel, which is its own centre.
+    cutout = Cutout(0.2)
+    counts = sum(hidden(cutout.get_transform(noise(6, 7)), 6, 7).astype(int) for _ in range(4200))
+    assert counts.sum() == 4200
+    assert counts.min() > 60
+    assert counts.max() < 150
+
+
+def test_a_border_cuts_off_what_reaches_over_it():
+    np.random.seed(0)
+    picture = noise(8, 12)
+    masks = [hidden(Cutout(0.5).get_transform(picture), 8, 12) for _ in range(500)]
+    for axis, side, half in ((1, 8, 2), (0, 12, 3)):
+        spans = {tuple(np.flatnonzero(mask.any(axis=axis))[[0, -1]].tolist()) for mask in masks}
+        assert spans == {(max(0, c - half), min(side, c + half) - 1) for c in range(side)}
+
+
+def test_the_colour_is_any():
+    np.random.seed(0)
+    picture = np.zeros((1, 1, 3), np.uint8)
+    pixels = [Cutout(0.9).get_transform(picture).apply_image(picture)[0, 0] for _ in range(2000)]
+    assert [len(set(channel)) for channel in np.transpose(pixels)] == [256] * 3
+    assert np.abs(np.corrcoef(np.transpose(pixels)) - np.eye(3)).max() < 0.1
+
+
+def test_cutout_of_nothing_leaves_the_picture():
+    picture = noise(20, 30)
+    assert np.array_equal(Cutout(0).get_transform(picture).apply_image(picture), picture)
+
+
+def test_cutout_moves_nothing():
+    transform = Cutout(0.5).get_transform(noise(20, 30))
+    boxes = np.array([[0.0, 1.0, 12.5, 20.0], [3.0, 3.0, 30.0, 9.0]])
+    assert np.array_equal(transform.apply_box(boxes), boxes)
+    classes = np.arange(600).reshape(20, 30)
+    assert np.array_equal(transform.apply_segmentation(classes), classes)
+
+
+# ------------------------------------------------------------------------------------ RandAugment
+
+
+@settings(max_examples=60)
+@given(sides, sides, st.integers(0, 4), st.integers(0, 30), st.integers(0, 2**32 - 1))
+def test_rand_augment_keeps_the_form(height, width, num_ops, magnitude, seed):
+    np.random.seed(seed)
+    picture = noise(height, width)
+    result = RandAugment(num_ops, magnitude).get_transform(picture).apply_image(picture)
+    assert (result.shape, result.dtype) == (picture.shape, np.uint8)
+    assert num_ops > 0 or np.array_equal(result, picture)
+
+
+@pytest.mark.parametrize(("num_ops", "magnitude"), [(1, 5), (2, 9), (3, 30)])
+def test_rand_augment_is_torchvisions(num_ops, magnitude):
+    picture = noise(20, 30)
+    policy = torchvision.transforms.RandAugment(num_ops, magnitude)
+    for seed in range(20):
+        np.random.seed(seed)
+        transform = RandAugment(num_ops, magnitude).get_transform(picture)
+        torch.manual_seed(transform.seed)
+        expected = np.asarray(policy(Image.fromarray(picture)))
+        assert np.array_equal(transform.apply_image(picture), expected)
+
+
+def test_numpys_seed_alone_decides_what_rand_augment_does():
+    picture = noise(20, 30)
+
+    def results(seed):
+        np.random.seed(seed)
+        transforms = [RandAugment(2, 9).get_transform(picture) for _ in range(10)]
+        return [transform.apply_image(picture).tobytes() for transform in transforms]
+
+    torch.manual_seed(0)
+    first = results(3)
+    torch.manual_seed(1)
+    assert results(3) == first
+    assert results(4) != first
+    assert len(set(first)) > 5
+
+
+@pytest.mark.parametrize("augmentation", [Cutout(0.5), RandAugment(2, 9)])
+def test_what_was_drawn_is_done_again_and_draws_nothing(augmentation):
+    picture = noise(20, 30)
+    for _ in range(10):
+        transform = augmentation.get_transform(picture)
+        of_numpy, of_torch = np.random.get_state()[1].copy(), torch.get_rng_state()
+        first = transform.apply_image(picture)
+        assert np.array_equal(np.random.get_state()[1], of_numpy)
+        assert torch.equal(torch.get_rng_state(), of_torch)
+        np.random.rand()
+        torch.rand(1)
+        assert np.array_equal(transform.apply_image(picture), first)
+
+
+def test_rand_augment_does_to_bgr_what_it_does_to_rgb():
+    rgb = noise(20, 30)
+    for seed in range(20):
+        results = []
+        for image_format, picture in (("RGB", rgb), ("BGR", rgb[:, :, ::-1])):
+            np.random.seed(seed)
+            transform = RandAugment(3, 20, image_format).get_transform(picture)
+            results.append(transform.apply_image(picture))
+        assert np.array_equal(results[0], results[1][:, :, ::-1])
+
+
+def test_rand_augment_refuses_what_would_have_to_move_along():
+    transform = RandAugment(2, 9).get_transform(noise(20, 30))
+    with pytest.raises(NotImplementedError):
+        transform.apply_box(np.array([[0.0, 1.0, 12.5, 20.0]]))
+    with pytest.raises(NotImplementedError):
+        transform.apply_segmentation(np.zeros((20, 30), np.uint8))

@@ -31,7 +31,8 @@ def at_the_root(monkeypatch):
 
 
 def load(config_file, *opts):
-    return setup_cfg(config_file, ["MODEL.DEVICE", "cpu", *opts])
+    """The config, but for timm's weights, which would be downloaded."""
+    return setup_cfg(config_file, ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", False, *opts])
 
 
 def fill_at_random(graph):

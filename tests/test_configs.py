@@ -173,6 +173,54 @@ def test_rows_of_the_ablation_differ_in_what_they_are_called_after(data):
     assert switches("base_com_sco") == (False, False, "individual", 0.8)
 
 
+ML_AGCN_ROWS = ["ml_agcn_1l", "ml_agcn_2l", "ml_agcn_1l_a", "ml_agcn_1l_ab"]
+ASL_ROWS = ["asl_tresnet_m", "asl_tresnet_l", "iml_gcn_1l", "iml_gcn_2l", *ML_AGCN_ROWS]
+
+
+@pytest.mark.parametrize("data", ["COCO", "VG500"])
+@pytest.mark.parametrize("row", ASL_ROWS)
+def test_recipe_of_asl_and_ml_agcn(data, row):
+    cfg = load(f"configs/{data}/{row}.yaml")
+    solver, model = cfg.SOLVER, cfg.MODEL
+    assert (solver.OPTIMIZER, solver.LR_SCHEDULER_NAME) == ("Adam", "OneCycleLR")
+    assert 1e-4 <= solver.BASE_LR <= 2e-4
+    assert solver.ONE_CYCLE_RISE == 0.2
+    assert (solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS) == (0, 0)
+    assert solver.EMA_DECAY == 0.9997
+    assert (cfg.INPUT.CUTOUT, cfg.INPUT.RAND_AUGMENT_OPS) == (0.5, 2)
+    assert tuple(cfg.INPUT.IMAGE_SIZE) == (448, 448)
+    # Red, green, blue from 0 to 1.
+    assert (cfg.INPUT.FORMAT, set(model.PIXEL_MEAN), set(model.PIXEL_STD)) == ("RGB", {0}, {255})
+    name = "tresnet_l" if row.endswith("_l") else "tresnet_m"
+    assert name == model.TIMM.NAME
+    loss = model.LOSS
+    assert (loss.NAME, loss.GAMMA_POS, loss.GAMMA_NEG) == ("AsymmetricLoss", 0, 4)
+    assert (loss.CLIP, loss.FOCUSING_GRADIENT) == (0.05, False)
+
+
+@pytest.mark.parametrize("data", ["COCO", "VG500"])
+def test_graphs_of_ml_agcn(data):
+    for row in ML_AGCN_ROWS:
+        model = load(f"configs/{data}/{row}.yaml").MODEL
+        assert model.LABEL_HEAD.NAME == "AdaptiveGCNHead"
+        assert model.LABEL_EMBEDDINGS.DIM == model.LABEL_HEAD.NUM_LABELS
+        assert model.LABEL_GRAPH.THRESHOLD == 0
+        assert tuple(model.LABEL_GCN.HIDDEN_DIMS) == ((1024,) if "2l" in row else ())
+        graphs = {"a": "A", "ab": "AB"}.get(row[11:], "ABC")
+        assert graphs == model.ADAPTIVE_GCN.GRAPHS
+        assert model.ADAPTIVE_GCN.WEIGHTS == "per_graph"
+        fixed = load(f"configs/{data}/{row[:10].replace('ml_agcn', 'iml_gcn')}.yaml").MODEL
+        assert fixed.LABEL_HEAD.NAME == "GCNHead"
+        assert fixed.LABEL_GRAPH.THRESHOLD == 0.4
+        assert fixed.LABEL_GCN == model.LABEL_GCN
+
+
+def test_equations_3_and_7_to_the_letter():
+    model = load("configs/COCO/ml_agcn_2l_literal.yaml").MODEL
+    assert (model.ADAPTIVE_GCN.WEIGHTS, model.ADAPTIVE_GCN.SIMILARITY_NORM) == ("shared", "none")
+    assert model.LABEL_EMBEDDINGS.NORM == "none"
+
+
 @pytest.mark.parametrize(("hidden_dims", "millions"), [("(1024,)", 44.9), ("()", 43.1)])
 def test_ml_gcn_has_its_published_size(hidden_dims, millions):
     cfg = load("configs/COCO/ml_gcn_R_101.yaml", "MODEL.LABEL_GCN.HIDDEN_DIMS", hidden_dims)

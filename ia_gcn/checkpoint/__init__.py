@@ -1,4 +1,4 @@
-from .checkpointer import MultiLabelCheckpointer
+from .checkpointer import MultiLabelCheckpointer, read_checkpoint
 from .torchvision_resnet import convert_torchvision_resnet
 
-__all__ = ["MultiLabelCheckpointer", "convert_torchvision_resnet"]
+__all__ = ["MultiLabelCheckpointer", "convert_torchvision_resnet", "read_checkpoint"]

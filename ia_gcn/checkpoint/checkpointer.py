@@ -15,8 +15,38 @@ from ..modeling import LabelGraph
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 
+def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
+    """The content of a .pth file of tensors, numbers and strings; a bare state dict as its `model`.
+
+    Args:
+        path: a local file.
+        shown_path: what it is called in a message, where that is something else.
+    Returns:
+        a dict with `model`, a state dict, and of checkpoints of `MultiLabelCheckpointer` with
+        label_names and config.
+    Raises:
+        InputError: the file can't be read, or asks for more than tensors, or holds no state dict.
+    """
+    shown_path = shown_path or path
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"MODEL.WEIGHTS: {shown_path} is not a .pth file of tensors alone, and nothing "
+            f"else is read: {reason}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"MODEL.WEIGHTS: {shown_path}: {error.strerror or error}") from None
+    if not isinstance(content, dict) or "model" not in content:
+        content = {"model": content}
+    if not isinstance(content["model"], dict):
+        raise InputError(f"MODEL.WEIGHTS: {shown_path} holds no state dict")
+    return content
+
+
 class MultiLabelCheckpointer(DetectionCheckpointer):
-    """Saves the label names with the model, and checks them when it loads.
+    """Saves label names and config with the model, and checks the names when it loads.
 
     It reads .pth files with `weights_only=True`, so no code that a file may carry is run: its own
     checkpoints, bare state dicts, and torchvision's ResNet weights, which become the backbone's.
@@ -31,6 +61,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         label_names: Sequence[str],
+        config: str = "",
         load_ema: bool = False,
         **checkpointables,
     ):
@@ -39,18 +70,21 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             model: may be wrapped in DistributedDataParallel.
             save_dir: folder for `save`.
             label_names: what the model's outputs stand for, in order.
+            config: of the model, as YAML, for `save`; with it a checkpoint is all it takes to use
+                the model.
             load_ema: the model gets the running mean of a checkpoint's weights in their place.
             checkpointables: as detectron2's, for example trainer. `ema`, a timm ModelEmaV3, starts
                 from the weights that are loaded, where the file has no running mean.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.label_names = list(label_names)
+        self.config = config
         self.load_ema = load_ema
         self.missing = []
         self._path = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, label_names=self.label_names, **kwargs)
+        super().save(name, label_names=self.label_names, config=self.config, **kwargs)
 
     def check_complete(self) -> None:
         """Refuse a model of which the last `load` left something at random.
@@ -96,18 +130,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
-        try:
-            content = torch.load(filename, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"MODEL.WEIGHTS: {self._path} is not a .pth file of tensors alone, and nothing "
-                f"else is read: {reason}"
-            ) from None
-        if not isinstance(content, dict) or "model" not in content:
-            content = {"model": content}
-        if not isinstance(content["model"], dict):
-            raise InputError(f"MODEL.WEIGHTS: {self._path} holds no state dict")
+        content = read_checkpoint(filename, self._path)
         if self.load_ema:
             content["model"] = self._running_mean(content)
         if is_torchvision_resnet(content["model"]):

@@ -86,7 +86,12 @@ class Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         extras = {"ema": self.ema} if self.ema else {}
         self.checkpointer = MultiLabelCheckpointer(
-            model, cfg.OUTPUT_DIR, label_names=label_names, trainer=weakref.proxy(self), **extras
+            model,
+            cfg.OUTPUT_DIR,
+            label_names=label_names,
+            config=cfg.dump(),
+            trainer=weakref.proxy(self),
+            **extras,
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -114,7 +119,10 @@ class Trainer(DefaultTrainer):
             if self.ema:
                 model, metric = self.ema.module, f"ema/{metric}"
             best = BestModelCheckpointer(
-                model, self.cfg.OUTPUT_DIR, label_names=self.checkpointer.label_names
+                model,
+                self.cfg.OUTPUT_DIR,
+                label_names=self.checkpointer.label_names,
+                config=self.checkpointer.config,
             )
             # After the evaluation, before the writers.
             ret.insert(-1, BestCheckpointer(period, best, metric))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any, Dict, Sequence
 
 import torch
@@ -30,14 +29,14 @@ def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
     shown_path = shown_path or path
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"MODEL.WEIGHTS: {shown_path}: {error.strerror or error}") from None
+    except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"MODEL.WEIGHTS: {shown_path} is not a .pth file of tensors alone, and nothing "
             f"else is read: {reason}"
         ) from None
-    except OSError as error:
-        raise InputError(f"MODEL.WEIGHTS: {shown_path}: {error.strerror or error}") from None
     if not isinstance(content, dict) or "model" not in content:
         content = {"model": content}
     if not isinstance(content["model"], dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from typing import Dict
 
 import timm
@@ -13,7 +12,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.utils import freeze
 from torch import nn
@@ -68,26 +66,30 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     MODEL.BACKBONE.FREEZE_AT keeps all of it as it is loaded, from 5 on, or with 0 nothing.
 
     Raises:
-        InputError: timm has no such network, it has no feature maps or their strides are not
-            powers of 2; its weights can't be had, or don't fit; FREEZE_AT is 1 to 4.
+        InputError: timm has no such network, it has no feature maps, or not of INPUT.IMAGE_SIZE, or
+            their strides are not powers of 2; its weights can't be had, or don't fit; FREEZE_AT is
+            1 to 4.
     """
-    name = cfg.MODEL.TIMM.NAME
-    options = {"features_only": True, "in_chans": input_shape.channels}
+    name, weights_file = cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS_FILE
+    if not timm.is_model(name):
+        raise InputError(f"MODEL.TIMM.NAME: timm has no network {name!r}")
+    options = {"in_chans": input_shape.channels}
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        options["img_size"] = tuple(cfg.INPUT.IMAGE_SIZE)
     # A checkpoint has them all: evaluating one takes no network, and no second file.
-    if not cfg.MODEL.WEIGHTS:
-        options.update(_pretrained_options(cfg))
+    pretrained = cfg.MODEL.TIMM.PRETRAINED and not weights_file and not cfg.MODEL.WEIGHTS
     try:
-        net = timm.create_model(name, **options)
+        net = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except Exception as error:  # timm and its downloads raise nearly anything
         reason = " ".join(str(error).split())[:300]
-        if not options.get("pretrained"):
-            raise InputError(f"MODEL.TIMM.NAME {name}: {reason}") from error
-        if cfg.MODEL.TIMM.WEIGHTS_FILE:
-            raise InputError(f"MODEL.TIMM.WEIGHTS_FILE does not fit {name}: {reason}") from error
-        raise InputError(
-            f"MODEL.TIMM.PRETRAINED: timm's weights of {name} can't be had ({reason}); without a "
-            "network, set it to False, or MODEL.TIMM.WEIGHTS_FILE to a file with them"
-        ) from error
+        if pretrained:
+            reason = (
+                f"timm's weights can't be had ({reason}); without a network, set "
+                "MODEL.TIMM.PRETRAINED to False, or MODEL.TIMM.WEIGHTS_FILE to a file with them"
+            )
+        raise InputError(f"MODEL.TIMM.NAME {name}: {reason}") from error
+    if weights_file and not cfg.MODEL.WEIGHTS:
+        load_weights(net, name, weights_file, options)
     strides = net.feature_info.reduction()
     if not all(isinstance(stride, int) and stride & (stride - 1) == 0 for stride in strides):
         raise InputError(f"MODEL.TIMM.NAME {name}: strides {strides} are not powers of 2")
@@ -96,18 +98,40 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         raise InputError(f"MODEL.BACKBONE.FREEZE_AT {freeze_at}: a timm network takes 0 or 5")
     if freeze_at:
         freeze(net)
-    own = "timm's weights" if cfg.MODEL.TIMM.PRETRAINED else "random weights"
-    logger.info(f"{name}: {cfg.MODEL.WEIGHTS or cfg.MODEL.TIMM.WEIGHTS_FILE or own}")
+    own = "timm's weights" if pretrained else "random weights"
+    logger.info(f"{name}: {cfg.MODEL.WEIGHTS or weights_file or own}")
     return TimmBackbone(net)
 
 
-def _pretrained_options(cfg: CfgNode) -> Dict:
-    """What timm is to be told of the weights to start from."""
-    path = cfg.MODEL.TIMM.WEIGHTS_FILE
-    if not path:
-        return {"pretrained": cfg.MODEL.TIMM.PRETRAINED}
-    # Read here: not every version of timm refuses to run the code that a .pth may carry.
-    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": read_weights(path)}}
+def load_weights(net: nn.Module, name: str, path: str, options: Dict) -> None:
+    """Load a file with the names of a whole timm network into its stages alone.
+
+    Args:
+        net: made with `features_only=True`.
+        name: of the network.
+        path: see `read_weights`.
+        options: that `net` was made with, beside.
+    Raises:
+        InputError: the file can't be read, or is not of this network, whole but for a classifier.
+    """
+    state = read_weights(path)
+    classifier = f"{timm.get_pretrained_cfg(name).classifier}.weight"
+    num_classes = len(state[classifier]) if classifier in state else 0
+    # timm knows older names of its own, and is strict if the classifier's size is what it expects.
+    overlay = {"state_dict": state, "num_classes": num_classes}
+    try:
+        whole = timm.create_model(
+            name, True, pretrained_cfg_overlay=overlay, num_classes=num_classes, **options
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"MODEL.TIMM.WEIGHTS_FILE {path} does not fit MODEL.TIMM.NAME {name}: {reason}"
+        ) from error
+    # Stages alone are called layer1_0 or model.layer1.0 for layer1.0.
+    found = {key.replace(".", "_"): value for key, value in whole.state_dict().items()}
+    names = {key: key.replace("model.", "", 1).replace(".", "_") for key in net.state_dict()}
+    net.load_state_dict({key: found[place] for key, place in names.items()})
 
 
 def read_weights(path: str) -> Dict[str, torch.Tensor]:
@@ -126,10 +150,9 @@ def read_weights(path: str) -> Dict[str, torch.Tensor]:
                 content = content[key]
         if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
             raise ValueError("it holds no state dict")
-    except (
-        *(OSError, EOFError, RuntimeError, ValueError),
-        *(pickle.UnpicklingError, SafetensorError),
-    ) as error:
+        if not content:
+            raise ValueError("it is empty")
+    except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"MODEL.TIMM.WEIGHTS_FILE: {path}: {reason}") from None
     return content

@@ -232,8 +232,12 @@ def similarity_graph(nodes: torch.Tensor, norm: str) -> torch.Tensor:
     Returns:
         (C, C).
     """
-    directions = F.normalize(nodes, dim=1)
+    directions = _unit_rows(nodes, 2)
     similarity = directions @ directions.T
-    if norm == "none":
-        return similarity
-    return F.normalize(similarity, p=1, dim=1)
+    return similarity if norm == "none" else _unit_rows(similarity, 1)
+
+
+def _unit_rows(rows: torch.Tensor, p: int) -> torch.Tensor:
+    """Rows divided by their p-norm; those of zeros stay, and have no gradient."""
+    sizes = rows.norm(p, dim=1, keepdim=True)
+    return torch.where(sizes > 0, rows / torch.where(sizes > 0, sizes, 1), 0)

@@ -164,7 +164,7 @@ class GCNHead(nn.Module):
         key = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         if self._cached is None or self._cached[0] != key:
             # In full precision, to serve with and without autocast.
-            with torch.autocast(self.layers[0].weight.device.type, enabled=False):
+            with torch.autocast(self.label_graph.lcm.device.type, enabled=False):
                 self._cached = key, self.classifiers()
         return self._cached[1]
 

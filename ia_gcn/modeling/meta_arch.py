@@ -62,6 +62,11 @@ class MultiLabelRecognizer(nn.Module):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         in_feature = cfg.MODEL.GLOBAL_POOLING.IN_FEATURE
+        if in_feature not in backbone.output_shape():
+            raise InputError(
+                f"MODEL.GLOBAL_POOLING.IN_FEATURE {in_feature}: the backbone has "
+                + ", ".join(backbone.output_shape())
+            )
         feature_dim = backbone.output_shape()[in_feature].channels
         return {
             "backbone": backbone,

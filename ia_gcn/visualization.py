@@ -35,7 +35,7 @@ def read_training_log(path: str) -> List[Dict]:
 
 
 def plot_training_curve(records: Sequence[Dict], path: str) -> None:
-    """Loss and, where the run was evaluated, mAP over the iterations, as a PNG.
+    """Loss and, where the run was evaluated, mAP (and that of an EMA) by iteration, as a PNG.
 
     Args:
         records: as `read_training_log` returns them.
@@ -43,15 +43,20 @@ def plot_training_curve(records: Sequence[Dict], path: str) -> None:
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     loss_axes, map_axes = figure.subplots(2, sharex=True)
+    loss_axes.set_ylabel("training loss")
+    map_axes.set_ylabel("mAP (%)")
     curves = [
-        (loss_axes, "total_loss", "training loss", ""),
-        (map_axes, "multi_label/mAP", "mAP (%)", "o"),
+        (loss_axes, "total_loss", {}),
+        (map_axes, "multi_label/mAP", {"marker": "o", "label": "weights"}),
+        (map_axes, "ema/multi_label/mAP", {"marker": "o", "label": "their running mean"}),
     ]
-    for axes, key, label, marker in curves:
+    for axes, key, style in curves:
         points = [(record["iteration"], record[key]) for record in records if key in record]
         if points:
-            axes.plot(*zip(*points), marker=marker, markersize=4)
-        axes.set_ylabel(label)
+            axes.plot(*zip(*points), markersize=4, **style)
+    if len(map_axes.lines) > 1:
+        map_axes.legend()
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
     map_axes.set_xlabel("iteration")
     figure.savefig(path, dpi=120)

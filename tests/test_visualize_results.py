@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ia_gcn.visualization import plot_training_curve
+
 from ia_gcn.visualization import draw_prediction_sheet
 
 
@@ -53,6 +55,19 @@ def test_it_draws_the_curve_and_the_sheet(repository, run_folder):
         with Image.open(run_folder / path) as picture:
             colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
         assert len(np.unique(colours, axis=0)) > 50
+
+
+def test_a_running_mean_has_a_curve_of_its_own(tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(figure, path, **options):
+        drawn[path] = [[line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes]
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
+    records = [{"iteration": 1, "total_loss": 0.5, "multi_label/mAP": 70.0}]
+    plot_training_curve(records, "plain")
+    plot_training_curve([{**records[0], "ema/multi_label/mAP": 75.0}], "both")
+    assert drawn == {"plain": [[[0.5]], [[70.0]]], "both": [[[0.5]], [[70.0], [75.0]]]}
 
 
 @pytest.mark.parametrize("log", [None, "not json\n"])

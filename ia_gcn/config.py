@@ -146,11 +146,14 @@ def _add_data_keys(cfg: CN) -> None:
     # The same for TEST where it is another folder.
     cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
     # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
-    # CSV names, sorted.
+    # CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
     cfg.DATASETS.CUSTOM.LABELS = ()
     # An image that can't be read is skipped with a warning; more such files than this in a
     # process are an error.
     cfg.DATASETS.MAX_UNREADABLE = 10
+    # Evaluate (--eval-only) on data whose labels are the checkpoint's in another order, or some of
+    # them: the model's outputs are picked by their labels' names. False: such data is refused.
+    cfg.DATASETS.MATCH_LABELS_BY_NAME = False
 
     # Height and width of the model's input, in pixels.
     cfg.INPUT.IMAGE_SIZE = (448, 448)
@@ -203,5 +206,9 @@ def _add_training_keys(cfg: CN) -> None:
     # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in
     # memory: the same scores within rounding, sooner.
     cfg.TEST.OPTIMIZE_MODEL = False
+    # With TEST.AUG.ENABLED, detectron2's, --eval-only takes the mean of the logits over views of
+    # each picture: at INPUT.IMAGE_SIZE times each of these, from the file, and with TEST.AUG.FLIP
+    # each of them mirrored too. detectron2's MIN_SIZES and MAX_SIZE have no effect.
+    cfg.TEST.AUG.SCALES = (1.0,)
     # VOC 2007's own 11-point AP instead of the area under the precision-recall curve.
     cfg.TEST.ELEVEN_POINT_AP = False

@@ -24,6 +24,7 @@ from ia_gcn.data import (
     UnreadableImage,
 )
 from ia_gcn.data.build import TrainingSamples
+from ia_gcn.data.dataset_mapper import read_picture
 
 
 def make_mapper(is_train=False, **keys):
@@ -354,6 +355,30 @@ def test_every_kind_of_picture_keeps_its_greys(tmp_path, name):
         torch.testing.assert_close(image[0], expected, atol=40, rtol=0)
     else:
         torch.testing.assert_close(image, expected.expand(3, -1, -1), atol=8, rtol=0)
+
+
+def write_large(path):
+    """108 million pixels: more than Pillow warns of, fewer than it refuses."""
+    Image.new("RGB", (12000, 9000), (200, 90, 40)).save(path)
+
+
+def write_transparent_palette(path):
+    GREY.convert("P").save(path, transparency=bytes(range(256)))
+
+
+WARNED_OF = {
+    "large.jpg": (write_large, (9000, 12000, 3)),
+    "transparent.png": (write_transparent_palette, (20, 30, 3)),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", WARNED_OF)
+def test_what_pillow_warns_of_is_read_in_silence(tmp_path, name):
+    write, shape = WARNED_OF[name]
+    write(tmp_path / name)
+    pixels = read_picture(str(tmp_path / name))
+    assert (pixels.shape, pixels.dtype) == (shape, np.uint8)
 
 
 def write_bomb(path):

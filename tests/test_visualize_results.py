@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ia_gcn.visualization import plot_training_curve
-
-from ia_gcn.visualization import draw_prediction_sheet
+from ia_gcn.visualization import draw_prediction_sheet, plot_training_curve
 
 
 @pytest.fixture

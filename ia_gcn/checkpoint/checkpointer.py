@@ -14,6 +14,26 @@ from ..modeling import LabelGraph
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 
+def read_pth(path: str, shown: str) -> Any:
+    """The content of a .pth file, tensors, numbers, strings and containers.
+
+    Args:
+        path: a local file.
+        shown: what a message starts with.
+    Raises:
+        InputError: the file can't be read, or asks for anything else, none of which is run.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{shown}: {error.strerror or error}") from None
+    except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{shown} is not a .pth file of tensors alone, and nothing else is read: {reason}"
+        ) from None
+
+
 def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
     """The content of a .pth file of tensors, numbers and strings; a bare state dict as its `model`.
 
@@ -27,16 +47,7 @@ def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
         InputError: the file can't be read, or asks for more than tensors, or holds no state dict.
     """
     shown_path = shown_path or path
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"MODEL.WEIGHTS: {shown_path}: {error.strerror or error}") from None
-    except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"MODEL.WEIGHTS: {shown_path} is not a .pth file of tensors alone, and nothing "
-            f"else is read: {reason}"
-        ) from None
+    content = read_pth(path, f"MODEL.WEIGHTS: {shown_path}")
     if not isinstance(content, dict) or "model" not in content:
         content = {"model": content}
     if not isinstance(content["model"], dict):
@@ -134,6 +145,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             content["model"] = self._running_mean(content)
         if is_torchvision_resnet(content["model"]):
             content["model"] = convert_torchvision_resnet(content["model"])
+        if all(str(name).startswith("backbone.") for name in content["model"]):
             self._copy_res5_to_regions(content["model"])
         return content
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Dict
+from typing import Any, Dict
 
 import torch
+
+from ..errors import InputError
 
 # The norm of a convolution is its child in detectron2 and its neighbour in torchvision.
 RENAMES = [
@@ -16,6 +18,20 @@ RENAMES = [
     (r"\.downsample\.0\.", ".shortcut."),
     (r"\.downsample\.1\.", ".shortcut.norm."),
 ]
+
+# The depth of a ResNet by the blocks of its four stages, of two convolutions each or of three.
+BASIC_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+
+# What torchvision's ResNets are trained with.
+TORCHVISION_SETTINGS = {
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.STRIDE_IN_1X1": False,
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
+    "INPUT.FORMAT": "RGB",
+}
 
 
 def is_torchvision_resnet(state_dict: Dict[str, torch.Tensor]) -> bool:
@@ -38,3 +54,40 @@ def convert_torchvision_resnet(state_dict: Dict[str, torch.Tensor]) -> Dict[str,
             name = re.sub(pattern, replacement, name)
         converted[f"backbone.{name}"] = tensor
     return converted
+
+
+def torchvision_settings(backbone: Dict[str, torch.Tensor]) -> Dict[str, Any]:
+    """The config keys that a converted ResNet goes with; raises as `resnet_settings`."""
+    return {**TORCHVISION_SETTINGS, **resnet_settings(backbone)}
+
+
+def resnet_settings(backbone: Dict[str, torch.Tensor]) -> Dict[str, Any]:
+    """The keys of MODEL.RESNETS that say how deep and wide a ResNet is.
+
+    Args:
+        backbone: its tensors under detectron2's names, backbone.stem.conv1.weight and so on.
+    Raises:
+        InputError: they are not those of a ResNet with 18, 34, 50, 101 or 152 layers.
+    """
+    pattern = re.compile(r"backbone\.res(\d)\.(\d+)\.")
+    found = {match.groups() for match in map(pattern.match, backbone) if match}
+    blocks = tuple(sum(stage == number for stage, _ in found) for number in "2345")
+    bottleneck = "backbone.res2.0.conv3.weight" in backbone
+    depth = (BOTTLENECK_DEPTHS if bottleneck else BASIC_DEPTHS).get(blocks)
+    convolutions = ["stem.conv1", "res2.0.conv2", "res2.0.conv3"][: 3 if bottleneck else 2]
+    kernels = [backbone.get(f"backbone.{name}.weight") for name in convolutions]
+    if depth is None or any(kernel is None or kernel.ndim != 4 for kernel in kernels):
+        raise InputError(
+            "not a ResNet of 18, 34, 50, 101 or 152 layers: its stages have "
+            f"{', '.join(map(str, blocks))} blocks"
+        )
+    settings = {
+        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": kernels[0].shape[0],
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": kernels[-1].shape[0],
+    }
+    if bottleneck:
+        channels, width = kernels[1].shape[:2]
+        settings["MODEL.RESNETS.NUM_GROUPS"] = channels // max(width, 1)
+        settings["MODEL.RESNETS.WIDTH_PER_GROUP"] = width
+    return settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Dict, List
 
 import numpy as np
@@ -144,17 +145,24 @@ def read_picture(file_name: str, image_format: str = "RGB") -> np.ndarray:
         UnreadableImage: the file is missing, truncated, too large, or no picture at all.
     """
     try:
-        with PathManager.open(file_name, "rb") as file:
-            image = ImageOps.exif_transpose(Image.open(file))
-            if image.mode.startswith("I"):
-                # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
-                levels = np.asarray(image).clip(0, 65535) // 256
-                image = Image.fromarray(levels.astype(np.uint8))
-            return utils.convert_PIL_to_numpy(image, image_format)
+        with PathManager.open(file_name, "rb") as file, warnings.catch_warnings():
+            # Of what is large or oddly stored Pillow warns, without its name, and reads it.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            return convert_picture(Image.open(file), image_format)
     # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...
     except Exception as error:
         raise UnreadableImage(file_name, f"{type(error).__name__}: {error}") from error
+
+
+def convert_picture(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
+    """What `read_picture` returns, of a picture that Pillow has opened."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
+        levels = np.asarray(image).clip(0, 65535) // 256
+        image = Image.fromarray(levels.astype(np.uint8))
+    return utils.convert_PIL_to_numpy(image, image_format)
 
 
 def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:

@@ -26,6 +26,7 @@ from ..data import (
 from ..errors import InputError
 from ..evaluation import MultiLabelEvaluator
 from ..modeling import InstanceAwareRecognizer, LabelGraph
+from ..modeling.test_time_augmentation import DatasetMapperTTA, MultiLabelTTA
 from .accumulation import AccumulatingTrainer
 from .hooks import (
     BestCheckpointer,
@@ -132,10 +133,12 @@ class Trainer(DefaultTrainer):
 
     def evaluate(self) -> Dict:
         """Evaluate the weights; and their running mean, as `ema`, into the folder ema."""
-        results = self.test(self.cfg, self.model)
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        # Of use for figures to report; while training goes on, it would only take longer.
+        cfg.TEST.AUG.ENABLED = False
+        results = self.test(cfg, self.model)
         if self.ema:
-            cfg = self.cfg.clone()
-            cfg.defrost()
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
             results = {**results, "ema": self.test(cfg, self.ema.module)}
         self._last_eval_results = results
@@ -173,7 +176,15 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        return build_multilabel_test_loader(cfg, dataset_name)
+        mapper = DatasetMapperTTA(cfg) if cfg.TEST.AUG.ENABLED else None
+        return build_multilabel_test_loader(cfg, dataset_name, mapper)
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """As DefaultTrainer's; with TEST.AUG.ENABLED, on several views of each picture."""
+        if cfg.TEST.AUG.ENABLED:
+            model = MultiLabelTTA(model)
+        return super().test(cfg, model, evaluators)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):

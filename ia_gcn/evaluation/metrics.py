@@ -11,7 +11,7 @@ import numpy as np
 def multi_label_metrics(
     scores: np.ndarray,
     targets: np.ndarray,
-    threshold: float = 0.5,
+    threshold: float | np.ndarray = 0.5,
     top_k: int | None = None,
     eleven_point: bool = False,
 ) -> dict[str, float | np.ndarray]:
@@ -34,7 +34,8 @@ def multi_label_metrics(
         scores: (n, C) probabilities in [0, 1], of any float, integer or boolean type.
         targets: (n, C), 1 where a label is present, 0 where it is not, -1 where that is to be
             ignored (VOC's "difficult" objects): such an entry counts nowhere. Any numeric type.
-        threshold: compared with the scores in float64, whatever their type.
+        threshold: compared with the scores in float64, whatever their type; (C,) for one of each
+            label.
         top_k: if given, only the `top_k` highest of an image's scores can be predicted (and must
             still reach `threshold`). Of equal scores, the lower label index comes first. Ignored
             entries take no place among them.
@@ -48,7 +49,7 @@ def multi_label_metrics(
         ValueError: the arrays are not two-dimensional or differ in shape, a score is not a number
             in [0, 1], a target is none of 1, 0 and -1, or `top_k` is less than 1.
     """
-    scores, positive = _check(scores, targets, ndim=2)
+    scores, positive = check_predictions(scores, targets, ndim=2)
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
 
@@ -56,7 +57,7 @@ def multi_label_metrics(
         [_average_precision(s, p, eleven_point) for s, p in zip(scores.T, positive.T)], np.float64
     )
     # An array, not a number, which numpy would round to the type of the scores.
-    predicted = scores >= np.array([threshold], np.float64)
+    predicted = scores >= np.atleast_1d(np.asarray(threshold, np.float64))
     if top_k is not None:
         predicted &= _highest(scores, top_k)
     n_correct = (predicted & positive).sum(axis=0)
@@ -100,10 +101,10 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: boo
         ValueError: the arrays are not one-dimensional or differ in shape, a score is not a number
             in [0, 1], or a target is none of 1, 0 and -1.
     """
-    return 100 * _average_precision(*_check(scores, targets, ndim=1), eleven_point)
+    return 100 * _average_precision(*check_predictions(scores, targets, ndim=1), eleven_point)
 
 
-def _check(scores: np.ndarray, targets: np.ndarray, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+def check_predictions(scores: np.ndarray, targets: np.ndarray, ndim: int) -> tuple[np.ndarray, np.ndarray]:
     """Check what the public functions are given, and bring it into the form they compute with.
 
     Returns:
@@ -133,7 +134,7 @@ def _check(scores: np.ndarray, targets: np.ndarray, ndim: int) -> tuple[np.ndarr
 
 
 def _average_precision(scores: np.ndarray, positive: np.ndarray, eleven_point: bool) -> float:
-    """As :func:`average_precision`, of what `_check` returns, from 0 to 1."""
+    """As :func:`average_precision`, of what `check_predictions` returns, from 0 to 1."""
     # Sorting values is several times faster than finding the order that sorts them.
     hits = np.sort(scores[positive])
     if not hits.size:

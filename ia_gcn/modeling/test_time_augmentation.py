@@ -1,0 +1,122 @@
+"""Evaluation on several views of each picture: at several sizes, and mirrored."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence, Tuple
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from torch import nn
+
+from ..data.dataset_mapper import MultiLabelDatasetMapper, read_picture, target_vector
+from ..errors import InputError
+
+PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode")
+
+
+class DatasetMapperTTA(MultiLabelDatasetMapper):
+    """Reads a picture once and makes the views that `MultiLabelTTA` takes.
+
+    Every view is warped from the picture itself: to enlarge the plain test view would add no
+    detail. Proposals from a file are scaled and mirrored with it.
+    """
+
+    @configurable
+    def __init__(
+        self, *, image_size: Tuple[int, int], scales: Sequence[float], flip: bool, **kwargs
+    ):
+        """
+        Args:
+            image_size: height and width of a view at scale 1, in pixels.
+            scales: at least one positive factor of image_size.
+            flip: whether each size has a mirrored view too.
+            kwargs: those of MultiLabelDatasetMapper but for is_train.
+        """
+        super().__init__(is_train=False, **kwargs)
+        self.views = []
+        for scale in scales:
+            height, width = (max(1, round(scale * side)) for side in image_size)
+            self.views.append(T.AugmentationList([T.Resize((height, width))]))
+            if flip:
+                mirrored = [T.Resize((height, width)), T.HFlipTransform(width)]
+                self.views.append(T.AugmentationList(mirrored))
+
+    @classmethod
+    def from_config(cls, cfg):
+        scales = cfg.TEST.AUG.SCALES
+        if not scales or not all(isinstance(s, (int, float)) and 0 < s <= 16 for s in scales):
+            raise InputError(f"TEST.AUG.SCALES must be numbers above 0, up to 16, not {scales}")
+        ret = super().from_config(cfg, is_train=False)
+        del ret["is_train"]
+        return {
+            **ret,
+            "image_size": tuple(cfg.INPUT.IMAGE_SIZE),
+            "scales": scales,
+            "flip": cfg.TEST.AUG.FLIP,
+        }
+
+    def __call__(self, dataset_dict: Dict) -> Dict:
+        """
+        Returns:
+            what MultiLabelDatasetMapper does, but for image and proposals, which are in
+                views: a dict with image, and proposals where there are some, of each view.
+        Raises:
+            UnreadableImage: the file is missing, truncated, too large, or no picture at all.
+        """
+        image = read_picture(dataset_dict["file_name"], self.image_format)
+        left_out = ("labels", "ignored_labels", "annotations", *PROPOSAL_KEYS)
+        sample = {key: value for key, value in dataset_dict.items() if key not in left_out}
+        sample["height"], sample["width"] = image.shape[:2]
+        sample["labels"] = target_vector(dataset_dict, self.num_labels)
+        proposals = {key: dataset_dict[key] for key in PROPOSAL_KEYS if key in dataset_dict}
+        sample["views"] = [self._view(image, view, proposals) for view in self.views]
+        return sample
+
+    def _view(self, image: np.ndarray, augmentations: T.AugmentationList, proposals: Dict) -> Dict:
+        view = T.AugInput(image)
+        transforms = augmentations(view)
+        pixels = np.ascontiguousarray(view.image.transpose(2, 0, 1))
+        sample = {"image": torch.from_numpy(pixels), **proposals}
+        utils.transform_proposals(
+            sample,
+            view.image.shape[:2],
+            transforms,
+            proposal_topk=self.proposal_topk,
+            min_box_size=self.min_proposal_size,
+        )
+        return sample
+
+
+class MultiLabelTTA(nn.Module):
+    """A model's mean over the views of each picture.
+
+    The mean is of the logits, as the models themselves take it over branches and draws: no view is
+    cut off where its probability nears 0 or 1. Of a single view it is that view's logits.
+    """
+
+    def __init__(self, model: nn.Module):
+        """
+        Args:
+            model: in evaluation mode, list of dicts to list of dicts with logits (C,).
+        """
+        super().__init__()
+        self.model = model
+
+    def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, torch.Tensor]]:
+        """
+        Args:
+            batched_inputs: one dict per image, as `DatasetMapperTTA` makes them, with the same
+                number of views each.
+        Returns:
+            one dict per image of
+                scores: (C,) probabilities;
+                logits: (C,).
+        """
+        # A view of all images at a time: they have one size then, and need no padding.
+        views = zip(*(image["views"] for image in batched_inputs))
+        logits = [torch.stack([out["logits"] for out in self.model(list(view))]) for view in views]
+        mean = torch.stack(logits).mean(dim=0)
+        return [{"scores": row, "logits": logit} for row, logit in zip(mean.sigmoid(), mean)]

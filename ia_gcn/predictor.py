@@ -1,0 +1,253 @@
+"""What is in a picture, by a trained model: from its checkpoint and nothing else.
+
+C is the number of labels, n of a picture's regions.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import transforms as T
+from PIL import Image
+
+from .checkpoint import MultiLabelCheckpointer, read_checkpoint
+from .config import add_ia_gcn_config
+from .data.dataset_mapper import build_augmentation, convert_picture, read_picture
+from .engine import Trainer
+from .errors import InputError
+from .modeling import InstanceAwareRecognizer, optimize_for_inference
+
+# A file; (H, W, 3) uint8 RGB; or one that Pillow has opened.
+Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
+
+
+class PredictedRegions(NamedTuple):
+    """The regions that IA-GCN looked at in a picture, the best by objectness first."""
+
+    boxes: np.ndarray
+    """(n, 4) float32 of x0, y0, x1, y1 in the picture's pixels, turned as its EXIF says."""
+    weights: np.ndarray
+    """z, (n,) float32 of any sign."""
+    scores: np.ndarray
+    """A_I^w, (n, C) float32 in [0, 1]."""
+
+
+class Prediction(NamedTuple):
+    """What a model says of a picture."""
+
+    labels: List[str]
+    """C names."""
+    scores: np.ndarray
+    """(C,) float32 probabilities."""
+    regions: PredictedRegions | None
+    """None of a model without a region branch."""
+
+    def above(
+        self, threshold: float | np.ndarray = 0.5, top_k: int | None = None
+    ) -> List[Tuple[str, float]]:
+        """Labels with their probabilities, the highest first.
+
+        Args:
+            threshold: the least probability; (C,) for one of each label.
+            top_k: no more labels than this.
+        """
+        order = np.argsort(-self.scores, kind="stable")
+        # In float64, as evaluation compares them.
+        chosen = order[(self.scores.astype(np.float64) >= threshold)[order]][:top_k]
+        return [(self.labels[i], float(self.scores[i])) for i in chosen]
+
+
+class EvaluationView:
+    """From a picture to what a model takes, as it does in evaluation; works without the model."""
+
+    def __init__(self, cfg: CfgNode):
+        self.image_format = cfg.INPUT.FORMAT
+        self.augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
+
+    def __call__(self, picture: Picture) -> Dict:
+        """
+        Returns:
+            image: (3, H, W) uint8 tensor, the test view;
+            height, width: of the picture, turned as its EXIF says, in pixels.
+        Raises:
+            UnreadableImage: a file is missing, truncated, too large, or no picture at all.
+            InputError: it is none of the things that a `Picture` is.
+        """
+        view = T.AugInput(_pixels(picture, self.image_format))
+        height, width = view.image.shape[:2]
+        self.augmentations(view)
+        image = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
+        return {"image": image, "height": height, "width": width}
+
+
+def _pixels(picture: Picture, image_format: str) -> np.ndarray:
+    """(H, W, 3) uint8 in `image_format`."""
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
+            raise InputError(
+                f"a picture is an (H, W, 3) array of uint8, not {picture.shape} of {picture.dtype}"
+            )
+        picture = Image.fromarray(picture)
+    if isinstance(picture, Image.Image):
+        return convert_picture(picture, image_format)
+    if isinstance(picture, (str, os.PathLike)):
+        return read_picture(os.fspath(picture), image_format)
+    raise InputError(
+        f"a picture is a file name, an array or a Pillow image, not a {type(picture).__name__}"
+    )
+
+
+class MultiLabelPredictor:
+    """Says which labels are in a picture.
+
+        p = MultiLabelPredictor(weights="model.pth")
+        p("photo.jpg").above(0.5)  # [("cat", 0.93), ("sofa", 0.71)]
+
+    Pictures are prepared as in evaluation, and the scores are those of evaluation, of the one test
+    view: TEST.AUG has no effect.
+
+    Attributes:
+        cfg: the model's config, frozen.
+        label_names: C names.
+        view: an `EvaluationView`.
+        model: in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike[str],
+        *,
+        config_file: str = "",
+        opts: Sequence[Any] = (),
+        device: str | None = None,
+        ema: bool = False,
+    ):
+        """
+        Args:
+            weights: a checkpoint of `MultiLabelCheckpointer`.
+            config_file: in place of the config that the checkpoint carries.
+            opts: alternating keys and values, which come after the config's own.
+            device: of torch, for example cpu; None: a GPU where there is one.
+            ema: use the running mean of the weights that the checkpoint holds beside them.
+        Raises:
+            InputError: the checkpoint or the config can't be used, or do not go together; the
+                model needs proposals from a file; there is no such device.
+        """
+        weights = os.fspath(weights)
+        content = read_checkpoint(weights)
+        self.label_names = _label_names(content, weights)
+        cfg = _read_config(content, weights, config_file, opts)
+        cfg.MODEL.WEIGHTS = weights
+        cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(self.label_names)
+        cfg.MODEL.DEVICE = _check_device(device)
+        cfg.freeze()
+        self.cfg = cfg
+        self.view = EvaluationView(cfg)
+        self.model = _load_model(cfg, self.label_names, ema)
+
+    def __call__(self, picture: Picture) -> Prediction:
+        """
+        Raises:
+            UnreadableImage, InputError: see `EvaluationView`.
+        """
+        return self.predict_batch([picture])[0]
+
+    def predict_batch(self, pictures: Sequence[Picture]) -> List[Prediction]:
+        """The same for several pictures, of any sizes, which go through the model at once."""
+        return self.predict_views([self.view(picture) for picture in pictures])
+
+    @torch.no_grad()
+    def predict_views(self, samples: Sequence[Dict]) -> List[Prediction]:
+        """The same for what `view` made of pictures.
+
+        Raises:
+            InputError: what the model says is not finite.
+        """
+        if not samples:
+            return []
+        results = zip(samples, self.model(samples))
+        return [self._describe(sample, result) for sample, result in results]
+
+    def _describe(self, sample: Dict, result: Dict) -> Prediction:
+        scores, regions = _to_numpy(result["scores"]), None
+        if "regions" in result:
+            found = result["regions"]
+            # From pixels of the model's input to the picture's.
+            height, width = found.image_size
+            boxes = found.proposal_boxes.clone()
+            boxes.scale(sample["width"] / width, sample["height"] / height)
+            parts = (boxes.tensor, found.weights, found.scores)
+            regions = PredictedRegions(*map(_to_numpy, parts))
+        if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
+            raise InputError(
+                f"MODEL.WEIGHTS: what {self.cfg.MODEL.WEIGHTS} says of a picture is not finite"
+            )
+        return Prediction(self.label_names, scores, regions)
+
+
+def _label_names(content: Dict[str, Any], weights: str) -> List[str]:
+    names = content.get("label_names")
+    if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise InputError(f"MODEL.WEIGHTS: {weights} holds no label names: is it one of ia_gcn's?")
+    return names
+
+
+def _read_config(
+    content: Dict[str, Any], weights: str, config_file: str, opts: Sequence[Any]
+) -> CfgNode:
+    """The config of a checkpoint's content, or that of the file, and `opts`."""
+    if not config_file and not content.get("config"):
+        raise InputError(
+            f"{weights} carries no config: give that of its training as config_file (--config-file)"
+        )
+    cfg = get_cfg()
+    add_ia_gcn_config(cfg)
+    source = f"--config-file {config_file}" if config_file else f"the config in {weights}"
+    try:
+        # Whoever made the file wrote the config: neither way runs code that it may ask for.
+        if config_file:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        else:
+            cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
+        source = " ".join(map(str, opts))
+        cfg.merge_from_list(list(opts))
+    except (
+        *(AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError),
+        *(ValueError, yaml.YAMLError),
+    ) as error:
+        raise InputError(f"{source}: {' '.join(str(error).split())}") from None
+    return cfg
+
+
+def _check_device(device: str | None) -> str:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    # torch without CUDA has an assertion for it.
+    except (AssertionError, RuntimeError) as error:
+        raise InputError(f"device {device}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _load_model(cfg: CfgNode, label_names: List[str], ema: bool) -> torch.nn.Module:
+    model = Trainer.build_model(cfg)
+    if isinstance(model, InstanceAwareRecognizer) and model.proposal_generator is None:
+        raise InputError(
+            f"MODEL.PROPOSAL_GENERATOR.NAME is {cfg.MODEL.PROPOSAL_GENERATOR.NAME}: this model "
+            "takes regions from a file, and a picture alone has none"
+        )
+    checkpointer = MultiLabelCheckpointer(model, label_names=label_names, load_ema=ema)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    checkpointer.check_complete()
+    if cfg.TEST.OPTIMIZE_MODEL:
+        model = optimize_for_inference(model)
+    return model.eval().requires_grad_(False)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

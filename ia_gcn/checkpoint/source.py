@@ -1,0 +1,74 @@
+"""Reading other projects' checkpoints without running what they may carry."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..safe_pickle import load_plain_pickle
+from .checkpointer import read_pth
+
+
+def read_source(path: str, shown: str) -> Dict[str, Any]:
+    """The content of a file: of a .pkl numbers, strings, containers and numpy arrays; of any other,
+    which is a .pth whatever its name, the same with tensors in place of the arrays.
+
+    Args:
+        path: a local file.
+        shown: what a message starts with.
+    Raises:
+        InputError: it can't be read, asks for anything else, or is no dict.
+    """
+    content = (read_pickle if path.endswith(".pkl") else read_pth)(path, shown)
+    if not isinstance(content, dict):
+        raise InputError(f"{shown} holds no state dict")
+    return content
+
+
+def read_pickle(path: str, shown: str) -> Any:
+    """What `load_plain_pickle` makes of a file.
+
+    Raises:
+        InputError: as its; or the file can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return load_plain_pickle(file, shown)
+    except InputError as error:  # with what the unpickler says, which may be several lines
+        raise InputError(" ".join(str(error).splitlines())) from None
+    except OSError as error:
+        raise InputError(f"{shown}: {error.strerror or error}") from None
+
+
+def state_dict_of(content: Dict[str, Any], shown: str) -> Dict[str, torch.Tensor]:
+    """The state dict in a checkpoint: itself, or under `model` or `state_dict`, or both in turn.
+
+    The prefix `module.` of DataParallel goes.
+
+    Raises:
+        InputError: something in it is not a tensor, or an array of numbers, by a name.
+    """
+    inner = content
+    while isinstance(inner, dict):
+        state_dict, inner = inner, inner.get("model", inner.get("state_dict"))
+    if not state_dict or not all(isinstance(name, str) for name in state_dict):
+        raise InputError(f"{shown} holds no state dict")
+    wrapped = all(name.startswith("module.") for name in state_dict)
+    return {
+        name.removeprefix("module.") if wrapped else name: _tensor(value, name, shown)
+        for name, value in state_dict.items()
+    }
+
+
+def _tensor(value: Any, name: str, shown: str) -> torch.Tensor:
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.tensor(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(value, torch.Tensor):
+        return value
+    raise InputError(f"{shown}: {name} is no tensor of numbers")

@@ -62,6 +62,7 @@ def load_plain_pickle(file: BinaryIO, name: str) -> Any:
         return _Unpickler(file, encoding="latin1").load()
     # A damaged or hostile pickle can make the unpickler raise nearly anything.
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{name}: not a pickle of numbers and arrays alone, and nothing else is read: {error}"
+            f"{name}: not a pickle of numbers and arrays alone, and nothing else is read: {reason}"
         ) from None

@@ -37,8 +37,6 @@ def read_pickle(path: str, shown: str) -> Any:
     try:
         with open(path, "rb") as file:
             return load_plain_pickle(file, shown)
-    except InputError as error:  # with what the unpickler says, which may be several lines
-        raise InputError(" ".join(str(error).splitlines())) from None
     except OSError as error:
         raise InputError(f"{shown}: {error.strerror or error}") from None
 

@@ -156,11 +156,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """As DefaultTrainer's; a name that no registry has is an InputError."""
+        """As DefaultTrainer's; a name that no registry has, or keys at odds, are an InputError."""
         try:
             return super().build_model(cfg)
-        except KeyError as error:
-            raise InputError(f"MODEL: {error.args[0]}") from error
+        except (AssertionError, KeyError) as error:
+            raise InputError(f"MODEL: {' '.join(map(str, error.args))}") from error
 
     @classmethod
     def build_optimizer(cls, cfg, model):

@@ -10,6 +10,13 @@ Examples:
     tools/train_net.py --config-file ... --resume
   evaluate a checkpoint:
     tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth
+  the same on data with some of its labels, or with its labels in another order:
+    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth \\
+        DATASETS.MATCH_LABELS_BY_NAME True DATASETS.CUSTOM.TEST other.json \\
+        DATASETS.CUSTOM.IMAGE_ROOT photos
+  the same as the mean over mirrored and larger views of each picture:
+    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth \\
+        TEST.AUG.ENABLED True TEST.AUG.SCALES "(1.0, 1.25)"
   your own data (COCO-format JSON, or CSV with file,label;label):
     tools/train_net.py --config-file ... DATASETS.CUSTOM.TRAIN train.csv \\
         DATASETS.CUSTOM.TEST test.csv DATASETS.CUSTOM.IMAGE_ROOT photos
@@ -24,9 +31,18 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
-from ia_gcn.engine import Trainer, check_labels, launch, setup_cfg
+from ia_gcn.data import get_label_names
+from ia_gcn.engine import (
+    Trainer,
+    checkpoint_labels,
+    launch,
+    match_labels,
+    setup_cfg,
+    weights_path,
+)
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import optimize_for_inference
+from ia_gcn.modeling.label_selection import SelectLabels
 
 
 def train(cfg, resume: bool) -> None:
@@ -38,22 +54,34 @@ def train(cfg, resume: bool) -> None:
 def evaluate(cfg, resume: bool) -> None:
     if not cfg.DATASETS.TEST:
         raise InputError("--eval-only: DATASETS.TEST is empty")
-    label_names = check_labels(cfg)
-    model = Trainer.build_model(cfg)
-    checkpointer = MultiLabelCheckpointer(
-        model, cfg.OUTPUT_DIR, label_names=label_names, load_ema=cfg.TEST.EMA
-    )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    path = weights_path(cfg, resume)
+    label_names = get_label_names(cfg.DATASETS.TEST)
+    trained = checkpoint_labels(path)
+    chosen = match_labels(label_names, trained, cfg.DATASETS.MATCH_LABELS_BY_NAME, path)
+    trained = trained or label_names
+    model = Trainer.build_model(with_num_labels(cfg, len(trained)))
+    checkpointer = MultiLabelCheckpointer(model, label_names=trained, load_ema=cfg.TEST.EMA)
+    checkpointer.load(path)
     checkpointer.check_complete()
     if cfg.TEST.OPTIMIZE_MODEL:
         model = optimize_for_inference(model)
-    Trainer.test(cfg, model)
+    if label_names != trained:
+        model = SelectLabels(model, chosen)
+    Trainer.test(with_num_labels(cfg, len(label_names)), model)
+
+
+def with_num_labels(cfg, num_labels: int):
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.LABEL_HEAD.NUM_LABELS = num_labels
+    cfg.freeze()
+    return cfg
 
 
 def main(args) -> int:
     """Returns the exit status; what the user can put right is said in one line."""
     try:
-        cfg = setup_cfg(args.config_file, args.opts)
+        cfg = setup_cfg(args.config_file, args.opts, eval_only=args.eval_only, resume=args.resume)
         cfg.freeze()
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="ia_gcn")

@@ -13,11 +13,14 @@ from detectron2.utils.file_io import PathManager
 from ..config import add_ia_gcn_config
 from ..data import get_label_names, register_custom
 from ..errors import InputError
+from .label_matching import checkpoint_labels, weights_path
 
 logger = logging.getLogger(__name__)
 
 
-def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+def setup_cfg(
+    config_file: str, opts: Sequence[str] = (), *, eval_only: bool = False, resume: bool = False
+) -> CfgNode:
     """Read a config, register DATASETS.CUSTOM, and fill in what follows from data and machine.
 
     MODEL.LABEL_HEAD.NUM_LABELS becomes the number of the data set's labels where it is 0 or the
@@ -26,6 +29,10 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Args:
         config_file: path of a YAML file; "" for the defaults.
         opts: alternating keys and values.
+        eval_only: for an evaluation of the checkpoint alone. The training set is not looked at, and
+            a CSV for DATASETS.CUSTOM.TEST has the checkpoint's labels, unless
+            DATASETS.CUSTOM.LABELS is given.
+        resume: whether that checkpoint is the last one in OUTPUT_DIR, see `weights_path`.
     Returns:
         the config, not frozen.
     Raises:
@@ -47,10 +54,15 @@ def setup_cfg(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
+    custom = cfg.DATASETS.CUSTOM
+    # A CSV doesn't say which labels there might be besides those that it names.
+    if eval_only and custom.TEST.lower().endswith(".csv") and not custom.LABELS:
+        labels = checkpoint_labels(weights_path(cfg, resume))
+        if labels:
+            custom.LABELS, custom.TRAIN = labels, ""
     register_custom(cfg)
-    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    custom = cfg.DATASETS.CUSTOM.TRAIN or cfg.DATASETS.CUSTOM.TEST
-    if names and (custom or not cfg.MODEL.LABEL_HEAD.NUM_LABELS):
+    names = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
+    if names and (custom.TRAIN or custom.TEST or not cfg.MODEL.LABEL_HEAD.NUM_LABELS):
         cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(get_label_names(names))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("No CUDA here: MODEL.DEVICE is cpu.")

@@ -1,4 +1,31 @@
+from .calibration import Calibration, measure_calibration
 from .metrics import average_precision, multi_label_metrics
 from .multi_label_evaluation import MultiLabelEvaluator
+from .operating_points import (
+    OperatingPoints,
+    PrecisionRecallCurve,
+    best_f1_points,
+    interpolated_precision,
+    precision_recall_curve,
+)
+from .predictions import Predictions, read_predictions
+from .report import average_precision_table, labels_without_positives, summarize, summary_table
 
-__all__ = ["MultiLabelEvaluator", "average_precision", "multi_label_metrics"]
+__all__ = [
+    "Calibration",
+    "MultiLabelEvaluator",
+    "OperatingPoints",
+    "PrecisionRecallCurve",
+    "Predictions",
+    "average_precision",
+    "average_precision_table",
+    "best_f1_points",
+    "interpolated_precision",
+    "labels_without_positives",
+    "measure_calibration",
+    "multi_label_metrics",
+    "precision_recall_curve",
+    "read_predictions",
+    "summarize",
+    "summary_table",
+]

@@ -104,7 +104,9 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: boo
     return 100 * _average_precision(*check_predictions(scores, targets, ndim=1), eleven_point)
 
 
-def check_predictions(scores: np.ndarray, targets: np.ndarray, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+def check_predictions(
+    scores: np.ndarray, targets: np.ndarray, ndim: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Check what the public functions are given, and bring it into the form they compute with.
 
     Returns:

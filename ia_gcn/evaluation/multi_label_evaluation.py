@@ -13,14 +13,11 @@ import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from tabulate import tabulate
 
 from ..data import get_label_names
-from .metrics import multi_label_metrics
+from .report import average_precision_table, labels_without_positives, summarize, summary_table
 
 logger = logging.getLogger(__name__)
-
-SUMMARY = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
 
 class MultiLabelEvaluator(DatasetEvaluator):
@@ -88,40 +85,19 @@ class MultiLabelEvaluator(DatasetEvaluator):
         targets = np.concatenate([targets for _, _, targets in gathered])[first]
 
         settings = {"threshold": self._threshold, "eleven_point": self._eleven_point}
-        metrics = multi_label_metrics(scores, targets, **settings)
-        summary = OrderedDict((key, metrics[key]) for key in ("mAP", *SUMMARY))
-        if self._top_k:
-            top = multi_label_metrics(scores, targets, top_k=self._top_k, **settings)
-            summary.update((f"{key}_top{self._top_k}", top[key]) for key in SUMMARY)
-        per_label = dict(zip(label_names, metrics["AP"].tolist()))
+        summary, ap = summarize(scores, targets, self._top_k, **settings)
+        per_label = dict(zip(label_names, ap.tolist()))
         self._report(summary, per_label, len(image_ids))
         if self._output_dir:
             self._write(summary, per_label, settings, image_ids, scores, targets)
         return OrderedDict(multi_label=summary)
 
     def _report(self, summary: Dict, per_label: Dict[str, float], num_images: int) -> None:
-        rows = [["all", *(summary[key] for key in ("mAP", *SUMMARY))]]
-        if self._top_k:
-            rows.append(
-                [f"top {self._top_k}", "", *(summary[f"{key}_top{self._top_k}"] for key in SUMMARY)]
-            )
-        table = tabulate(rows, ["labels", "mAP", *SUMMARY], floatfmt=".2f", tablefmt="pipe")
+        table = summary_table(summary, self._top_k)
         logger.info(f"{self._dataset_name}, {num_images} images, in percent:\n{table}")
-
-        named = [(name, ap) for name, ap in per_label.items() if not math.isnan(ap)]
-        columns = min(4, max(1, len(named)))
-        cells = [
-            [cell for pair in named[i : i + columns] for cell in pair]
-            for i in range(0, len(named), columns)
-        ]
-        table = tabulate(cells, ["label", "AP"] * columns, floatfmt=".2f", tablefmt="pipe")
-        logger.info(f"AP of each label:\n{table}")
-        without = [name for name, ap in per_label.items() if math.isnan(ap)]
-        if without:
-            logger.warning(
-                f"{len(without)} label(s) without a positive are left out of mAP, CP and CR: "
-                f"{', '.join(without)}"
-            )
+        logger.info(f"AP of each label:\n{average_precision_table(per_label)}")
+        if any(map(math.isnan, per_label.values())):
+            logger.warning(labels_without_positives(per_label))
 
     def _write(self, summary, per_label, settings, image_ids, scores, targets) -> None:
         PathManager.mkdirs(self._output_dir)

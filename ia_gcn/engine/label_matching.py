@@ -1,0 +1,71 @@
+"""The labels that a checkpoint knows, against those of the data it is evaluated on."""
+
+from __future__ import annotations
+
+from typing import List, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import nn
+
+from ..checkpoint import MultiLabelCheckpointer, read_checkpoint
+from ..data.build import describe_mismatch
+from ..errors import InputError
+
+
+def weights_path(cfg: CfgNode, resume: bool) -> str:
+    """MODEL.WEIGHTS; to resume, the last checkpoint in OUTPUT_DIR where there is one."""
+    checkpointer = MultiLabelCheckpointer(nn.Identity(), cfg.OUTPUT_DIR, label_names=[])
+    if resume and checkpointer.has_checkpoint():
+        return checkpointer.get_checkpoint_file()
+    return cfg.MODEL.WEIGHTS
+
+
+def checkpoint_labels(path: str) -> List[str]:
+    """The label names in a checkpoint; none of a file that has none, such as a bare state dict.
+
+    Raises:
+        InputError: there is no path, the file can't be read, or its label names are no such thing.
+    """
+    if not path:
+        raise InputError("MODEL.WEIGHTS is empty: which checkpoint is to be used?")
+    try:
+        local = PathManager.get_local_path(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from None
+    names = read_checkpoint(local, path).get("label_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"MODEL.WEIGHTS: {path} has label_names that are not a list of names")
+    return names
+
+
+def match_labels(
+    labels: Sequence[str], trained: Sequence[str], by_name: bool, path: str
+) -> List[int]:
+    """Where each label of a data set is among those of a checkpoint.
+
+    Args:
+        labels: names of the data set's.
+        trained: names of the checkpoint's; none: they are taken for the data set's.
+        by_name: DATASETS.MATCH_LABELS_BY_NAME; False: they must be the same, in the same order.
+        path: of the checkpoint, for messages.
+    Raises:
+        InputError: they differ otherwise than they may, or there are no names to go by.
+    """
+    if not trained:
+        if by_name:
+            raise InputError(
+                f"DATASETS.MATCH_LABELS_BY_NAME: MODEL.WEIGHTS {path} holds no label names"
+            )
+        return list(range(len(labels)))
+    unknown = [label for label in labels if label not in trained]
+    if not by_name and list(labels) != list(trained):
+        hint = "" if unknown else "; DATASETS.MATCH_LABELS_BY_NAME True picks outputs by name"
+        mismatch = describe_mismatch(labels, trained)
+        raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {path}{hint}")
+    if unknown:
+        raise InputError(
+            f"DATASETS.MATCH_LABELS_BY_NAME: MODEL.WEIGHTS {path} lacks {len(unknown)} of the data "
+            f"set's labels: {', '.join(unknown[:20])}{' ...' if len(unknown) > 20 else ''}"
+        )
+    return [list(trained).index(label) for label in labels]

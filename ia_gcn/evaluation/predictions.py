@@ -1,0 +1,63 @@
+"""The predictions.npz that `MultiLabelEvaluator` writes."""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple
+
+import numpy as np
+from detectron2.utils.file_io import PathManager
+
+from ..errors import InputError
+from .metrics import check_predictions
+
+
+class Predictions(NamedTuple):
+    """What a model said of n images and C labels, and what is there."""
+
+    image_ids: np.ndarray
+    """(n,) integers or text, each of them once."""
+    scores: np.ndarray
+    """(n, C) float in [0, 1]."""
+    targets: np.ndarray
+    """(n, C) in {1, 0, -1 = ignored}."""
+    label_names: List[str]
+    """C different names."""
+
+
+def read_predictions(path: str) -> Predictions:
+    """Read and check such a file.
+
+    Raises:
+        InputError: there is no such file, it is damaged or would run code, or an array is missing
+            or is not as `Predictions` says; or there is no image or no label in it.
+    """
+    try:
+        with PathManager.open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in Predictions._fields}
+    # Damaged and hostile files make numpy and zipfile raise nearly anything.
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        line = " ".join(str(reason).split()) or type(error).__name__
+        raise InputError(f"{path}: not a predictions.npz of an evaluation: {line}") from None
+    image_ids, scores, targets, names = arrays.values()
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+    if image_ids.ndim != 1 or names.ndim != 1 or scores.shape != (len(image_ids), len(names)):
+        raise InputError(f"{path}: these go not together: {shapes}")
+    if not scores.size:
+        raise InputError(f"{path} holds no prediction: {shapes}")
+    if image_ids.dtype.kind not in "iuU" or names.dtype.kind != "U":
+        raise InputError(
+            f"{path}: image_ids must be integers or text, and label_names text, not "
+            f"{image_ids.dtype} and {names.dtype}"
+        )
+    for name, array in (("image_ids", image_ids), ("label_names", names)):
+        values, counts = np.unique(array, return_counts=True)
+        if len(values) < len(array):
+            raise InputError(f"{path}: {name} has {values[counts.argmax()]} twice")
+    if scores.dtype.kind != "f":
+        raise InputError(f"{path}: scores must be floating-point numbers, not {scores.dtype}")
+    try:
+        check_predictions(scores, targets, ndim=2)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+    return Predictions(image_ids, scores, targets, names.tolist())

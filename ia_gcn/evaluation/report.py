@@ -1,0 +1,63 @@
+"""The measures of an evaluation, and the tables they are shown in."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Dict, Tuple
+
+import numpy as np
+from tabulate import tabulate
+
+from .metrics import multi_label_metrics
+
+SUMMARY = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+
+
+def summarize(
+    scores: np.ndarray, targets: np.ndarray, top_k: int | None, **settings
+) -> Tuple[Dict[str, float], np.ndarray]:
+    """The figures that an evaluation ends in.
+
+    Args:
+        scores, targets: (n, C), see `multi_label_metrics`.
+        top_k: k of the further six figures; None leaves them out.
+        settings: threshold and eleven_point, see there.
+    Returns:
+        mAP and those of SUMMARY, the latter also with _top<k> appended; and the AP of each label,
+        (C,). In percent.
+    """
+    metrics = multi_label_metrics(scores, targets, **settings)
+    summary = OrderedDict((key, metrics[key]) for key in ("mAP", *SUMMARY))
+    if top_k:
+        top = multi_label_metrics(scores, targets, top_k=top_k, **settings)
+        summary.update((f"{key}_top{top_k}", top[key]) for key in SUMMARY)
+    return summary, metrics["AP"]
+
+
+def summary_table(summary: Dict[str, float], top_k: int | None) -> str:
+    """What `summarize` returned first, with a row for all labels and one for the top k."""
+    rows = [["all", *(summary[key] for key in ("mAP", *SUMMARY))]]
+    if top_k:
+        rows.append([f"top {top_k}", "", *(summary[f"{key}_top{top_k}"] for key in SUMMARY)])
+    return tabulate(rows, ["labels", "mAP", *SUMMARY], floatfmt=".2f", tablefmt="pipe")
+
+
+def average_precision_table(per_label: Dict[str, float]) -> str:
+    """The AP of each label by name, in up to four columns; without those that have none (NaN)."""
+    named = [(name, ap) for name, ap in per_label.items() if not math.isnan(ap)]
+    columns = min(4, max(1, len(named)))
+    cells = [
+        [cell for pair in named[i : i + columns] for cell in pair]
+        for i in range(0, len(named), columns)
+    ]
+    return tabulate(cells, ["label", "AP"] * columns, floatfmt=".2f", tablefmt="pipe")
+
+
+def labels_without_positives(per_label: Dict[str, float]) -> str:
+    """A line that names the labels whose AP is NaN."""
+    without = [name for name, ap in per_label.items() if math.isnan(ap)]
+    return (
+        f"{len(without)} label(s) without a positive are left out of mAP, CP and CR: "
+        f"{', '.join(without)}"
+    )

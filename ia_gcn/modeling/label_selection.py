@@ -1,0 +1,34 @@
+"""A model's outputs for some of its labels, or in another order."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Sequence
+
+import torch
+from torch import nn
+
+
+class SelectLabels(nn.Module):
+    """Hands out a model's scores and logits of the labels chosen, and nothing else it says."""
+
+    def __init__(self, model: nn.Module, chosen: Sequence[int]):
+        """
+        Args:
+            model: in evaluation mode, list of dicts to list of dicts with scores and logits (C,).
+            chosen: c indices of its labels, in the order that is wanted.
+        """
+        super().__init__()
+        self.model = model
+        self.chosen = list(chosen)
+
+    def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, torch.Tensor]]:
+        """
+        Returns:
+            one dict per image of
+                scores: (c,) probabilities;
+                logits: (c,).
+        """
+        return [
+            {name: output[name][self.chosen] for name in ("scores", "logits")}
+            for output in self.model(batched_inputs)
+        ]

@@ -29,11 +29,17 @@ setup(
         "fvcore>=0.1.5",
         "iopath>=0.1.7",
         "pycocotools>=2.0.2",
+        "safetensors>=0.4",
         "tabulate",
         "tensorboard",
         "timm>=1.0",
         "tqdm",
         "yacs>=0.1.8",
     ],
-    extras_require={"dev": ["hypothesis", "pytest", "ruff"]},
+    extras_require={
+        "demo": ["gradio>=6.31"],
+        "dev": ["hypothesis", "pytest", "ruff"],
+        # With torch 2.6 or later. To run what was exported, onnxruntime alone will do.
+        "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.6"],
+    },
 )

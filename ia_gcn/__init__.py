@@ -1,12 +1,24 @@
 """Multi-label image recognition on detectron2: IA-GCN, ML-AGCN and their baselines.
 
 Importing the package registers its parts with detectron2; `add_ia_gcn_config` adds its keys to a
-detectron2 config, and `MultiLabelPredictor` says what is in a picture.
+detectron2 config, and `MultiLabelPredictor` says what is in a picture. Where torch or detectron2 is
+missing, there is `ia_gcn.onnx_predictor` alone.
 """
 
-from . import data, modeling
-from .config import add_ia_gcn_config
-from .predictor import MultiLabelPredictor
+from importlib.util import find_spec
 
 __version__ = "0.1.0"
 __all__ = ["MultiLabelPredictor", "add_ia_gcn_config", "data", "modeling"]
+
+_missing = [name for name in ("torch", "detectron2") if find_spec(name) is None]
+
+if not _missing:
+    from . import data, modeling
+    from .config import add_ia_gcn_config
+    from .predictor import MultiLabelPredictor
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        raise ModuleNotFoundError(f"ia_gcn.{name} takes {' and '.join(_missing)}", name=_missing[0])
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

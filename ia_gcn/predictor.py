@@ -6,14 +6,14 @@ C is the number of labels, n of a picture's regions.
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+from functools import partial
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
-from PIL import Image
 
 from .checkpoint import MultiLabelCheckpointer, read_checkpoint
 from .config import add_ia_gcn_config
@@ -21,45 +21,8 @@ from .data.dataset_mapper import build_augmentation, convert_picture, read_pictu
 from .engine import Trainer
 from .errors import InputError
 from .modeling import InstanceAwareRecognizer, optimize_for_inference
-
-# A file; (H, W, 3) uint8 RGB; or one that Pillow has opened.
-Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
-
-
-class PredictedRegions(NamedTuple):
-    """The regions that IA-GCN looked at in a picture, the best by objectness first."""
-
-    boxes: np.ndarray
-    """(n, 4) float32 of x0, y0, x1, y1 in the picture's pixels, turned as its EXIF says."""
-    weights: np.ndarray
-    """z, (n,) float32 of any sign."""
-    scores: np.ndarray
-    """A_I^w, (n, C) float32 in [0, 1]."""
-
-
-class Prediction(NamedTuple):
-    """What a model says of a picture."""
-
-    labels: List[str]
-    """C names."""
-    scores: np.ndarray
-    """(C,) float32 probabilities."""
-    regions: PredictedRegions | None
-    """None of a model without a region branch."""
-
-    def above(
-        self, threshold: float | np.ndarray = 0.5, top_k: int | None = None
-    ) -> List[Tuple[str, float]]:
-        """Labels with their probabilities, the highest first.
-
-        Args:
-            threshold: the least probability; (C,) for one of each label.
-            top_k: no more labels than this.
-        """
-        order = np.argsort(-self.scores, kind="stable")
-        # In float64, as evaluation compares them.
-        chosen = order[(self.scores.astype(np.float64) >= threshold)[order]][:top_k]
-        return [(self.labels[i], float(self.scores[i])) for i in chosen]
+from .pictures import Picture, picture_pixels
+from .prediction import PredictedRegions, Prediction
 
 
 class EvaluationView:
@@ -78,28 +41,13 @@ class EvaluationView:
             UnreadableImage: a file is missing, truncated, too large, or no picture at all.
             InputError: it is none of the things that a `Picture` is.
         """
-        view = T.AugInput(_pixels(picture, self.image_format))
+        convert = partial(convert_picture, image_format=self.image_format)
+        read = partial(read_picture, image_format=self.image_format)
+        view = T.AugInput(picture_pixels(picture, convert, read))
         height, width = view.image.shape[:2]
         self.augmentations(view)
         image = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
         return {"image": image, "height": height, "width": width}
-
-
-def _pixels(picture: Picture, image_format: str) -> np.ndarray:
-    """(H, W, 3) uint8 in `image_format`."""
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
-            raise InputError(
-                f"a picture is an (H, W, 3) array of uint8, not {picture.shape} of {picture.dtype}"
-            )
-        picture = Image.fromarray(picture)
-    if isinstance(picture, Image.Image):
-        return convert_picture(picture, image_format)
-    if isinstance(picture, (str, os.PathLike)):
-        return read_picture(os.fspath(picture), image_format)
-    raise InputError(
-        f"a picture is a file name, an array or a Pillow image, not a {type(picture).__name__}"
-    )
 
 
 class MultiLabelPredictor:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say which labels are in pictures, by a trained model's checkpoint.
+"""Say which labels are in pictures, by a trained model's checkpoint or its ONNX export.
 
 INPUT is a file; a folder, for all pictures in it and below; a pattern such as 'photos/*.jpg'; or -
 for a list of files on standard input, one a line. What is named twice is predicted twice.
@@ -13,6 +13,9 @@ with the error, {"file": "b.jpg", "error": "..."}; the exit status is then 1.
 With --regions, of a model with a region branch, a record has
   "regions": [{"box": [x0, y0, x1, y1], "weight": 1.2, "label": "cat", "probability": 0.8}, ...]
 in the picture's pixels, the best by objectness first, each with its likeliest label.
+
+A model that tools/export_model.py wrote as .onnx takes onnxruntime, and for all but --draw neither
+torch nor detectron2.
 
 Examples:
   a file:
@@ -31,25 +34,34 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
+import warnings
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Sequence, TextIO, Tuple
 
-import matplotlib
 import numpy as np
-from detectron2.data.build import trivial_batch_collator
 from PIL import Image, ImageDraw, ImageFont
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ia_gcn import MultiLabelPredictor
-from ia_gcn.data import UnreadableImage
-from ia_gcn.data.dataset_mapper import read_picture
 from ia_gcn.errors import InputError
-from ia_gcn.modeling import InstanceAwareRecognizer
-from ia_gcn.predictor import EvaluationView, Prediction
-from ia_gcn.visualization import MAX_LABELS, PRESENT, thumbnail
+from ia_gcn.onnx_predictor import OnnxPredictor
+from ia_gcn.pictures import UnreadableImage
+from ia_gcn.prediction import Prediction
+
+# An ONNX model does without, but for --draw.
+HAS_DETECTRON2 = bool(find_spec("torch") and find_spec("detectron2"))
+if HAS_DETECTRON2:
+    import matplotlib
+    from detectron2.data.build import trivial_batch_collator
+    from torch.utils.data import DataLoader
+
+    from ia_gcn import MultiLabelPredictor
+    from ia_gcn.data.dataset_mapper import read_picture
+    from ia_gcn.modeling import InstanceAwareRecognizer
+    from ia_gcn.visualization import MAX_LABELS, PRESENT, thumbnail
 
 # What counts as a picture in a folder.
 ENDINGS = {
@@ -58,16 +70,15 @@ ENDINGS = {
 }
 # Of drawn labels, in pixels; a picture has at least that width, for the names to fit.
 LINE_HEIGHT, FONT_SIZE, MIN_WIDTH = 22, 14, 240
-FONT = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
-class PictureFiles(Dataset):
+class PictureFiles:
     """Maps an index to what `view` makes of a file, or to {"error": why} of an unreadable one.
 
     With thumbnails, a sample also has `thumbnail`, (h, w, 3) uint8 RGB.
     """
 
-    def __init__(self, files: Sequence[str], view: EvaluationView, thumbnails: bool):
+    def __init__(self, files: Sequence[str], view: Callable[[str], Dict], thumbnails: bool):
         self.files = files
         self.view = view
         self.thumbnails = thumbnails
@@ -93,9 +104,7 @@ def predict(args: argparse.Namespace) -> int:
     files = find_pictures(args.inputs)
     drawings = drawing_paths(args.draw, files) if args.draw else []
     check_overwrites_none([args.output, *drawings] if args.output else drawings, files)
-    predictor = MultiLabelPredictor(args.weights, config_file=args.config_file, device=args.device)
-    if args.regions and not isinstance(predictor.model, InstanceAwareRecognizer):
-        raise InputError(f"--regions: {predictor.cfg.MODEL.META_ARCHITECTURE} has no region branch")
+    predictor = load_predictor(args)
     threshold = np.full(len(predictor.label_names), args.threshold)
     if args.thresholds:
         for label, value in read_thresholds(args.thresholds, predictor.label_names).items():
@@ -126,6 +135,28 @@ def predict(args: argparse.Namespace) -> int:
     return failed
 
 
+def load_predictor(args: argparse.Namespace) -> MultiLabelPredictor | OnnxPredictor:
+    """Of a checkpoint, or of a model that tools/export_model.py wrote as .onnx."""
+    exported = args.weights.endswith(".onnx")
+    if not HAS_DETECTRON2 and (args.draw or not exported):
+        what = "--draw" if exported else f"--weights {args.weights}"
+        raise InputError(f"{what} takes torch and detectron2; a .onnx file does without")
+    if exported:
+        if args.config_file:
+            raise InputError(f"--config-file: what it would say is fixed in {args.weights}")
+        predictor = OnnxPredictor(args.weights, device=args.device)
+        model, has_regions = args.weights, predictor.has_regions
+    else:
+        predictor = MultiLabelPredictor(
+            args.weights, config_file=args.config_file, device=args.device
+        )
+        model = predictor.cfg.MODEL.META_ARCHITECTURE
+        has_regions = isinstance(predictor.model, InstanceAwareRecognizer)
+    if args.regions and not has_regions:
+        raise InputError(f"--regions: {model} has no region branch")
+    return predictor
+
+
 def find_pictures(inputs: Sequence[str]) -> List[str]:
     """The files that INPUT... stands for, in order.
 
@@ -154,23 +185,56 @@ def pictures_below(folder: str) -> List[str]:
 
 
 def predict_files(
-    predictor: MultiLabelPredictor, files: Sequence[str], args: argparse.Namespace
+    predictor: MultiLabelPredictor | OnnxPredictor,
+    files: Sequence[str],
+    args: argparse.Namespace,
 ) -> Iterator[Tuple[Dict, Prediction | None]]:
     """A sample of `PictureFiles` and its prediction for each file, in order.
 
-    Files are loaded by other processes, while the model is at work, unless one batch has them all.
+    Files are loaded by other processes, or threads beside onnxruntime's, while the model is at
+    work, unless one batch has them all.
     """
-    loader = DataLoader(
-        PictureFiles(files, predictor.view, thumbnails=bool(args.draw)),
-        batch_size=args.batch_size,
-        num_workers=args.num_workers if len(files) > args.batch_size else 0,
-        collate_fn=trivial_batch_collator,
-    )
-    for batch in loader:
+    pictures = PictureFiles(files, predictor.view, thumbnails=bool(args.draw))
+    num_workers = args.num_workers if len(files) > args.batch_size else 0
+    if isinstance(predictor, OnnxPredictor):
+        batches = load_in_threads(pictures, args.batch_size, num_workers)
+    else:
+        batches = DataLoader(
+            pictures,
+            batch_size=args.batch_size,
+            num_workers=num_workers,
+            collate_fn=trivial_batch_collator,
+        )
+    for batch in batches:
         readable = [sample for sample in batch if "error" not in sample]
         predictions = iter(predictor.predict_views(readable))
         for sample in batch:
             yield sample, None if "error" in sample else next(predictions)
+
+
+def load_in_threads(
+    pictures: PictureFiles, batch_size: int, num_workers: int
+) -> Iterator[List[Dict]]:
+    """Batches of samples, in order; with 0 threads, each is loaded when it is asked for."""
+    starts = range(0, len(pictures), batch_size)
+
+    def load(start: int) -> List[Dict]:
+        return [pictures[i] for i in range(start, min(start + batch_size, len(pictures)))]
+
+    if not num_workers:
+        yield from map(load, starts)
+        return
+    # Filters are the process's: those that `decode_picture` sets end with another thread's picture.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    with ThreadPoolExecutor(num_workers) as threads:
+        ahead = deque()
+        for start in starts:
+            ahead.append(threads.submit(load, start))
+            # No more of them than the threads can work at, and as many that wait.
+            if len(ahead) > 2 * num_workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def describe(
@@ -297,7 +361,8 @@ def draw_labels(picture: np.ndarray, labels: Sequence[Tuple[str, float]], path: 
     canvas = Image.new("RGB", (width, image.height + LINE_HEIGHT * max(1, len(labels))), "white")
     canvas.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.truetype(FONT, FONT_SIZE)
+    fonts = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
+    font = ImageFont.truetype(os.path.join(fonts, "DejaVuSans.ttf"), FONT_SIZE)
     lines = [(f"{share:.0%}  {' '.join(name.split())}", share) for name, share in labels]
     for i, (text, share) in enumerate(lines or [("no label", 0.0)]):
         top = image.height + LINE_HEIGHT * i
@@ -330,7 +395,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="file, folder, pattern or -")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="the checkpoint, or a .onnx file"
+    )
     parser.add_argument(
         "--config-file", default="", metavar="FILE", help="instead of the checkpoint's own config"
     )

@@ -1,3 +1,4 @@
+from ..pictures import UnreadableImage
 from . import datasets
 from .augmentation import Cutout, MultiScaleCrop, RandAugment
 from .build import (
@@ -7,7 +8,7 @@ from .build import (
     get_multilabel_dicts,
     get_test_dicts,
 )
-from .dataset_mapper import MultiLabelDatasetMapper, UnreadableImage
+from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets import (
     register_custom,
     register_multilabel_coco,

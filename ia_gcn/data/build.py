@@ -18,7 +18,8 @@ from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
-from .dataset_mapper import MultiLabelDatasetMapper, UnreadableImage
+from ..pictures import UnreadableImage
+from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets.vg500 import read_label_file
 from .proposals import add_proposals
 from .samplers import PositionSampler, mix_seeds

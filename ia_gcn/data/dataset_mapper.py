@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from functools import partial
 from typing import Dict, List
 
 import numpy as np
@@ -11,22 +11,11 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import InputError
+from ..pictures import decode_picture, upright_8_bit
 from .augmentation import Cutout, MultiScaleCrop, RandAugment
-
-
-class UnreadableImage(Exception):
-    """A file that could not be decoded; `file_name` and why."""
-
-    def __init__(self, file_name: str, reason: str):
-        super().__init__(file_name, reason)
-        self.file_name = file_name
-        self.reason = reason
-
-    def __str__(self):
-        return f"{self.file_name}: {self.reason}"
 
 
 class MultiLabelDatasetMapper:
@@ -144,25 +133,13 @@ def read_picture(file_name: str, image_format: str = "RGB") -> np.ndarray:
     Raises:
         UnreadableImage: the file is missing, truncated, too large, or no picture at all.
     """
-    try:
-        with PathManager.open(file_name, "rb") as file, warnings.catch_warnings():
-            # Of what is large or oddly stored Pillow warns, without its name, and reads it.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            return convert_picture(Image.open(file), image_format)
-    # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
-    # struct.error, DecompressionBombError, ...
-    except Exception as error:
-        raise UnreadableImage(file_name, f"{type(error).__name__}: {error}") from error
+    convert = partial(convert_picture, image_format=image_format)
+    return decode_picture(file_name, convert, partial(PathManager.open, mode="rb"))
 
 
 def convert_picture(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     """What `read_picture` returns, of a picture that Pillow has opened."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
-        levels = np.asarray(image).clip(0, 65535) // 256
-        image = Image.fromarray(levels.astype(np.uint8))
-    return utils.convert_PIL_to_numpy(image, image_format)
+    return utils.convert_PIL_to_numpy(upright_8_bit(image), image_format)
 
 
 def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:

@@ -1,0 +1,385 @@
+"""Models as torch.export and ONNX take them: tensors of fixed sizes in, tensors out.
+
+B, C and N are the numbers of images, labels and regions.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any, Dict, List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import assign_boxes_to_levels
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.structures import Boxes
+from torch import nn
+from torchvision.ops import nms
+
+from . import __version__
+from .errors import InputError
+from .modeling import (
+    GCNHead,
+    InstanceAwareRecognizer,
+    LabelGraph,
+    MultiLabelRecognizer,
+    VariationalROIHeads,
+    valid_cells,
+)
+
+# What torch.onnx starts from.
+OLDEST_OPSET = 18
+
+
+def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
+    """What an exported file says of itself, as JSON can hold it.
+
+    Args:
+        cfg: of the model, with MODEL.WEIGHTS.
+        label_names: C names.
+    Returns:
+        label_names; preprocessing: from a picture to the model's input; and made_by.
+    Raises:
+        InputError: INPUT.FORMAT is neither RGB nor BGR, which whole numbers can hold.
+    """
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise InputError(f"INPUT.FORMAT must be RGB or BGR to be exported, not {cfg.INPUT.FORMAT}")
+    return {
+        "label_names": list(label_names),
+        "preprocessing": {
+            "size": list(cfg.INPUT.IMAGE_SIZE),
+            "format": cfg.INPUT.FORMAT,
+            # Pillow's, which takes the mean over what becomes a pixel.
+            "interpolation": "bilinear",
+            "input": "uint8 (B, 3, height, width); the model itself takes off mean and deviation",
+            "mean": list(cfg.MODEL.PIXEL_MEAN),
+            "deviation": list(cfg.MODEL.PIXEL_STD),
+        },
+        "made_by": {
+            "ia_gcn": __version__,
+            "torch": str(torch.__version__),
+            "weights": os.path.basename(cfg.MODEL.WEIGHTS),
+            "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
+            "label_head": cfg.MODEL.LABEL_HEAD.NAME,
+        },
+    }
+
+
+def trace(recognizer: ExportableRecognizer) -> torch.export.ExportedProgram:
+    """The program of a recogniser, for images (B, 3, H, W) uint8 of its size.
+
+    Raises:
+        InputError: torch can't export its backbone, or is too old.
+    """
+    if not hasattr(torch.export, "default_decompositions"):
+        raise InputError(f"torch {torch.__version__} is too old to export: 2.6 or later can")
+    # An example of one picture would make a program for one.
+    batch = 2 if recognizer.dynamic_batch else 1
+    images = torch.zeros(batch, 3, *recognizer.image_size, dtype=torch.uint8)
+    shapes = {"images": {0: torch.export.Dim("batch")}} if recognizer.dynamic_batch else None
+    try:
+        with torch.no_grad():
+            return torch.export.export(recognizer, (images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever a backbone does that it can't follow
+        raise InputError(f"torch.export can't take this model: {first_line(error)}") from error
+
+
+def to_onnx(
+    program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int | None = None
+) -> torch.onnx.ONNXProgram:
+    """A program of `trace` as ONNX, with the input `images`.
+
+    Args:
+        outputs: names of what it returns.
+        opset: version of ONNX's operators, at least 18; None: torch's choice.
+    Raises:
+        InputError: torch can't convert it, there is no such version, or onnx or onnxscript is
+            missing.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"ONNX takes {error.name}: pip install {error.name}") from None
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not OLDEST_OPSET <= opset <= newest:
+        raise InputError(f"--opset must be {OLDEST_OPSET} to {newest}, not {opset}")
+    einsum = torch.ops.aten.einsum.default
+    try:
+        # ONNX's own takes no graph of all images beside nodes of each.
+        program = program.run_decompositions(
+            {einsum: torch.export.default_decompositions()[einsum]}
+        )
+        converted = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=list(outputs),
+            verbose=False,
+        )
+    except Exception as error:  # as above
+        raise InputError(f"torch.onnx can't take this model: {first_line(error)}") from error
+    made = converted.model.opset_imports[""]
+    # It goes back to another where it can't have this one.
+    if opset not in (None, made):
+        raise InputError(f"--opset {opset}: torch.onnx made {made} of this model")
+    return converted
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def exportable(model: MultiLabelRecognizer, image_size: Sequence[int]) -> ExportableRecognizer:
+    """The form of a model that can be exported; the model itself stays as it is.
+
+    Args:
+        model: with its weights, and a label graph that is filled.
+        image_size: height and width of its input, INPUT.IMAGE_SIZE.
+    Raises:
+        InputError: the model has a part that has no such form.
+    """
+    kinds = {
+        MultiLabelRecognizer: ExportableRecognizer,
+        InstanceAwareRecognizer: ExportableInstanceAwareRecognizer,
+    }
+    if type(model) not in kinds:
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: a {type(model).__name__} can't be exported, but "
+            + " and ".join(kind.__name__ for kind in kinds)
+        )
+    for module in model.modules():
+        if isinstance(module, LabelGraph):
+            # It looks at its values, which a trace has none of, but only once.
+            module.check_filled()
+    return kinds[type(model)](model, image_size).eval().requires_grad_(False)
+
+
+class ExportableRecognizer(nn.Module):
+    """A MultiLabelRecognizer in evaluation, on a batch of pictures of one size.
+
+    Attributes:
+        outputs: names of what forward returns, in order.
+        dynamic_batch: whether a batch may have any number of pictures, rather than one.
+    """
+
+    outputs = ("scores", "logits")
+    dynamic_batch = True
+
+    def __init__(self, model: MultiLabelRecognizer, image_size: Sequence[int]):
+        super().__init__()
+        self.model = model = copy.deepcopy(model).eval()
+        self.image_size = height, width = tuple(image_size)
+        # As ImageList.from_tensors pads a batch of this size.
+        multiple = max(1, model.backbone.size_divisibility)
+        self.padding = (0, -width % multiple, 0, -height % multiple)
+        if isinstance(model.label_head, GCNHead) and not self.image_dependent:
+            model.label_head = ConstantClassifiers(model.label_head)
+
+    @property
+    def image_dependent(self) -> bool:
+        """Whether the label head's classifiers follow from the picture."""
+        return False
+
+    def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            images: (B, 3, H, W) uint8, in INPUT.FORMAT's order of channels.
+        Returns:
+            scores: (B, C) probabilities;
+            logits: (B, C).
+        """
+        _, x = self.features(images)
+        logits = self.model.label_head(x)
+        return {"scores": logits.sigmoid(), "logits": logits}
+
+    def features(self, images: torch.Tensor) -> Tuple[Dict[str, torch.Tensor], torch.Tensor]:
+        """The backbone's feature maps, and x (B, D), the feature of each whole image."""
+        model = self.model
+        images = (images - model.pixel_mean) / model.pixel_std
+        if any(self.padding):
+            images = F.pad(images, self.padding)
+        features = model.backbone(images)
+        pooled = features[model.in_feature]
+        return features, model.pooling(pooled, valid_cells(pooled, [self.image_size], model.stride))
+
+
+class ExportableInstanceAwareRecognizer(ExportableRecognizer):
+    """An InstanceAwareRecognizer in evaluation, with its RPN, on one picture of a fixed size."""
+
+    outputs = ("scores", "logits", "boxes", "weights", "region_scores", "valid")
+    dynamic_batch = False
+
+    def __init__(self, model: InstanceAwareRecognizer, image_size: Sequence[int]):
+        """
+        Raises:
+            InputError: the proposals are not detectron2's RPN's, or the regions not pooled by
+                VariationalROIHeads with ROIAlign.
+        """
+        refuse_other_than("MODEL.PROPOSAL_GENERATOR.NAME", model.proposal_generator, RPN)
+        refuse_other_than("MODEL.ROI_HEADS.NAME", model.roi_heads, VariationalROIHeads)
+        for pooler in model.roi_heads.pooler.level_poolers:
+            refuse_other_than("MODEL.ROI_BOX_HEAD.POOLER_TYPE", pooler, ROIAlign)
+        # The region GCN keeps it, also where the label head goes.
+        label_graph = model.label_graph or getattr(model.label_head, "label_graph", None)
+        super().__init__(model, image_size)
+        self.model.label_graph = copy.deepcopy(label_graph)
+
+    @property
+    def image_dependent(self) -> bool:
+        return self.model.image_dependent
+
+    def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            images: (1, 3, H, W) uint8, in INPUT.FORMAT's order of channels.
+        Returns:
+            scores: (1, C) probabilities of ŷ_f;
+            logits: (1, C) ŷ_f;
+            boxes: (N, 4) x0, y0, x1, y1 in pixels of the model's input, best first by objectness;
+            weights: (N,) z;
+            region_scores: (N, C) A_I^w;
+            valid: (N,) bool, which regions are there: the first ones; the others are zeros.
+        """
+        model, heads = self.model, self.model.roi_heads
+        features, x = self.features(images)
+        boxes, valid = self.propose_regions(features)
+        regions = self.region_features(features, boxes, valid)[None]
+        valid = valid[None]
+        weights = [valid.to(regions.dtype)]
+        if heads.variational:
+            weights = heads.draw_weights(*heads.weight_distribution(regions))
+        draws = [heads.score(regions, valid, z.masked_fill(~valid, 0))[0] for z in weights]
+        branches = [model.branch_logits(x, draw) for draw in draws]
+        logits = model.fuse(
+            {name: torch.stack([draw[name] for draw in branches]).mean(0) for name in branches[0]}
+        )
+        return {
+            "scores": logits.sigmoid(),
+            "logits": logits,
+            "boxes": boxes,
+            "weights": torch.stack([draw.weights for draw in draws]).mean(0)[0],
+            "region_scores": torch.stack([draw.scores for draw in draws]).mean(0)[0],
+            "valid": valid[0],
+        }
+
+    def propose_regions(
+        self, features: Dict[str, torch.Tensor]
+    ) -> Tuple[torch.Tensor, torch.Tensor]:
+        """What detectron2's RPN.forward proposes: boxes (N, 4), and which are there, (N,) bool."""
+        rpn = self.model.proposal_generator
+        features = [features[name] for name in rpn.in_features]
+        logits, deltas = rpn.rpn_head(features)
+        # (1, A, H, W) to (1, HWA), and (1, 4A, H, W) to (1, HWA, 4).
+        logits = [level.permute(0, 2, 3, 1).flatten(1) for level in logits]
+        deltas = [
+            level.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for level in deltas
+        ]
+        proposals = rpn._decode_proposals(rpn.anchor_generator(features), deltas)
+        return top_proposals(
+            [level[0] for level in proposals],
+            [level[0] for level in logits],
+            self.image_size,
+            nms_thresh=rpn.nms_thresh,
+            pre_nms_topk=rpn.pre_nms_topk[False],
+            post_nms_topk=rpn.post_nms_topk[False],
+            min_box_size=rpn.min_box_size,
+            num_regions=self.model.roi_heads.num_regions,
+        )
+
+    def region_features(
+        self, features: Dict[str, torch.Tensor], boxes: torch.Tensor, valid: torch.Tensor
+    ) -> torch.Tensor:
+        """X (N, D), 0 where there is no region."""
+        heads, pooler = self.model.roi_heads, self.model.roi_heads.pooler
+        # The index of the image comes first.
+        rois = F.pad(boxes, (1, 0))
+        levels = [
+            pool(features[name], rois)
+            for name, pool in zip(heads.in_features, pooler.level_poolers)
+        ]
+        pooled = levels[0]
+        if len(levels) > 1:
+            assigned = assign_boxes_to_levels(
+                [Boxes(boxes)],
+                pooler.min_level,
+                pooler.max_level,
+                pooler.canonical_box_size,
+                pooler.canonical_level,
+            )
+            # All from all levels, as how many belong to one is not fixed.
+            for i, level in enumerate(levels[1:], start=1):
+                pooled = torch.where((assigned == i)[:, None, None, None], level, pooled)
+        if heads.res5 is not None:
+            pooled = heads.res5(pooled)
+        return pooled.mean(dim=(2, 3)).masked_fill(~valid[:, None], 0)
+
+
+class ConstantClassifiers(nn.Module):
+    """A GCNHead on its label graph alone: classifiers that are the same for every picture."""
+
+    def __init__(self, head: GCNHead):
+        super().__init__()
+        with torch.no_grad():
+            self.register_buffer("weight", head.classifiers())
+        self.bias = head.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (B, D) to logits (B, C)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+def top_proposals(
+    proposals: List[torch.Tensor],
+    logits: List[torch.Tensor],
+    image_size: Sequence[int],
+    *,
+    nms_thresh: float,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    min_box_size: float,
+    num_regions: int,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What detectron2's find_top_rpn_proposals finds in one picture, in tensors of fixed sizes.
+
+    A box is not removed: its logit becomes -inf, which sorts it behind all others.
+
+    Args:
+        proposals: of each feature map, (K, 4), decoded.
+        logits: of each feature map, (K,).
+        image_size: height and width.
+        nms_thresh, pre_nms_topk, post_nms_topk, min_box_size: as there, in evaluation.
+        num_regions: N; no more of them are returned.
+    Returns:
+        boxes (N, 4), best first by their logits, and which are there, (N,) bool; zeros behind them.
+    """
+    height, width = image_size
+    found_boxes, found_logits = [], []
+    for level_boxes, level_logits in zip(proposals, logits):
+        scores, order = level_logits.sort(descending=True)
+        scores, boxes = scores[:pre_nms_topk], level_boxes[order[:pre_nms_topk]]
+        usable = boxes.isfinite().all(dim=1) & scores.isfinite()
+        x0, x1 = boxes[:, 0].clamp(0, width), boxes[:, 2].clamp(0, width)
+        y0, y1 = boxes[:, 1].clamp(0, height), boxes[:, 3].clamp(0, height)
+        usable = usable & (x1 - x0 > min_box_size) & (y1 - y0 > min_box_size)
+        boxes = torch.stack([x0, y0, x1, y1], dim=1).masked_fill(~usable[:, None], 0)
+        scores = scores.masked_fill(~usable, -torch.inf)
+        kept = torch.zeros_like(usable).index_fill(0, nms(boxes, scores, nms_thresh), True)
+        found_boxes.append(boxes)
+        found_logits.append(scores.masked_fill(~kept, -torch.inf))
+    scores, order = torch.cat(found_logits).sort(descending=True)
+    count = min(num_regions, post_nms_topk, len(order))
+    valid = scores[:count] > -torch.inf
+    boxes = torch.cat(found_boxes)[order[:count]].masked_fill(~valid[:, None], 0)
+    missing = num_regions - count
+    return F.pad(boxes, (0, 0, 0, missing)), F.pad(valid, (0, missing))
+
+
+def refuse_other_than(key: str, part: nn.Module | None, kind: type) -> None:
+    if type(part) is not kind:
+        raise InputError(f"{key}: a {type(part).__name__} can't be exported, but {kind.__name__}")

@@ -1,0 +1,157 @@
+"""What is in a picture, by a model that tools/export_model.py wrote: without torch and detectron2.
+
+C is the number of labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+from PIL import Image
+
+from .errors import InputError
+from .pictures import Picture, decode_picture, picture_pixels, upright_8_bit
+from .prediction import PredictedRegions, Prediction
+
+
+class PictureView:
+    """From a picture to what an exported model takes; works without the model."""
+
+    def __init__(self, preprocessing: Dict[str, Any]):
+        """
+        Args:
+            preprocessing: as `ia_gcn.export.describe` returns it.
+        """
+        self.height, self.width = preprocessing["size"]
+        self.image_format = preprocessing["format"]
+        self.interpolation = Image.Resampling[preprocessing["interpolation"].upper()]
+
+    def __call__(self, picture: Picture) -> Dict:
+        """
+        Returns:
+            image: (3, H, W) uint8 array, of the model's size;
+            height, width: of the picture, turned as its EXIF says, in pixels.
+        Raises:
+            UnreadableImage: a file is missing, truncated, too large, or no picture at all.
+            InputError: it is none of the things that a `Picture` is.
+        """
+        pixels = picture_pixels(
+            picture, self.convert, partial(decode_picture, convert=self.convert)
+        )
+        resized = Image.fromarray(pixels).resize((self.width, self.height), self.interpolation)
+        image = np.asarray(resized).transpose(2, 0, 1)
+        return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
+
+    def convert(self, image: Image.Image) -> np.ndarray:
+        """(H, W, 3) uint8 of a picture that Pillow has opened."""
+        pixels = np.asarray(upright_8_bit(image).convert("RGB"))
+        return pixels[:, :, ::-1] if self.image_format == "BGR" else pixels
+
+
+class OnnxPredictor:
+    """Says which labels are in a picture, as `MultiLabelPredictor` does.
+
+    Attributes:
+        label_names: C names.
+        metadata: what tools/export_model.py wrote into the file: label_names, preprocessing and
+            made_by.
+        view: a `PictureView`.
+        has_regions: whether the model has a region branch.
+    """
+
+    def __init__(self, weights: str | os.PathLike[str], *, device: str | None = None):
+        """
+        Args:
+            weights: the .onnx file.
+            device: cpu or cuda; None: a GPU where onnxruntime finds one.
+        Raises:
+            InputError: the file can't be used, there is no onnxruntime, or no such device.
+        """
+        self.path = os.fspath(weights)
+        self.session = _start_session(self.path, device)
+        try:
+            stored = self.session.get_modelmeta().custom_metadata_map
+            self.metadata = {
+                key: json.loads(stored[key]) for key in ("label_names", "preprocessing", "made_by")
+            }
+            self.view = PictureView(self.metadata["preprocessing"])
+            self.label_names: List[str] = list(map(str, self.metadata["label_names"]))
+            outputs = {output.name: output.shape for output in self.session.get_outputs()}
+            if outputs["scores"][1] != len(self.label_names):
+                raise ValueError("label_names")
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.path} was not written by tools/export_model.py: {error!r} in its metadata"
+            ) from None
+        self.outputs = list(outputs)
+        self.has_regions = "boxes" in self.outputs
+
+    def __call__(self, picture: Picture) -> Prediction:
+        """
+        Raises:
+            UnreadableImage, InputError: see `PictureView`.
+        """
+        return self.predict_batch([picture])[0]
+
+    def predict_batch(self, pictures: Sequence[Picture]) -> List[Prediction]:
+        """The same for several pictures, of any sizes."""
+        return self.predict_views([self.view(picture) for picture in pictures])
+
+    def predict_views(self, samples: Sequence[Dict]) -> List[Prediction]:
+        """The same for what `view` made of pictures.
+
+        Raises:
+            InputError: what the model says is not finite.
+        """
+        predictions = []
+        # With a region branch, a batch is one picture.
+        size = 1 if self.has_regions else max(1, len(samples))
+        for start in range(0, len(samples), size):
+            batch = samples[start : start + size]
+            outputs = self.run(np.stack([sample["image"] for sample in batch]))
+            for sample, scores in zip(batch, outputs["scores"]):
+                predictions.append(self._describe(sample, scores, outputs))
+        return predictions
+
+    def run(self, images: np.ndarray) -> Dict[str, np.ndarray]:
+        """The model's outputs by name, for images (B, 3, H, W) uint8."""
+        return dict(zip(self.outputs, self.session.run(None, {"images": images})))
+
+    def _describe(self, sample: Dict, scores: np.ndarray, outputs: Dict) -> Prediction:
+        regions = None
+        if self.has_regions:
+            valid = outputs["valid"]
+            # From pixels of the model's input to the picture's.
+            x, y = sample["width"] / self.view.width, sample["height"] / self.view.height
+            boxes = outputs["boxes"][valid] * np.array([x, y, x, y], np.float32)
+            regions = PredictedRegions(
+                boxes, outputs["weights"][valid], outputs["region_scores"][valid]
+            )
+        if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
+            raise InputError(f"what {self.path} says of a picture is not finite")
+        return Prediction(self.label_names, scores, regions)
+
+
+def _start_session(path: str, device: str | None):
+    """An onnxruntime session of a file."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(f"{path}: it takes onnxruntime: pip install onnxruntime") from None
+    kinds = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+    wanted = list(kinds) if device is None else [device]
+    available = onnxruntime.get_available_providers()
+    providers = [kinds[kind] for kind in wanted if kinds.get(kind) in available]
+    if not providers:
+        raise InputError(f"device {device}: onnxruntime has {', '.join(available)} here")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: there is no such file")
+    try:
+        return onnxruntime.InferenceSession(path, providers=providers)
+    except Exception as error:  # its exceptions have no common class but this
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a model that onnxruntime can run: {reason}") from None

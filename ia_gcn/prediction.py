@@ -1,0 +1,46 @@
+"""What a model says of a picture, without torch and detectron2.
+
+C is the number of labels, n of a picture's regions.
+"""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple, Tuple
+
+import numpy as np
+
+
+class PredictedRegions(NamedTuple):
+    """The regions that IA-GCN looked at in a picture, the best by objectness first."""
+
+    boxes: np.ndarray
+    """(n, 4) float32 of x0, y0, x1, y1 in the picture's pixels, turned as its EXIF says."""
+    weights: np.ndarray
+    """z, (n,) float32 of any sign."""
+    scores: np.ndarray
+    """A_I^w, (n, C) float32 in [0, 1]."""
+
+
+class Prediction(NamedTuple):
+    """What a model says of a picture."""
+
+    labels: List[str]
+    """C names."""
+    scores: np.ndarray
+    """(C,) float32 probabilities."""
+    regions: PredictedRegions | None
+    """None of a model without a region branch."""
+
+    def above(
+        self, threshold: float | np.ndarray = 0.5, top_k: int | None = None
+    ) -> List[Tuple[str, float]]:
+        """Labels with their probabilities, the highest first.
+
+        Args:
+            threshold: the least probability; (C,) for one of each label.
+            top_k: no more labels than this.
+        """
+        order = np.argsort(-self.scores, kind="stable")
+        # In float64, as evaluation compares them.
+        chosen = order[(self.scores.astype(np.float64) >= threshold)[order]][:top_k]
+        return [(self.labels[i], float(self.scores[i])) for i in chosen]

@@ -249,6 +249,9 @@ def test_thresholds(main, make_checkpoint, photos, tmp_path):
     check(labels_with("--thresholds", table, "--threshold", 1), red, 1, blue)
     table.write_text(f"blue,{blue}\n\ngreen,0\n")
     check(labels_with("--thresholds", table), 0.5, 0, blue)
+    # As evaluate_predictions.py writes them: with more columns, and none for a label never seen.
+    table.write_text(f"label,threshold,precision,positives\nblue,{blue},90.1,4\nred,,,0\n")
+    check(labels_with("--thresholds", table), 0.5, 0.5, blue)
     mapping = tmp_path / "thresholds.json"
     mapping.write_text(json.dumps({"green": green, "red": 0}))
     check(labels_with("--thresholds", mapping), 0, green, 0.5)

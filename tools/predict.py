@@ -311,7 +311,11 @@ def read_thresholds(path: str, label_names: Sequence[str]) -> Dict[str, float]:
             if path.lower().endswith(".json"):
                 rows = list(json.load(file).items())
             else:
-                rows = [row for row in csv.reader(file) if row and row != ["label", "threshold"]]
+                rows = [row for row in csv.reader(file) if row]
+                if rows and rows[0][:2] == ["label", "threshold"]:
+                    # evaluate_predictions.py's operating_points.csv has more columns, and no
+                    # threshold for a label without positives.
+                    rows = [row[:2] for row in rows[1:] if row[1:2] != [""]]
         thresholds = {label: probability(value) for label, value in rows}
     except OSError as error:
         raise InputError(f"--thresholds {path}: {error.strerror or error}") from None

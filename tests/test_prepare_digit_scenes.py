@@ -148,7 +148,13 @@ def test_a_set_with_other_settings_is_replaced_with_force_only(made, small, tmp_
 
 def test_an_interrupted_run_leaves_no_set(tmp_path):
     command = [sys.executable, str(SCRIPT), "--root", str(tmp_path), "--train", "100000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # What runs the tests in the background has them ignore Ctrl+C, and so their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".digit_scenes_*/made/train/*.png")):
         assert time.monotonic() < deadline

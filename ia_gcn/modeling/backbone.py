@@ -63,12 +63,12 @@ class TimmBackbone(Backbone):
 def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     """MODEL.TIMM.NAME, with random weights, timm's own, or those of MODEL.TIMM.WEIGHTS_FILE.
 
-    MODEL.BACKBONE.FREEZE_AT keeps all of it as it is loaded, from 5 on, or with 0 nothing.
+    MODEL.BACKBONE.FREEZE_AT 5 keeps all of it as it was loaded, 0 nothing.
 
     Raises:
         InputError: timm has no such network, it has no feature maps, or not of INPUT.IMAGE_SIZE, or
             their strides are not powers of 2; its weights can't be had, or don't fit; FREEZE_AT is
-            1 to 4.
+            another number.
     """
     name, weights_file = cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS_FILE
     if not timm.is_model(name):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.relative_to(ROOT).as_posix()
     for path in ROOT.glob("configs/**/*.yaml")
-    if not path.name.startswith("Base-")
+    if not path.name.startswith("Base-") and path.parent.name != "ablations"
 )
 IA_GCN_ROWS = ["ia_gcn", "id_lcm_var_inf", "id_lcm", "com_sco_only", "base_com_sco"]
 PAPER_RECIPES = [

@@ -366,6 +366,8 @@ def test_voc_files_are_missing(voc_root, error_line):
         ("voc_2007_test_multilabel", VOC_LABELS, 20),
         ("digit_scenes_train", DIGIT_LABELS, 10),
         ("digit_scenes_val", DIGIT_LABELS, 10),
+        ("digit_scenes_train_a", DIGIT_LABELS, 10),
+        ("digit_scenes_train_b", DIGIT_LABELS, 10),
     ],
 )
 def test_registered_names(name, labels, number):

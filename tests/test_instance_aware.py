@@ -84,7 +84,7 @@ def make_model(make_cfg):
                 if "rpn_head" in name or "roi_heads.weight" in name:
                     parameter.mul_(20)
         model.to(dtype)
-        if dtype == torch.float64 and model.proposal_generator is not None:
+        if dtype == torch.float64 and getattr(model, "proposal_generator", None) is not None:
             # detectron2's RPN takes boxes in float32, and torchvision's NMS its scores as well.
             rpn = model.proposal_generator
             rpn.anchor_generator.float()
@@ -500,17 +500,27 @@ def test_inputs_are_left_alone(make_model):
         ({"MODEL.REGION_GCN.READING": "pixels"}, ["MODEL.REGION_GCN.READING", "'pixels'"]),
         ({"MODEL.LABEL_HEAD.NAME": "LinearHead"}, ["MODEL.REGION_GCN.LCM", "LinearHead"]),
         (
-            {**STATISTICAL, **GLOBAL_ALONE},
+            {**STATISTICAL, **GLOBAL_ALONE, **FROZEN},
             ["MODEL.LABEL_GRAPH.IMAGE_DEPENDENT", "MODEL.FUSION.GLOBAL_WEIGHT"],
         ),
         # A head without a graph makes no use of the regions.
-        ({**LINEAR, **GLOBAL_ALONE}, ["MODEL.FUSION.GLOBAL_WEIGHT"]),
+        ({**LINEAR, **GLOBAL_ALONE, **PRECOMPUTED}, ["MODEL.FUSION.GLOBAL_WEIGHT"]),
         ({"MODEL.LABEL_HEAD.NUM_LABELS": 0, "DATASETS.TRAIN": (), "DATASETS.TEST": ()}, ["NUM_L"]),
     ],
 )
 def test_keys_that_do_not_go_together_are_refused(make_cfg, error_line, options, names):
     line = error_line(build_model, make_cfg(options))
     assert all(name in line for name in names)
+
+
+@pytest.mark.parametrize("options", [STATISTICAL, LINEAR])
+def test_an_rpn_may_be_trained_beside_a_head_that_makes_no_use_of_regions(make_model, options):
+    model, inputs = make_model({**options, **GLOBAL_ALONE, **NOT_VARIATIONAL}), make_inputs()
+    outputs, x = evaluate(model, inputs)
+    assert_close(torch.stack([output["logits"] for output in outputs]), model.label_head(x))
+    losses, _ = train_step(model, inputs)
+    assert set(losses) == {"loss_multi_label", "loss_rpn_cls", "loss_rpn_loc"}
+    assert model.backbone.stem.conv1.weight.grad.any()
 
 
 def test_a_linear_head_does_not_look_at_the_regions(make_model):

@@ -188,11 +188,14 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
                 "needs none"
             )
         image_dependent = cfg.MODEL.LABEL_GRAPH.IMAGE_DEPENDENT and label_graph is not None
-        if global_weight == 1 and not image_dependent:
+        # A trained RPN's losses are of use to the backbone all the same.
+        rpn_learns = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" and not cfg.MODEL.RPN.FROZEN
+        if global_weight == 1 and not image_dependent and not rpn_learns:
             raise InputError(
-                "MODEL.FUSION.GLOBAL_WEIGHT is 1, and the label head gets no image-dependent graph "
-                "(MODEL.LABEL_GRAPH.IMAGE_DEPENDENT, MODEL.LABEL_HEAD.NAME): the regions are of no "
-                "use; MODEL.META_ARCHITECTURE MultiLabelRecognizer does without them"
+                "MODEL.FUSION.GLOBAL_WEIGHT is 1, the label head gets no image-dependent graph "
+                "(MODEL.LABEL_GRAPH.IMAGE_DEPENDENT, MODEL.LABEL_HEAD.NAME), and no RPN is "
+                "trained: the regions are of no use; MODEL.META_ARCHITECTURE MultiLabelRecognizer "
+                "does without them"
             )
         if global_weight == 0:
             ret["label_head"] = None
@@ -235,12 +238,12 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         proposals, losses = self.propose_regions(images, features, batched_inputs)
         targets = self.targets(batched_inputs) if self.training else None
         draws, region_losses = self.roi_heads(images, features, proposals, targets)
-        logits = [self.branch_logits(x, regions) for regions in draws]
+        branches = self.mean_branch_logits(x, draws)
+        logits = self.fuse(branches)
         if self.training:
-            loss = self.loss(self.fuse(logits[0]), targets)
+            loss = self.loss(logits, targets)
             return {"loss_multi_label": loss, **region_losses, **losses}
-        means = {name: torch.stack([draw[name] for draw in logits]).mean(0) for name in logits[0]}
-        return self.describe(self.fuse(means), means, draws, proposals)
+        return self.describe(logits, branches, draws, proposals)
 
     def propose_regions(
         self, images: ImageList, features: Dict[str, torch.Tensor], batched_inputs: List[Dict]
@@ -262,6 +265,11 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
                 )
             boxes = [x["instances"].to(self.device) for x in batched_inputs]
         return self.proposal_generator(images, features, boxes)
+
+    def mean_branch_logits(self, x: torch.Tensor, draws: List[Regions]) -> Dict[str, torch.Tensor]:
+        """`branch_logits`, on average over the draws of z."""
+        logits = [self.branch_logits(x, regions) for regions in draws]
+        return {name: torch.stack([draw[name] for draw in logits]).mean(0) for name in logits[0]}
 
     def branch_logits(self, x: torch.Tensor, regions: Regions) -> Dict[str, torch.Tensor]:
         """logits_global ŷ_w (Eq. 6) and logits_region ŷ_r (Eq. 10), (B, C) each."""

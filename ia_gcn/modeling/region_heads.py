@@ -155,7 +155,12 @@ class VariationalROIHeads(nn.Module):
                 loss_kl: mean KL of an image's regions, mean over images, times its weight;
                 loss_rough_scores: BCE of a, times its weight, where that is not 0.
         """
-        x, valid = self.region_features(features, proposals)
+        return self.weigh_regions(*self.region_features(features, proposals), targets)
+
+    def weigh_regions(
+        self, x: torch.Tensor, valid: torch.Tensor, targets: torch.Tensor | None = None
+    ) -> Tuple[List[Regions], Dict[str, torch.Tensor]]:
+        """What `forward` returns, of X (B, N, D) and (B, N) bool, as `region_features` has them."""
         if not self.variational:
             draws, losses = [valid.to(x.dtype)], {}
         else:

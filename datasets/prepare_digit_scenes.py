@@ -56,6 +56,25 @@ MIN_VISIBLE = 0.5  # the share of its ink that every digit keeps, whatever is dr
 BLUR = (0.0, 0.012)  # standard deviation
 NOISE = (0.0, 0.03)  # standard deviation, in brightness
 
+# What --hard has in their place: more digits, smaller, fainter and half hidden, labels a sixth as
+# frequent as the most frequent one, and themes that tell more of what can't be read.
+HARD = {
+    "THEME_CHANCES": (0.45, 0.30, 0.18, 0.07),
+    "THEME_BREAK_CHANCE": 0.08,
+    "COUNT_CHANCES": (0.05, 0.15, 0.20, 0.20, 0.20, 0.20),
+    "DIGIT_SIDE": (0.20, 0.34),
+    "ROTATION": 30.0,
+    "SHEAR": 0.35,
+    "INK_CONTRAST": (0.12, 0.45),
+    "DISTRACTORS": (2, 5),
+    "COVER_CHANCE": 0.5,
+    "COVERED_SHARE": (0.2, 0.5),
+    "MAX_BOX_OVERLAP": 0.4,
+    "MIN_VISIBLE": 0.4,
+    "BLUR": (0.0, 0.018),
+    "NOISE": (0.01, 0.07),
+}
+
 PLACEMENT_TRIES = 50  # after these a digit that finds no room is left out of its scene
 BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, to the eye
 
@@ -349,10 +368,11 @@ def write_scene(number, folder, split, seed, size, digits, targets):
     return {"id": number, "file_name": name, "width": size, "height": size}, labels, boxes.tolist()
 
 
-def start_worker():
+def start_worker(constants):
     """
-    Set up a process that writes scenes.
+    Set up a process that writes scenes, with the main process's constants.
     """
+    globals().update(constants)
     cv2.setNumThreads(1)  # the processes keep the cores busy already
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered once, by the main process
 
@@ -376,7 +396,8 @@ def write_split(root, split, count, seed, size, digits, targets):
         digits=digits,
         targets=targets,
     )
-    with multiprocessing.Pool(min(os.cpu_count() or 1, 8), start_worker) as pool:
+    constants = {name: globals()[name] for name in HARD}
+    with multiprocessing.Pool(min(os.cpu_count() or 1, 8), start_worker, [constants]) as pool:
         scenes = pool.imap(job, range(1, count + 1), chunksize=16)
         for image, labels, boxes in tqdm(scenes, split, count, unit=" scenes"):
             images.append(image)
@@ -492,6 +513,12 @@ settings, nothing is done; if it was made with others, the command refuses unles
         default=os.environ.get("DETECTRON2_DATASETS", "datasets"),
         help="where data sets live (default $DETECTRON2_DATASETS or else ./datasets)",
     )
+    parser.add_argument(
+        "--hard",
+        action="store_true",
+        help="make ROOT/digit_scenes_hard instead, which tells models apart: up to six digits, "
+        "smaller, fainter and half hidden, and rarer labels",
+    )
     parser.add_argument("--force", action="store_true", help="replace a set made differently")
     return parser.parse_args()
 
@@ -511,7 +538,9 @@ def main():
             refuse(f"--{name} must be at least {least}, not {value}")
 
     counts = {"train": args.train, "val": args.val}
-    target = args.root / "digit_scenes"
+    if args.hard:
+        globals().update(HARD)
+    target = args.root / ("digit_scenes_hard" if args.hard else "digit_scenes")
     settings = target / "settings.json"
     try:
         if target.exists():

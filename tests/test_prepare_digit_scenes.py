@@ -146,6 +146,30 @@ def test_a_set_with_other_settings_is_replaced_with_force_only(made, small, tmp_
     assert digests(folder) == digests(made)  # the same seed makes the same bytes, here and there
 
 
+def test_hard_scenes_are_a_set_of_their_own_in_every_process(made, tmp_path, scenes):
+    make(tmp_path, "--hard")
+    hard = tmp_path / "digit_scenes_hard"
+    assert [path.name for path in tmp_path.iterdir()] == ["digit_scenes_hard"]
+    settings = [json.loads((set_ / "settings.json").read_text()) for set_ in (made, hard)]
+    for name, value in scenes.HARD.items():
+        if name.lower() in settings[0]:
+            assert settings[1][name.lower()] == json.loads(json.dumps(value))
+    counts, sides = zip(
+        *(
+            (
+                len(content["annotations"]),
+                np.mean([a["area"] ** 0.5 for a in content["annotations"]]),
+            )
+            for content in (annotations(made, "train"), annotations(hard, "train"))
+        )
+    )
+    assert counts[1] > 1.2 * counts[0]
+    assert sides[1] < 0.85 * sides[0]
+    again = run(tmp_path, "--hard", "--train", TRAIN, "--val", VAL)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
 def test_an_interrupted_run_leaves_no_set(tmp_path):
     command = [sys.executable, str(SCRIPT), "--root", str(tmp_path), "--train", "100000"]
     process = subprocess.Popen(

@@ -110,6 +110,7 @@ class Table(NamedTuple):
 class Spec(NamedTuple):
     """A file of tables, see configs/ablations/digit_scenes.yaml."""
 
+    opts: Dict
     network: Dict
     train: str
     test: str
@@ -117,7 +118,7 @@ class Spec(NamedTuple):
     tables: Dict[str, Table]
 
     def run(self, mode: str, row: Row, seed: int) -> Run:
-        return Run(mode, row.config, {**self.modes[mode], **row.opts}, seed)
+        return Run(mode, row.config, {**self.opts, **self.modes[mode], **row.opts}, seed)
 
 
 def read_spec(path: str) -> Spec:
@@ -140,7 +141,7 @@ def read_spec(path: str) -> Spec:
             )
             for name, table in content["tables"].items()
         }
-        keys = ("network", "train", "test", "modes")
+        keys = ("opts", "network", "train", "test", "modes")
         return Spec(*(content[key] for key in keys), tables)
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--spec {path}: {' '.join(str(error).split())}") from error
@@ -185,7 +186,8 @@ class Start(NamedTuple):
 def prepare(spec: Spec, start: Start) -> None:
     """Train the network, and make label embeddings and features with it, as far as they lack."""
     config = ["--config-file", spec.network["config"]]
-    opts = [str(item) for item in as_list(spec.network["opts"], start.output)]
+    opts = {**spec.opts, **spec.network["opts"]}
+    opts = [str(item) for item in as_list(opts, start.output)]
     folder = ["OUTPUT_DIR", str(start.checkpoint.parent)]
     if not start.checkpoint.exists():
         call("train_net.py", *config, "--resume", *opts, *folder)

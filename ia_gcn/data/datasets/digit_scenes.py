@@ -11,27 +11,28 @@ DIGIT_LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "
 
 
 def register_digit_scenes(root: str) -> None:
-    """digit_scenes_train and digit_scenes_val, and two parts of train, 5 to 3.
+    """digit_scenes_train and digit_scenes_val, and two parts of train, 5 to 3; and the same of
+    digit_scenes_hard.
 
     A network is trained on digit_scenes_train_a, and what is put upon it on digit_scenes_train_b,
     whose scenes it has not seen.
     """
-    for split in ("train", "val"):
-        register_multilabel_coco(f"digit_scenes_{split}", *_files(root, split), DIGIT_LABELS)
-    for part in ("a", "b"):
-        register_multilabel(
-            f"digit_scenes_train_{part}", partial(_load_part, root, part), DIGIT_LABELS
-        )
+    for name in ("digit_scenes", "digit_scenes_hard"):
+        files = {
+            split: (
+                os.path.join(root, f"{name}/annotations/{split}.json"),
+                os.path.join(root, f"{name}/{split}"),
+            )
+            for split in ("train", "val")
+        }
+        for split in files:
+            register_multilabel_coco(f"{name}_{split}", *files[split], DIGIT_LABELS)
+        for part in ("a", "b"):
+            load = partial(_load_part, part, *files["train"])
+            register_multilabel(f"{name}_train_{part}", load, DIGIT_LABELS)
 
 
-def _files(root: str, split: str):
-    return (
-        os.path.join(root, f"digit_scenes/annotations/{split}.json"),
-        os.path.join(root, f"digit_scenes/{split}"),
-    )
-
-
-def _load_part(root: str, part: str) -> List[Dict]:
-    dicts = load_multilabel_coco(*_files(root, "train"), DIGIT_LABELS)
+def _load_part(part: str, json_file: str, image_root: str) -> List[Dict]:
+    dicts = load_multilabel_coco(json_file, image_root, DIGIT_LABELS)
     cut = len(dicts) * 5 // 8
     return dicts[:cut] if part == "a" else dicts[cut:]

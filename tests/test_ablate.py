@@ -35,7 +35,10 @@ SPEC = {
         "parts": {
             "title": "Parts",
             "rows": {
-                "Base": {"config": "configs/DigitScenes/base_rpn.yaml"},
+                "Base": {
+                    "config": "configs/DigitScenes/base_rpn.yaml",
+                    "published": {"COCO": 82.9},
+                },
                 "IA-GCN": {"config": "configs/DigitScenes/ia_gcn.yaml"},
             },
         },
@@ -175,10 +178,19 @@ def test_the_report_says_what_the_results_say(after_heads, ablate):
             maps.setdefault(found["config"].split("/")[-1], {})[found["seed"]] = found["mAP"]
     base, ia_gcn = maps["base_rpn.yaml"], maps["ia_gcn.yaml"]
     table = result.stdout.partition("### Parts (heads)")[2].partition("###")[0]
-    _, row = (line.split("|") for line in table.splitlines() if "±" in line)
-    assert float(row[2].split()[0]) == pytest.approx(np.mean(list(ia_gcn.values())), abs=0.006)
+    header, above, row = (
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
+        for line in table.splitlines()
+        if line.startswith("| ")
+    )
+    row, above = dict(zip(header, row)), dict(zip(header, above))
+    assert (above["published COCO"], row["published COCO"]) == ("82.9", "–")
+    assert float(row["mAP"].split()[0]) == pytest.approx(np.mean(list(ia_gcn.values())), abs=0.006)
     expected = np.mean([ia_gcn[seed] - base[seed] for seed in base])
-    assert float(row[5].split()[0]) == pytest.approx(expected, abs=0.006)
+    difference = row["mAP against the row above"].split()[0]
+    assert float(difference) == pytest.approx(expected, abs=0.006)
+    assert (above["\\|µ\\|"], int(row["seeds"])) == ("–", len(ia_gcn))
+    assert float(row["\\|µ\\|"]) > 0
     assert re.search(r"\| 0 +\|", result.stdout)
     for name in ("parts_heads", "fusion_heads"):
         assert (after_heads / "plots" / f"{name}.png").stat().st_size > 5000

@@ -96,6 +96,8 @@ class Row(NamedTuple):
     name: str
     config: str
     opts: Dict
+    published: Dict
+    """What the paper has for it, by what that is."""
 
 
 class Table(NamedTuple):
@@ -133,7 +135,7 @@ def read_spec(path: str) -> Spec:
             name: Table(
                 table["title"],
                 [
-                    Row(str(row_name), row["config"], row.get("opts", {}))
+                    Row(str(row_name), row["config"], row.get("opts", {}), row.get("published", {}))
                     for row_name, row in table["rows"].items()
                 ],
                 table.get("compare", "above"),
@@ -401,6 +403,9 @@ def read_results(output: Path) -> List[Tuple[str, Dict]]:
 
 # --------------------------------------------------------------------------------------- report
 
+# A table's rows, each with its results by seed.
+Rows = List[Tuple[Row, Dict[int, Dict]]]
+
 
 def report(args) -> int:
     """Print the tables of what was run, and draw them into OUTPUT/plots/."""
@@ -409,17 +414,14 @@ def report(args) -> int:
     plots = args.output / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     shown = 0
-    for mode, name, table in (
-        (mode, name, table)
-        for name, table in choose(spec, args.tables).items()
-        for mode in spec.modes
-    ):
-        rows = {row.name: row_results(results, spec.run(mode, row, seed=0)) for row in table.rows}
-        rows = {row: found for row, found in rows.items() if found}
-        if rows:
-            shown += 1
-            print(f"### {table.title} ({mode})\n\n{markdown(rows, table.compare)}\n")
-            draw(rows, table, str(plots / f"{name}_{mode}.png"))
+    for name, table in choose(spec, args.tables).items():
+        for mode in spec.modes:
+            rows = [(row, row_results(results, spec.run(mode, row, seed=0))) for row in table.rows]
+            rows = [(row, found) for row, found in rows if found]
+            if rows:
+                shown += 1
+                print(f"### {table.title} ({mode})\n\n{markdown(rows, table.compare)}\n")
+                draw(rows, table, str(plots / f"{name}_{mode}.png"))
     if not shown:
         raise InputError(f"{args.output}: nothing of these tables was run")
     return 0
@@ -432,44 +434,47 @@ def row_results(results: Dict[str, Dict], run: Run) -> Dict[int, Dict]:
     return {seed: results[key] for seed, key in keys.items() if key in results}
 
 
-def markdown(rows: Dict[str, Dict[int, Dict]], compare: str) -> str:
+def markdown(rows: Rows, compare: str) -> str:
     """Means and deviations of each row, and the paired difference of its mAP to another row."""
-    maps = [{seed: result["mAP"] for seed, result in found.items()} for found in rows.values()]
-    regions = sorted(
-        {key for found in rows.values() for r in found.values() for key in r["regions"]}
-    )
+    maps = [{seed: result["mAP"] for seed, result in found.items()} for _, found in rows]
+    shown = [key for key in REGION_FIGURES if any(mean_of(found, key) for _, found in rows)]
+    published = list(dict.fromkeys(name for row, _ in rows for name in row.published))
     grid = []
-    for place, (name, found) in enumerate(rows.items()):
+    for place, (row, found) in enumerate(rows):
         others = maps[max(place - 1, 0) if compare == "above" else 0]
         difference = paired_difference(others, maps[place]) if place else "–"
         values = list(found.values())
         grid.append(
             [
-                name,
+                row.name,
+                *(row.published.get(name, "–") for name in published),
                 *(mean_and_deviation([value[measure] for value in values]) for measure in MEASURES),
-                str(difference),
+                difference,
                 mean_and_deviation([value["train"]["mAP"] for value in values]),
-                *(mean_of(values, key) for key in regions),
+                *(mean_of(found, key) or "–" for key in shown),
                 len(values),
             ]
         )
-    to = "the row above" if compare == "above" else next(iter(rows))
-    headers = ["", *MEASURES, f"mAP against {to}", "mAP in training"]
-    headers += [REGION_FIGURES[key] for key in regions] + ["seeds"]
+    to = "the row above" if compare == "above" else rows[0][0].name
+    headers = ["", *(f"published {name}" for name in published), *MEASURES]
+    headers += [f"mAP against {to}", "mAP in training"]
+    headers += [*(REGION_FIGURES[key] for key in shown), "seeds"]
     align = ["left"] + ["right"] * (len(headers) - 1)
     return tabulate(grid, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
-REGION_FIGURES = {"mean_abs_mu": "|µ|", "mean_sigma": "σ", "kl": "KL", "mean_presence": "mean a"}
+# A bar of its own would end a cell.
+REGION_FIGURES = {"mean_abs_mu": r"\|µ\|", "mean_sigma": "σ", "kl": "KL", "mean_presence": "mean a"}
 
 
-def mean_of(values: Sequence[Dict], key: str) -> str:
-    found = [value["regions"][key] for value in values if key in value["regions"]]
-    return f"{np.mean(found):.3g}" if found else "–"
+def mean_of(found: Dict[int, Dict], key: str) -> str:
+    """Of one of REGION_FIGURES; empty where there is none."""
+    values = [result["regions"][key] for result in found.values() if key in result["regions"]]
+    return f"{np.mean(values):.3g}" if values else ""
 
 
-def draw(rows: Dict[str, Dict[int, Dict]], table: Table, path: str) -> None:
-    values = {name: [result["mAP"] for result in found.values()] for name, found in rows.items()}
+def draw(rows: Rows, table: Table, path: str) -> None:
+    values = {row.name: [result["mAP"] for result in found.values()] for row, found in rows}
     if table.x:
         numbers = {float(name): points for name, points in values.items()}
         draw_curve(numbers, table.title, table.x, path)

@@ -1,6 +1,5 @@
 """tools/benchmark.py on networks and label graphs that take next to no time."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +7,9 @@ import sys
 
 import pytest
 import torch
+
+from benchmarks import label_graph
+from benchmarks.measuring import measure, refuse, timed_rows
 
 TINY = [
     *("--rounds", "2", "--threads", "1", "--batch", "1", "--size", "64", "--labels", "8"),
@@ -31,15 +33,6 @@ def benchmark(repository):
         )
 
     return call
-
-
-@pytest.fixture(scope="module")
-def tool(repository):
-    """tools/benchmark.py as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark", repository / "tools/benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_all_comparisons(benchmark, tmp_path):
@@ -69,43 +62,43 @@ def test_all_comparisons(benchmark, tmp_path):
     assert "1.00" in result.stdout
 
 
-def test_what_is_compared_is_run_in_turn(tool):
+def test_what_is_compared_is_run_in_turn():
     calls = []
-    seconds = tool.measure({name: lambda n=name: calls.append(n) for name in "ab"}, 3, "test")
+    seconds = measure({name: lambda n=name: calls.append(n) for name in "ab"}, 3, "test")
     assert "".join(calls) == "abababab"
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
-def test_ratios_are_of_medians(tool):
-    rows = tool.timed_rows({"a": [1.0, 2.0, 9.0], "b": [3.0, 3.0, 0.5]})
+def test_ratios_are_of_medians():
+    rows = timed_rows({"a": [1.0, 2.0, 9.0], "b": [3.0, 3.0, 0.5]})
     assert [row["median_s"] for row in rows] == [2.0, 3.0]
     assert [row["ratio"] for row in rows] == [1.0, 1.5]
     assert (rows[1]["min_s"], rows[1]["max_s"]) == (0.5, 3.0)
 
 
 @pytest.mark.parametrize("num_labels", [5, 40])
-def test_both_forms_of_the_label_graph_agree(tool, num_labels):
-    problem = tool.make_graph_problem(num_labels)
+def test_both_forms_of_the_label_graph_agree(num_labels):
+    problem = label_graph.make_graph_problem(num_labels)
     head = problem.head.double()
     problem = problem._replace(
         head=head, x=problem.x.detach().double(), presence=problem.presence.detach().double()
     )
-    rank_one, dense = (logits(problem) for logits in tool.FORMS.values())
+    rank_one, dense = (logits(problem) for logits in label_graph.FORMS.values())
     torch.testing.assert_close(rank_one, dense, rtol=1e-10, atol=1e-10)
 
 
-def test_the_lcm_is_what_fill_would_make_of_the_counts(tool):
-    graph = tool.make_graph_problem(30).head.label_graph
+def test_the_lcm_is_what_fill_would_make_of_the_counts():
+    graph = label_graph.make_graph_problem(30).head.label_graph
     before = graph.lcm.clone()
     graph.fill(graph.label_counts, graph.pair_counts, graph.embeddings)
     torch.testing.assert_close(graph.lcm, before)
 
 
-def test_what_has_no_room_is_not_started(tool):
-    rank_one, dense = tool.FORMS
+def test_what_has_no_room_is_not_started():
+    rank_one, dense = label_graph.FORMS
     available = 20e9
-    assert tool.refuse(tool.estimate_bytes(rank_one, 9605), available) is None
-    refusal = tool.refuse(tool.estimate_bytes(dense, 9605), available)
+    assert refuse(label_graph.estimate_bytes(rank_one, 9605), available) is None
+    refusal = refuse(label_graph.estimate_bytes(dense, 9605), available)
     assert "would take about" in refusal
     assert "20 GB available" in refusal
 

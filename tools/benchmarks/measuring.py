@@ -1,0 +1,151 @@
+"""Times and memory, and the tables that they are reported in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, List, NamedTuple
+
+import torch
+import torchvision
+from tabulate import tabulate
+from tqdm import tqdm
+
+# Share of the memory available that a step may take.
+MEMORY_SHARE = 0.6
+
+
+class Table(NamedTuple):
+    title: str
+    rows: List[Dict]
+    """Each with a name, and of the keys of COLUMNS those that were measured."""
+    note: str = ""
+
+
+def measure(calls: Dict[str, Callable], rounds: int, what: str) -> Dict[str, List[float]]:
+    """Seconds of each call, by name: `rounds` times each in turn, after a round for warming up."""
+    seconds = {name: [] for name in calls}
+    # Without a terminal, no bar.
+    total = (rounds + 1) * len(calls)
+    with tqdm(total=total, desc=what, leave=False, disable=None) as progress:
+        for number in range(rounds + 1):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                elapsed = time.perf_counter() - start
+                if number > 0:
+                    seconds[name].append(elapsed)
+                progress.update()
+    return seconds
+
+
+def timed_rows(seconds: Dict[str, List[float]]) -> List[Dict]:
+    """The rows of a table of times, whose ratios are to the first."""
+    medians = {name: median(values) for name, values in seconds.items()}
+    return [
+        {
+            "name": name,
+            "median_s": medians[name],
+            "min_s": min(values),
+            "max_s": max(values),
+            "ratio": medians[name] / next(iter(medians.values())),
+        }
+        for name, values in seconds.items()
+    ]
+
+
+# By the key of a row: what stands above its column, and in its cells.
+COLUMNS: Dict[str, tuple] = {
+    "name": ("", lambda row: row["name"]),
+    "not_run": ("not run", lambda row: row["not_run"]),
+    "median_s": ("median s", lambda row: f"{row['median_s']:.3g}"),
+    "min_s": ("min–max s", lambda row: f"{row['min_s']:.3g}–{row['max_s']:.3g}"),
+    "ratio": ("ratio", lambda row: f"{row['ratio']:.2f}"),
+    "regions": (
+        "regions per image",
+        lambda row: "–".join(str(count) for count in sorted(set(row["regions"]))),
+    ),
+    "logit_deviation": ("deviation of logits", lambda row: f"{row['logit_deviation']:.2g}"),
+    "max_difference": ("max difference of logits", lambda row: f"{row['max_difference']:.1e}"),
+    "step_bytes": ("memory of the step", lambda row: describe_bytes(row["step_bytes"])),
+    "peak_bytes": ("peak of the process", lambda row: describe_bytes(row["peak_bytes"])),
+}
+
+
+def describe_bytes(number: float) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
+
+
+def markdown(table: Table) -> str:
+    columns = {key: column for key, column in COLUMNS.items() if any(key in r for r in table.rows)}
+    cells = [
+        [cell(row) if key in row else "–" for key, (_, cell) in columns.items()]
+        for row in table.rows
+    ]
+    align = ["left" if key in ("name", "not_run") else "right" for key in columns]
+    headers = [header for header, _ in columns.values()]
+    grid = tabulate(cells, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
+    return "\n\n".join(filter(None, [f"### {table.title}", grid, table.note]))
+
+
+def describe_machine() -> Dict:
+    """What the times depend on; nothing that says whose machine it is."""
+    return {
+        "cpu": cpu_model(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def refuse(needed: int, available: float) -> str | None:
+    """Why a step isn't run that takes `needed` bytes where `available` are; None if it is."""
+    if needed <= MEMORY_SHARE * available:
+        return None
+    return (
+        f"would take about {describe_bytes(needed)}, more than {MEMORY_SHARE:.0%} of the "
+        f"{describe_bytes(available)} available"
+    )
+
+
+def available_memory() -> float:
+    """Bytes that can be had without swapping; infinite where the system doesn't say."""
+    return read_bytes("/proc/meminfo", "MemAvailable") or float("inf")
+
+
+def read_bytes(path: str, key: str) -> int | None:
+    """What the line `key: n kB` of one of Linux's status files says; None on another system."""
+    if not os.path.exists(path):
+        return None
+    lines = Path(path).read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def in_new_process(function: Callable, *args):
+    """function(*args) in a process that has imported the main file and done nothing else."""
+    with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's memory, VmHWM, start anew from what it has now."""
+    # Where that isn't allowed, what is measured is an upper bound.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

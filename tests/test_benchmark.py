@@ -7,7 +7,6 @@ import sys
 
 import pytest
 import torch
-
 from benchmarks import label_graph
 from benchmarks.measuring import measure, refuse, timed_rows
 

@@ -3,11 +3,16 @@
 
 Everything compared is run in turn, A, B, C, A, B, C, ..., after a round that isn't counted, so that
 what else the machine does falls on all alike. The tables are Markdown: median, shortest and longest
-time, and the ratio of the medians to the first row's.
+time, the ratio of the medians to the first row's, and the memory at the peak of a process that does
+nothing else. What takes more than 60% of the memory that is to be had is not run.
 
 Examples:
   all comparisons of models and label graphs (minutes):
     tools/benchmark.py model
+  the evaluator beside scikit-learn and torchmetrics:
+    tools/benchmark.py evaluator
+  how IA-GCN's cost grows with labels, regions and batch:
+    tools/benchmark.py scaling
   what a subcommand takes:
     tools/benchmark.py model --help
 """
@@ -21,10 +26,12 @@ from pathlib import Path
 from typing import Dict
 
 import torch
-
 from benchmarks.arguments import positive
+from benchmarks.evaluator import add_evaluator
 from benchmarks.measuring import describe_machine, markdown
 from benchmarks.models import add_model
+from benchmarks.scaling import add_scaling
+
 from ia_gcn.errors import InputError
 
 
@@ -76,7 +83,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
-    for add in (add_model,):
+    for add in (add_model, add_evaluator, add_scaling):
         add(subcommands, common_options())
     args = parser.parse_args()
     try:

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Dict, List, NamedTuple, Tuple
 import numpy as np
 import torch
 from PIL import Image
+from predict import pictures_below
+from visualize_regions import recognize
 
 from ia_gcn import MultiLabelPredictor
 from ia_gcn.data import UnreadableImage
@@ -33,8 +35,6 @@ from ia_gcn.errors import InputError
 from ia_gcn.modeling import InstanceAwareRecognizer, LabelGraph
 from ia_gcn.predictor import Prediction
 from ia_gcn.visualization import MAX_LABELS, draw_recognition, plot_label_graph
-from predict import pictures_below
-from visualize_regions import recognize
 
 if TYPE_CHECKING:
     import gradio

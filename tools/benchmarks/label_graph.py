@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Dict, Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ia_gcn.modeling import GCNHead, LabelGraph
 
-from .measuring import (
-    Table,
-    available_memory,
-    forget_peak,
-    in_new_process,
-    measure,
-    read_bytes,
-    refuse,
-    timed_rows,
-)
+from .measuring import Table, measure, measure_memory, timed_rows
 
 GRAPH_BATCH = 8
 EMBEDDING_DIM = 300
@@ -44,27 +34,25 @@ def compare_label_graph(args) -> Iterator[Table]:
 
 def time_label_graph(num_labels: int, args) -> Table:
     """Forward and backward pass of FORMS: their times here, their memory in a process each."""
-    memory, not_run = {}, {}
-    for form in FORMS:
-        refusal = refuse(estimate_bytes(form, num_labels), available_memory())
-        try:
-            if refusal is None:
-                memory[form] = in_new_process(peak_memory, form, num_labels, args.threads)
-        except BrokenProcessPool:
-            refusal = "the process was killed; out of memory?"
-        if refusal is not None:
-            not_run[form] = refusal
+    memory = {
+        form: measure_memory(args.threads, prepare_graph_step, form, num_labels) for form in FORMS
+    }
+    forms = [form for form in FORMS if "not_run" not in memory[form]]
     note, seconds = "", {}
-    if memory:
+    if forms:
         problem = make_graph_problem(num_labels)
-        calls = {form: partial(graph_step, form, problem) for form in memory}
+        calls = {form: partial(graph_step, form, problem) for form in forms}
         seconds = measure(calls, args.rounds, f"label graph, {num_labels} labels")
-        if not not_run:
-            note = compare_logits(problem)
-    rows = [{**row, **memory[row["name"]]} for row in timed_rows(seconds)]
-    rows += [{"name": form, "not_run": why} for form, why in not_run.items()]
+    if len(forms) == len(FORMS):
+        note = compare_logits(problem)
     title = f"Label graph alone, forward and backward: {num_labels} labels, {GRAPH_BATCH} images"
-    return Table(title, rows, note)
+    return Table(title, timed_rows(seconds, memory), note)
+
+
+def prepare_graph_step(form: str, num_labels: int) -> Callable:
+    # What libraries take once, whatever the size, is none of the step's.
+    graph_step(form, make_graph_problem(8))
+    return partial(graph_step, form, make_graph_problem(num_labels))
 
 
 def make_graph_problem(num_labels: int) -> GraphProblem:
@@ -129,39 +117,3 @@ def compare_logits(problem: GraphProblem) -> str:
     expected, found = (logits(problem) for logits in FORMS.values())
     difference = (expected - found).abs().max()
     return f"Largest logit {expected.abs().max():.2g}, largest difference {difference:.1e}."
-
-
-def estimate_bytes(form: str, num_labels: int) -> int:
-    """About what a step and its label graph take at their peak, in bytes, beyond Python and torch.
-
-    These are the tensors that are there at once when most are, in the middle of the backward pass.
-    """
-    # int32 pair counts and float32 LCM.
-    graph = (4 + 4) * num_labels**2
-    per_node = 4 * GRAPH_BATCH * num_labels
-    first, second = HIDDEN_DIMS
-    if FORMS[form] is rank_one_logits:
-        return graph + per_node * (2 * first + 3 * second)
-    # A_F, its two products with D^-½, a transposed copy, and the gradients of two layers; with few
-    # labels, the classifiers, their product with W and a gradient.
-    return graph + per_node * (6 * num_labels + 4 * FEATURE_DIM)
-
-
-def peak_memory(form: str, num_labels: int, threads: int) -> Dict:
-    """What a step takes in this process, in bytes; nothing where the system doesn't say.
-
-    Returns:
-        step_bytes: resident at the peak beyond what was before the step;
-        peak_bytes: resident at the peak in all: Python, torch, the label graph and the step.
-    """
-    torch.set_num_threads(threads)
-    # What libraries take once, whatever the size, is none of the step's.
-    graph_step(form, make_graph_problem(8))
-    problem = make_graph_problem(num_labels)
-    before = read_bytes("/proc/self/status", "VmRSS")
-    if before is None:
-        return {}
-    forget_peak()
-    graph_step(form, problem)
-    peak = read_bytes("/proc/self/status", "VmHWM")
-    return {"step_bytes": peak - before, "peak_bytes": peak}

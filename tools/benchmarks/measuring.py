@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, List, NamedTuple
+from typing import Callable, Dict, List, Mapping, NamedTuple
 
 import torch
 import torchvision
@@ -45,19 +47,29 @@ def measure(calls: Dict[str, Callable], rounds: int, what: str) -> Dict[str, Lis
     return seconds
 
 
-def timed_rows(seconds: Dict[str, List[float]]) -> List[Dict]:
-    """The rows of a table of times, whose ratios are to the first."""
+def timed_rows(
+    seconds: Dict[str, List[float]], memory: Mapping[str, Dict] | None = None
+) -> List[Dict]:
+    """The rows of a table.
+
+    Args:
+        seconds: by name, of what was timed; the ratios are to the first.
+        memory: by name, what `measure_memory` returned, also of what was not timed.
+    """
+    memory = memory or {}
     medians = {name: median(values) for name, values in seconds.items()}
-    return [
+    rows = [
         {
             "name": name,
             "median_s": medians[name],
             "min_s": min(values),
             "max_s": max(values),
             "ratio": medians[name] / next(iter(medians.values())),
+            **memory.get(name, {}),
         }
         for name, values in seconds.items()
     ]
+    return rows + [{"name": name, **row} for name, row in memory.items() if name not in seconds]
 
 
 # By the key of a row: what stands above its column, and in its cells.
@@ -67,12 +79,17 @@ COLUMNS: Dict[str, tuple] = {
     "median_s": ("median s", lambda row: f"{row['median_s']:.3g}"),
     "min_s": ("min–max s", lambda row: f"{row['min_s']:.3g}–{row['max_s']:.3g}"),
     "ratio": ("ratio", lambda row: f"{row['ratio']:.2f}"),
+    "exponent": ("growth exponent", lambda row: f"{row['exponent']:.2f}"),
     "regions": (
         "regions per image",
         lambda row: "–".join(str(count) for count in sorted(set(row["regions"]))),
     ),
     "logit_deviation": ("deviation of logits", lambda row: f"{row['logit_deviation']:.2g}"),
     "max_difference": ("max difference of logits", lambda row: f"{row['max_difference']:.1e}"),
+    "metric_difference": (
+        "max difference from ours, %",
+        lambda row: f"{row['metric_difference']:.1e}",
+    ),
     "step_bytes": ("memory of the step", lambda row: describe_bytes(row["step_bytes"])),
     "peak_bytes": ("peak of the process", lambda row: describe_bytes(row["peak_bytes"])),
 }
@@ -115,19 +132,65 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def refuse(needed: int, available: float) -> str | None:
-    """Why a step isn't run that takes `needed` bytes where `available` are; None if it is."""
-    if needed <= MEMORY_SHARE * available:
+def measure_memory(threads: int, prepare: Callable[..., Callable], *args) -> Dict:
+    """What a step takes, in a process of its own that has done nothing else.
+
+    Args:
+        threads: of torch.
+        prepare: called there with `args`, it returns the step, a function of nothing.
+    Returns:
+        what a row says of it:
+            step_bytes: resident at the peak of two steps beyond what was before the first;
+            peak_bytes: resident at that peak in all: with Python, libraries and what was prepared;
+        nothing where the system doesn't say; or, if that is more than MEMORY_SHARE of the memory
+        that could be had,
+            not_run: why.
+    """
+    available = read_bytes("/proc/meminfo", "MemAvailable")
+    limit = None if available is None else int(MEMORY_SHARE * available)
+    context = get_context("forkserver")
+    # Imported once, not by each process anew.
+    context.set_forkserver_preload(["ia_gcn.engine"])
+    try:
+        with ProcessPoolExecutor(1, context) as pool:
+            found = pool.submit(peak_memory, threads, limit, prepare, args).result()
+    except BrokenProcessPool:
+        return {"not_run": "the process was killed; out of memory?"}
+    if found is None:
+        share = f"{MEMORY_SHARE:.0%} of what is available"
+        return {"not_run": f"takes more memory than {describe_bytes(limit)}, {share}"}
+    return found
+
+
+def peak_memory(threads: int, limit: int | None, prepare: Callable, args) -> Dict | None:
+    """What `measure_memory` returns, of this process; None if more than `limit` bytes are asked."""
+    torch.set_num_threads(threads)
+    if limit is not None:
+        limit += read_bytes("/proc/self/status", "VmData")
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        step = prepare(*args)
+        before = read_bytes("/proc/self/status", "VmRSS")
+        if before is None:
+            return {}
+        forget_peak()
+        # What the first one leaves, such as an optimizer's momenta, all others have beside them.
+        for _ in range(2):
+            step()
+    except (MemoryError, RuntimeError) as error:
+        # torch has no type of its own for it on a CPU.
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
         return None
-    return (
-        f"would take about {describe_bytes(needed)}, more than {MEMORY_SHARE:.0%} of the "
-        f"{describe_bytes(available)} available"
-    )
+    peak = read_bytes("/proc/self/status", "VmHWM")
+    return {"step_bytes": peak - before, "peak_bytes": peak}
 
 
-def available_memory() -> float:
-    """Bytes that can be had without swapping; infinite where the system doesn't say."""
-    return read_bytes("/proc/meminfo", "MemAvailable") or float("inf")
+def forget_peak() -> None:
+    """Let the peak of this process's memory, VmHWM, start anew from what it has now."""
+    # Where that isn't allowed, what is measured is an upper bound.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_bytes(path: str, key: str) -> int | None:
@@ -136,16 +199,3 @@ def read_bytes(path: str, key: str) -> int | None:
         return None
     lines = Path(path).read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
-def in_new_process(function: Callable, *args):
-    """function(*args) in a process that has imported the main file and done nothing else."""
-    with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
-        return pool.submit(function, *args).result()
-
-
-def forget_peak() -> None:
-    """Let the peak of this process's memory, VmHWM, start anew from what it has now."""
-    # Where that isn't allowed, what is measured is an upper bound.
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")

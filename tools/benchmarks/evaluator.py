@@ -198,7 +198,9 @@ def run_evaluator(args) -> Iterator[Table]:
     is the last column but two.
     """
     if importlib.util.find_spec("torchmetrics") is None:
-        raise InputError("evaluator: needs torchmetrics (pip install torchmetrics)")
+        raise InputError(
+            'needs torchmetrics: pip install "ia_gcn[bench]" or pip install torchmetrics'
+        )
     for size in args.sizes:
         yield compare("Measures", size, WHOLE, (), args)
         yield compare(f"Evaluation, batches of {args.batch}", size, BATCHES, (args.batch,), args)

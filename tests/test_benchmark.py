@@ -164,12 +164,12 @@ def test_what_has_no_room_is_not_run():
 
 def test_evaluator_against_others(benchmark, tmp_path):
     path = tmp_path / "evaluator.json"
-    options = ["--rounds", "1", "--sizes", "300x7,40x3", "--output", str(path)]
+    options = ["--rounds", "1", "--sizes", "300x7", "--output", str(path)]
     result = benchmark("evaluator", *options)
     assert result.returncode == 0, result.stderr[-3000:]
     tables = json.loads(path.read_text())["tables"]
-    assert len(tables) == 4
-    for table, ours in zip(tables, 2 * ["multi_label_metrics", "MultiLabelEvaluator"]):
+    assert len(tables) == 2
+    for table, ours in zip(tables, ["multi_label_metrics", "MultiLabelEvaluator"]):
         assert [row["name"] for row in table["rows"]] == ["scikit-learn", "torchmetrics", ours]
         for row in table["rows"]:
             assert row["metric_difference"] < 1e-4

@@ -149,8 +149,8 @@ def measure_memory(threads: int, prepare: Callable[..., Callable], *args) -> Dic
     available = read_bytes("/proc/meminfo", "MemAvailable")
     limit = None if available is None else int(MEMORY_SHARE * available)
     context = get_context("forkserver")
-    # Imported once, not by each process anew.
-    context.set_forkserver_preload(["ia_gcn.engine"])
+    # What takes long to import is imported once, not by each process anew.
+    context.set_forkserver_preload(["ia_gcn.engine", "sklearn.metrics"])
     try:
         with ProcessPoolExecutor(1, context) as pool:
             found = pool.submit(peak_memory, threads, limit, prepare, args).result()

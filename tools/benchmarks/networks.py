@@ -188,9 +188,7 @@ def random_batch(batch: int, size: int, num_labels: int) -> List[Dict]:
     uniform = partial(torch.rand, generator=generator)
     inputs = []
     for _ in range(batch):
-        sides = size * (0.1 + 0.4 * uniform(BOXES_PER_PICTURE, 2))
-        corners = (size - sides) * uniform(BOXES_PER_PICTURE, 2)
-        boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
+        boxes = random_boxes(BOXES_PER_PICTURE, size, generator)
         inputs.append(
             {
                 "image": (256 * uniform(3, size, size)).to(torch.uint8),
@@ -199,6 +197,13 @@ def random_batch(batch: int, size: int, num_labels: int) -> List[Dict]:
             }
         )
     return inputs
+
+
+def random_boxes(number: int, size: int, generator: torch.Generator) -> Boxes:
+    """Boxes of a tenth to a half of a picture's height and width, which are `size` pixels."""
+    sides = size * (0.1 + 0.4 * torch.rand(number, 2, generator=generator))
+    corners = (size - sides) * torch.rand(number, 2, generator=generator)
+    return Boxes(torch.cat([corners, corners + sides], dim=1))
 
 
 def calibrate(network: Network) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Callable, Dict, Iterator, List, NamedTuple
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from .arguments import positive, positive_numbers
 from .label_graph import fill_sparsely
 from .measuring import Table, measure, measure_memory, timed_rows
 from .models import STEPS, prepare_step
-from .networks import CONFIGS, RESNETS
+from .networks import CONFIGS, RESNETS, random_boxes
 
 NUM_LABELS = 80
 NUM_REGIONS = 40
@@ -59,12 +59,11 @@ def build_heads(num_labels: int, num_regions: int, batch: int, size: int, opts) 
     for graph in label_graphs(model):
         fill_sparsely(graph)
     cells = math.ceil(size / STRIDE)
-    proposals = []
-    for _ in range(batch):
-        sides = size * (0.1 + 0.4 * torch.rand(num_regions, 2))
-        corners = (size - sides) * torch.rand(num_regions, 2)
-        boxes = Boxes(torch.cat([corners, corners + sides], dim=1))
-        proposals.append(Instances((size, size), proposal_boxes=boxes))
+    generator = torch.Generator().manual_seed(0)
+    proposals = [
+        Instances((size, size), proposal_boxes=random_boxes(num_regions, size, generator))
+        for _ in range(batch)
+    ]
     return Heads(
         model,
         torch.randn(batch, channels, cells, cells).relu().requires_grad_(),

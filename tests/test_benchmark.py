@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from benchmarks import evaluator, label_graph, scaling
@@ -145,6 +146,19 @@ def test_memory_is_that_of_the_step():
     found = measure_memory(1, partial, torch.ones, 50_000_000)
     assert 200e6 <= found["step_bytes"] < 230e6
     assert found["peak_bytes"] > 200e6 + found["step_bytes"]
+
+
+def prepare_with_leftovers():
+    """A step of 16 MB, after much that was allocated and freed in pieces as large."""
+    for _ in range(3):
+        pieces = [np.ones(2_000_000) for _ in range(10)]
+    # What lies above the freed ones keeps the C library from handing them back by itself.
+    return partial(np.add, pieces[-1], 1)
+
+
+def test_memory_that_was_freed_before_does_not_hide_that_of_the_step():
+    found = measure_memory(1, prepare_with_leftovers)
+    assert 15e6 < found["step_bytes"] < 30e6
 
 
 def test_memory_of_a_step_that_fails_is_an_error():

@@ -37,6 +37,7 @@ setup(
         "yacs>=0.1.8",
     ],
     extras_require={
+        "bench": ["torchmetrics>=1.0"],
         "demo": ["gradio>=6.31"],
         "dev": ["hypothesis", "pytest", "ruff"],
         # With torch 2.6 or later. To run what was exported, onnxruntime alone will do.

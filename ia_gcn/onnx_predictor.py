@@ -19,7 +19,10 @@ from .prediction import PredictedRegions, Prediction
 
 
 class PictureView:
-    """From a picture to what an exported model takes; works without the model."""
+    """From a picture to what an exported model takes; works without the model.
+
+    Pillow alone makes it, so that its pixels are those of evaluation within rounding, one level.
+    """
 
     def __init__(self, preprocessing: Dict[str, Any]):
         """

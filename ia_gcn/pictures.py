@@ -15,6 +15,9 @@ from .errors import InputError
 # A file; (H, W, 3) uint8 RGB; or one that Pillow has opened.
 Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
 
+# The EXIF tag; 1 is upright.
+ORIENTATION = 0x0112
+
 
 class UnreadableImage(Exception):
     """A file that could not be decoded; `file_name` and why."""
@@ -50,8 +53,12 @@ def decode_picture(
 
 
 def upright_8_bit(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF orientation says, and with 16-bit greys scaled to 8 bits."""
-    image = ImageOps.exif_transpose(image)
+    """A picture turned as its EXIF orientation says, and with 16-bit greys scaled to 8 bits.
+
+    One that has neither to be done is returned itself.
+    """
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
         levels = np.asarray(image).clip(0, 65535) // 256

@@ -1,4 +1,4 @@
-"""The Augmentations by themselves: MultiScaleCrop, Cutout, RandAugment."""
+"""The Augmentations by themselves: Warp, MultiScaleCrop, Cutout, RandAugment."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,98 @@ from detectron2.data import transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_images
+from torchvision.transforms import functional as vision
 
-from ia_gcn.data import Cutout, MultiScaleCrop, RandAugment
+from ia_gcn.data import Cutout, MultiScaleCrop, RandAugment, Warp
 from ia_gcn.errors import InputError
 
 
 def noise(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+# ------------------------------------------------------------------------------------------- Warp
+
+sides = st.integers(1, 80)
+
+
+def exactly_warped(pixels, height, width):
+    """What Pillow's bilinear resize is without rounding: (height, width, C) float."""
+    channels = [Image.fromarray(c) for c in pixels.astype(np.float32).transpose(2, 0, 1)]
+    return np.dstack([np.asarray(c.resize((width, height), Image.BILINEAR)) for c in channels])
+
+
+@settings(max_examples=200)
+@given(sides, sides, sides, sides, st.integers(1, 3), st.integers(0, 2**32 - 1), st.booleans())
+def test_a_warp_is_pillows_within_rounding(height, width, new_h, new_w, channels, seed, extreme):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    if extreme:
+        pixels = np.where(pixels < 128, 0, 255).astype(np.uint8)
+    before = pixels.copy()
+    found = Warp((new_h, new_w)).get_transform(pixels).apply_image(pixels)
+    assert (found.shape, found.dtype) == ((new_h, new_w, channels), np.uint8)
+    assert np.array_equal(pixels, before)
+    # Half a level for the rows, half a level for the columns, and something for 16-bit weights.
+    exact = exactly_warped(pixels, new_h, new_w)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1.1)
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return load_sample_images().images
+
+
+@pytest.mark.parametrize("size", [(448, 448), (224, 320), (900, 600), (64, 64), (576, 576)])
+def test_few_pixels_of_a_photo_differ_from_pillows_by_a_level(photos, size):
+    for photo in photos:
+        found = Warp(size).get_transform(photo).apply_image(photo)
+        expected = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.BILINEAR))
+        difference = np.abs(found.astype(int) - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.02
+
+
+def test_a_crop_and_a_flip_are_torchvisions(photos):
+    crop = MultiScaleCrop((448, 448), (1.0, 0.875, 0.75, 0.66), 2)
+    for seed in range(10):
+        np.random.seed(seed)
+        photo = photos[seed % 2]
+        transform = crop.get_transform(photo) + T.HFlipTransform(448)
+        box = transform.transforms[0]
+        place = (box.y0, box.x0, box.h, box.w)
+        expected = vision.hflip(vision.resized_crop(Image.fromarray(photo), *place, [448, 448]))
+        difference = np.abs(transform.apply_image(photo).astype(int) - np.asarray(expected))
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.02
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fast", [True, False])
+def test_any_layout_in_memory_will_do(monkeypatch, fast):
+    """Read-only, mirrored, BGR, a piece of something larger; with torch's kernel and without."""
+    monkeypatch.setattr("ia_gcn.data.augmentation.HAS_FAST_KERNEL", fast)
+    whole = noise(40, 60)
+    read_only = np.asarray(Image.fromarray(whole))
+    assert not read_only.flags.writeable
+    warp = Warp((24, 32))
+    for view in (read_only, whole[:, ::-1], whole[:, :, ::-1], whole[3:30, 7:50]):
+        expected = Image.fromarray(np.ascontiguousarray(view)).resize((32, 24), Image.BILINEAR)
+        found = warp.get_transform(view).apply_image(view)
+        np.testing.assert_allclose(found, np.asarray(expected), rtol=0, atol=1 if fast else 0)
+
+
+def test_boxes_and_masks_follow_as_in_detectron2():
+    ours, theirs = (
+        augmentation((33, 21)).get_transform(noise(40, 60)) for augmentation in (Warp, T.Resize)
+    )
+    boxes = np.array([[3.0, 5.0, 30.5, 39.0], [0.0, 0.0, 60.0, 40.0]])
+    assert np.array_equal(ours.apply_box(boxes), theirs.apply_box(boxes))
+    mask = noise(40, 60)[:, :, 0]
+    assert np.array_equal(ours.apply_segmentation(mask), theirs.apply_segmentation(mask))
+    colours = np.random.default_rng(0).random((40, 60, 3), np.float32)
+    assert np.array_equal(ours.apply_image(colours), theirs.apply_image(colours))
 
 
 # --------------------------------------------------------------------------------- MultiScaleCrop
@@ -29,9 +114,6 @@ def crop_of(augmentation, height, width):
     crop = transform.transforms[0]
     assert isinstance(crop, T.CropTransform)
     return (crop.x0, crop.y0, crop.w, crop.h), transform.apply_image(image)
-
-
-sides = st.integers(1, 80)
 
 
 @settings(max_examples=150)

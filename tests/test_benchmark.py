@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from benchmarks import evaluator, label_graph, scaling
+from benchmarks import evaluator, label_graph, loading, scaling
 from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
 from benchmarks.networks import RESNETS, TRESNETS, build_network, infer
+from PIL import Image
 
 from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
 from ia_gcn.errors import InputError
@@ -274,3 +275,48 @@ def test_what_cannot_be_run_is_refused_in_one_line(benchmark, args, message):
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("benchmark: ")
     assert message in line
+
+
+# ------------------------------------------------------------------------------------ data loading
+
+
+def test_loading_is_compared_on_the_same_pixels(benchmark, tmp_path):
+    path = tmp_path / "loading.json"
+    args = ("--pictures", "6", "--batch", "4", "--size", "96", "--rounds", "2")
+    result = benchmark("loading", *args, "--output", str(path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads(path.read_text())
+    assert content["machine"]["threads"] == 1
+    assert [t["title"].partition(":")[0] for t in content["tables"]] == [
+        "Training view",
+        "Test view",
+    ]
+    for table in content["tables"]:
+        peer, own, floats, tensors, decoding = table["rows"]
+        assert own["name"] == "ia_gcn"
+        assert peer["speed"] == 1
+        for row in table["rows"]:
+            assert 0 < row["min_per_second"] <= row["per_second"] <= row["max_per_second"]
+            assert row["speed"] == pytest.approx(row["per_second"] / peer["per_second"])
+            assert f"| {row['name']} " in result.stdout
+        for row in (own, tensors):
+            assert row["level_difference"] <= 1
+            assert row["differing_share"] < 0.02
+        assert "level_difference" not in {**peer, **floats, **decoding}
+
+
+def test_rates_are_of_medians():
+    rows = loading.rate_rows({"a": [1.0, 2.0, 9.0], "b": [4.0, 4.0, 5.0]}, 20)
+    assert [row["per_second"] for row in rows] == [10, 5]
+    assert [row["speed"] for row in rows] == [1, 0.5]
+    assert (rows[0]["min_per_second"], rows[0]["max_per_second"]) == (20 / 9, 20)
+
+
+def test_photos_are_pictures_that_differ(tmp_path):
+    files = loading.write_photos(tmp_path, 8)
+    pixels = [np.asarray(Image.open(file)) for file in files]
+    assert {p.shape[:2] for p in pixels} == set(loading.PHOTO_SIZES)
+    assert len({p.tobytes() for p in pixels}) == 8
+    assert all(p.std() > 30 for p in pixels)
+    again = loading.write_photos(tmp_path, 8)
+    assert [np.asarray(Image.open(f)).tobytes() for f in again] == [p.tobytes() for p in pixels]

@@ -328,10 +328,10 @@ def run_all(args) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     done = {key for key, _ in read_results(args.output)}
     wanted = {
-        run.key: (run, f"{name}: {row.name}, seed {run.seed}")
-        for name, table in tables.items()
+        run.key: (run, f"{name}: {row.name}, seed {seed}")
         # Seed by seed: what is cut short has all rows of some seeds.
         for seed in args.seeds
+        for name, table in tables.items()
         for row in table.rows
         for run in [spec.run(args.mode, row, seed)]
     }

@@ -13,6 +13,8 @@ Examples:
     tools/benchmark.py evaluator
   how IA-GCN's cost grows with labels, regions and batch:
     tools/benchmark.py scaling
+  data loading beside torchvision's (a minute):
+    tools/benchmark.py loading
   what a subcommand takes:
     tools/benchmark.py model --help
 """
@@ -28,6 +30,7 @@ from typing import Dict
 import torch
 from benchmarks.arguments import positive
 from benchmarks.evaluator import add_evaluator
+from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
 from benchmarks.models import add_model
 from benchmarks.scaling import add_scaling
@@ -83,7 +86,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
-    for add in (add_model, add_evaluator, add_scaling):
+    for add in (add_model, add_evaluator, add_scaling, add_loading):
         add(subcommands, common_options())
     args = parser.parse_args()
     try:

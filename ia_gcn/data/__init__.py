@@ -1,6 +1,6 @@
 from ..pictures import UnreadableImage
 from . import datasets
-from .augmentation import Cutout, MultiScaleCrop, RandAugment
+from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
 from .build import (
     build_multilabel_test_loader,
     build_multilabel_train_loader,
@@ -26,6 +26,7 @@ __all__ = [
     "MultiScaleCrop",
     "RandAugment",
     "UnreadableImage",
+    "Warp",
     "add_proposals",
     "build_multilabel_test_loader",
     "build_multilabel_train_loader",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..pictures import decode_picture, upright_8_bit
-from .augmentation import Cutout, MultiScaleCrop, RandAugment
+from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
 
 
 class MultiLabelDatasetMapper:
@@ -139,7 +139,11 @@ def read_picture(file_name: str, image_format: str = "RGB") -> np.ndarray:
 
 def convert_picture(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     """What `read_picture` returns, of a picture that Pillow has opened."""
-    return utils.convert_PIL_to_numpy(upright_8_bit(image), image_format)
+    image = upright_8_bit(image)
+    if image.mode == image_format == "RGB":
+        # To convert it would be to copy it once more.
+        return np.asarray(image)
+    return utils.convert_PIL_to_numpy(image, image_format)
 
 
 def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
@@ -159,10 +163,10 @@ def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
     """
     size = tuple(cfg.INPUT.IMAGE_SIZE)
     if not is_train:
-        return [T.Resize(size)]
+        return [Warp(size)]
     crop = cfg.INPUT.MULTI_SCALE_CROP
     augmentations = [
-        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT) if crop.ENABLED else T.Resize(size)
+        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT) if crop.ENABLED else Warp(size)
     ]
     if cfg.INPUT.RANDOM_FLIP != "none":
         augmentations.append(

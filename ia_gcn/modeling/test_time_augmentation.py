@@ -11,6 +11,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from torch import nn
 
+from ..data.augmentation import Warp
 from ..data.dataset_mapper import MultiLabelDatasetMapper, read_picture, target_vector
 from ..errors import InputError
 
@@ -39,9 +40,9 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         self.views = []
         for scale in scales:
             height, width = (max(1, round(scale * side)) for side in image_size)
-            self.views.append(T.AugmentationList([T.Resize((height, width))]))
+            self.views.append(T.AugmentationList([Warp((height, width))]))
             if flip:
-                mirrored = [T.Resize((height, width)), T.HFlipTransform(width)]
+                mirrored = [Warp((height, width)), T.HFlipTransform(width)]
                 self.views.append(T.AugmentationList(mirrored))
 
     @classmethod

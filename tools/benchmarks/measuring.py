@@ -93,6 +93,14 @@ COLUMNS: Dict[str, tuple] = {
     ),
     "step_bytes": ("memory of the step", lambda row: describe_bytes(row["step_bytes"])),
     "peak_bytes": ("peak of the process", lambda row: describe_bytes(row["peak_bytes"])),
+    "per_second": ("pictures/s", lambda row: f"{row['per_second']:.0f}"),
+    "min_per_second": (
+        "min–max pictures/s",
+        lambda row: f"{row['min_per_second']:.0f}–{row['max_per_second']:.0f}",
+    ),
+    "speed": ("times as many", lambda row: f"{row['speed']:.2f}"),
+    "level_difference": ("max difference of 0–255", lambda row: f"{row['level_difference']}"),
+    "differing_share": ("values that differ", lambda row: f"{row['differing_share']:.3%}"),
 }
 
 

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ia_gcn.modeling import GlobalPooling, valid_cells
+from ia_gcn.modeling import GlobalPooling, MeanROIPooler, valid_cells
 
 quick = settings(max_examples=80)
 
@@ -188,3 +190,55 @@ def test_a_batch_without_padding_needs_no_mask(size):
 def test_one_padded_image_needs_a_mask():
     valid = valid_cells(torch.zeros(1, 1, 3, 3), [(20, 70)], 32)
     assert valid.int().tolist() == [[[[1, 1, 1], [0, 0, 0], [0, 0, 0]]]]
+
+
+# The mean over regions
+
+# Within the map of 7 × 5 cells, over its border, beyond it, of no size, and all of it.
+REGION_BOXES = [
+    *([8.0, 10.5, 60.2, 33.3], [-40.0, 70.0, 20.0, 130.0], [200.0, 200.0, 260.0, 290.0]),
+    *([31.0, 44.0, 31.0, 44.0], [0.0, 0.0, 80.0, 112.0]),
+]
+
+
+def region_means(cls, features, boxes, resolution, samples):
+    pooler = cls(resolution, [1 / 16], samples, "ROIAlignV2")
+    boxes = [Boxes(torch.tensor(image).reshape(-1, 4)) for image in boxes]
+    return pooler([features], boxes).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("boxes", [[REGION_BOXES, [], REGION_BOXES[:2]], [[]], [[], REGION_BOXES]])
+@pytest.mark.parametrize("resolution", [1, 3])
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_means_of_regions_are_those_of_roi_align(boxes, resolution, samples):
+    torch.manual_seed(0)
+    features = torch.randn(len(boxes), 3, 7, 5, dtype=torch.float64, requires_grad=True)
+    found, expected = (
+        region_means(cls, features, boxes, resolution, samples)
+        for cls in (MeanROIPooler, ROIPooler)
+    )
+    assert found.shape == (sum(map(len, boxes)), 3)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn_like(expected)
+    gradients = (torch.autograd.grad(means, features, weights)[0] for means in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+def test_means_of_regions_are_taken_in_full_precision_under_autocast():
+    torch.manual_seed(0)
+    features = torch.randn(1, 3, 7, 5).bfloat16()
+    expected = region_means(MeanROIPooler, features.double(), [REGION_BOXES], 1, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = region_means(MeanROIPooler, features, [REGION_BOXES], 1, 5)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+
+
+def test_a_region_s_mean_asks_for_no_other_image():
+    torch.manual_seed(0)
+    features = torch.randn(2, 3, 7, 5)
+    alone = region_means(MeanROIPooler, features[:1], [REGION_BOXES], 1, 4)
+    features[1] = float("nan")
+    assert torch.equal(
+        region_means(MeanROIPooler, features, [REGION_BOXES, REGION_BOXES], 1, 4)[:5], alone
+    )

@@ -1,5 +1,7 @@
 """Optimizer, learning-rate schedules, and epochs turned into iterations."""
 
+import copy
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -86,6 +88,46 @@ def test_every_parameter_has_its_rate_and_decay(name, cls):
     for parameter, rate, decay in expected:
         assert groups[id(parameter)]["lr"] == pytest.approx(rate)
         assert groups[id(parameter)]["weight_decay"] == decay
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("clip", [False, True])
+def test_steps_are_those_of_torch_s_plain_loop(name, clip):
+    cfg = make_cfg(OPTIMIZER=name, BASE_LR=0.1, WEIGHT_DECAY=0.5, WEIGHT_DECAY_BIAS=0.0)
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, 2))
+    expected = copy.deepcopy(model)
+    optimizer = build_optimizer(cfg, model)
+    places = {id(p): i for i, p in enumerate(model.parameters())}
+    copies = list(expected.parameters())
+    options = {"momentum": 0.9} if name == "SGD" else {}
+    plain = getattr(torch.optim, name)(
+        [
+            {
+                "params": [copies[places[id(p)]] for p in group["params"]],
+                "weight_decay": group["weight_decay"],
+            }
+            for group in optimizer.param_groups
+        ],
+        lr=0.1,
+        foreach=False,
+        **options,
+    )
+    for i in range(4):
+        # Gradients of another memory format than the weights' must not be mistaken for theirs.
+        x = torch.randn(5, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+        for network, its_optimizer in ((model, optimizer), (expected, plain)):
+            its_optimizer.zero_grad()
+            # The last layer gets its first gradient late, as what follows the regions may; torch's
+            # clipping by value takes no weight without one.
+            network[: 4 if i or clip else 3](x).square().sum().backward()
+            if clip and its_optimizer is plain:
+                nn.utils.clip_grad_value_(network.parameters(), 0.01)
+            its_optimizer.step()
+    for found, parameter in zip(model.parameters(), expected.parameters()):
+        torch.testing.assert_close(found, parameter, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_optimizer_is_refused():

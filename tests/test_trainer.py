@@ -57,6 +57,21 @@ def test_a_cut_run_resumed_ends_as_an_uncut_one(make_cfg, optimizer):
     assert_same_state(uncut, resumed)
 
 
+def test_a_checkpoint_does_not_say_how_a_step_is_computed(make_cfg, tmp_path):
+    # As one is that was written on a GPU, or before Adam was fused.
+    opts = ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "TEST.EVAL_PERIOD", 0)
+    uncut = run(make_cfg("uncut", *opts))
+    cfg = make_cfg("cut", *opts)
+    with pytest.raises(Cut):
+        run(cfg, cut_at=4)
+    path = tmp_path / "cut" / (tmp_path / "cut" / "last_checkpoint").read_text()
+    checkpoint = torch.load(path, weights_only=True)
+    for group in checkpoint["trainer"]["_trainer"]["optimizer"]["param_groups"]:
+        group["fused"] = not group["fused"]
+    torch.save(checkpoint, path)
+    assert_same_state(uncut, run(cfg, resume=True))
+
+
 def test_ia_gcn_draws_after_a_cut_what_it_would_have_drawn(make_cfg):
     uncut = run(make_cfg("uncut", config="ia_gcn"))
     assert_same_state(uncut, run_cut_and_resumed(make_cfg("cut", config="ia_gcn")))

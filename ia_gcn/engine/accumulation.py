@@ -71,7 +71,11 @@ class AccumulatingTrainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict):
-        super().load_state_dict(state_dict)
+        # How a step is computed is a matter of this machine, not of the one that wrote the state.
+        here = {key: value for key, value in self.optimizer.defaults.items() if key == "fused"}
+        optimizer = state_dict["optimizer"]
+        groups = [{**group, **here} for group in optimizer["param_groups"]]
+        super().load_state_dict({**state_dict, "optimizer": {**optimizer, "param_groups": groups}})
         # A disabled one has no state.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

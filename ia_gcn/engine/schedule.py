@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils.env import TORCH_VERSION
 from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler
 from torch import nn
 
@@ -66,7 +67,12 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return sgd(params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER in ("Adam", "AdamW"):
         adam = maybe_add_gradient_clipping(cfg, getattr(torch.optim, solver.OPTIMIZER))
-        return adam(params, solver.BASE_LR)
+        # On a CPU torch goes through the weights one by one, some ten operations each, unless it is
+        # told otherwise; on a GPU it takes them together on its own. Not so SGD: its fused form
+        # fails on a weight whose first gradient comes after the others', as a region's may.
+        on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+        fused = {"fused": True} if on_cpu and TORCH_VERSION >= (2, 4) else {}
+        return adam(params, solver.BASE_LR, **fused)
     raise InputError(f"SOLVER.OPTIMIZER must be SGD, Adam or AdamW, not {solver.OPTIMIZER!r}")
 
 

@@ -24,7 +24,7 @@ from .losses import (
     multi_label_bce,
 )
 from .meta_arch import InstanceAwareRecognizer, MultiLabelRecognizer
-from .pooling import GlobalPooling, valid_cells
+from .pooling import GlobalPooling, MeanROIPooler, valid_cells
 from .region_heads import (
     RegionGCN,
     Regions,
@@ -45,6 +45,7 @@ __all__ = [
     "InstanceAwareRecognizer",
     "LabelGraph",
     "LinearHead",
+    "MeanROIPooler",
     "MultiLabelBCE",
     "MultiLabelRecognizer",
     "RegionGCN",

@@ -1,8 +1,12 @@
-"""Global pooling: from a feature map (B, D, H, W) to x (B, D), the feature of the whole image."""
+"""Pooling of feature maps (B, D, H, W): to x (B, D), the feature of the whole image; of regions."""
 
 from __future__ import annotations
 
+from typing import List
+
 import torch
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.structures import Boxes
 from torch import nn
 
 from ..errors import InputError
@@ -82,3 +86,58 @@ def _masked_mean(features: torch.Tensor, valid: torch.Tensor | None) -> torch.Te
     if valid is None:
         return features.mean(dim=(2, 3))
     return features.masked_fill(~valid, 0).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
+
+
+class MeanROIPooler(ROIPooler):
+    """detectron2's ROIPooler where only the mean over a region's cells is asked for.
+
+    ROIAlign's samples stand on a grid, and each lies between cells of the feature map: their mean
+    is the map's sum with weights w_y w_xᵀ. For all regions of an image that is a matrix product,
+    and so is its gradient, instead of a loop over every sample in every channel.
+
+    It takes one feature map, ROIAlignV2, and a sampling_ratio that is not 0.
+    """
+
+    def forward(self, x: List[torch.Tensor], box_lists: List[Boxes]) -> torch.Tensor:
+        """
+        Args:
+            x: of one feature map, (B, D, H, W).
+            box_lists: the M boxes of B images, in pixels.
+        Returns:
+            (M, D, 1, 1), of the feature map's dtype; without a gradient for the boxes.
+        """
+        (features,), (align,) = x, self.level_poolers
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        counts = torch.tensor([len(boxes) for boxes in box_lists], device=features.device)
+        valid = torch.arange(max(map(len, box_lists)), device=features.device) < counts[:, None]
+        with torch.no_grad():
+            # From pixels to cells, whose centres are whole numbers.
+            boxes = torch.cat([boxes.tensor for boxes in box_lists]).to(dtype)
+            x0, y0, x1, y1 = (boxes * align.spatial_scale - 0.5).unbind(dim=1)
+            samples = [align.sampling_ratio * size for size in self.output_size]
+            rows = _mean_weights(y0, y1, samples[0], features.shape[2])
+            columns = _mean_weights(x0, x1, samples[1], features.shape[3])
+            cells = (rows[:, :, None] * columns[:, None, :]).flatten(1)
+            weights = cells.new_zeros(*valid.shape, cells.shape[1]).index_put((valid,), cells)
+        # As ROIAlign, in full precision.
+        with torch.autocast(features.device.type, enabled=False):
+            means = weights @ features.to(dtype).flatten(2).mT
+        return means[valid].to(features.dtype)[:, :, None, None]
+
+
+def _mean_weights(start: torch.Tensor, end: torch.Tensor, samples: int, size: int) -> torch.Tensor:
+    """What each of a row of cells counts in the mean of samples between `start` and `end`.
+
+    Args:
+        start, end: (M,), in cells.
+        samples: how many there are, at equal distances.
+        size: number of cells. A sample up to half a cell beyond the outer ones' borders is taken at
+            the outer cell's centre, one farther out is 0.
+    Returns:
+        (M, size).
+    """
+    steps = (torch.arange(samples, dtype=start.dtype, device=start.device) + 0.5) / samples
+    places = start[:, None] + steps * (end - start)[:, None]
+    inside = (places >= -1) & (places <= size)
+    distances = places.clamp(0, size - 1)[:, :, None] - torch.arange(size, device=start.device)
+    return ((1 - distances.abs()).clamp(min=0) * inside[:, :, None]).mean(dim=1)

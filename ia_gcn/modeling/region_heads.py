@@ -20,6 +20,7 @@ from ..errors import InputError
 from .graph_conv import GraphConv, graph_layers
 from .label_graph import graph_scale, propagate
 from .losses import multi_label_bce
+from .pooling import MeanROIPooler
 
 
 class Regions(NamedTuple):
@@ -107,11 +108,19 @@ class VariationalROIHeads(nn.Module):
     def from_config(cls, cfg, input_shape: Dict[str, ShapeSpec]):
         in_features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         shapes = [input_shape[name] for name in in_features]
-        pooler = ROIPooler(
-            output_size=cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION,
+        box_head = cfg.MODEL.ROI_BOX_HEAD
+        # Without a res5 stage of their own, of the regions only means are needed.
+        means_will_do = (
+            not cfg.MODEL.REGION_BRANCH.RES5
+            and len(shapes) == 1
+            and box_head.POOLER_TYPE == "ROIAlignV2"
+            and box_head.POOLER_SAMPLING_RATIO > 0
+        )
+        pooler = (MeanROIPooler if means_will_do else ROIPooler)(
+            output_size=box_head.POOLER_RESOLUTION,
             scales=[1 / shape.stride for shape in shapes],
-            sampling_ratio=cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO,
-            pooler_type=cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE,
+            sampling_ratio=box_head.POOLER_SAMPLING_RATIO,
+            pooler_type=box_head.POOLER_TYPE,
         )
         res5, feature_dim = None, shapes[0].channels
         if cfg.MODEL.REGION_BRANCH.RES5:

@@ -80,6 +80,9 @@ def test_config_takes_a_training_step(config_file):
     optimizer.step()
     assert heads
     for name, parameter in heads.items():
+        # Beside these heads the region branch changes no score, and is not trained.
+        if config_file.endswith("_rpn.yaml") and name.startswith("roi_heads."):
+            continue
         assert parameter.isfinite().all(), name
         assert not parameter.equal(before[name]), name
 

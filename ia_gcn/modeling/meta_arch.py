@@ -301,6 +301,8 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
             torch.stack([getattr(regions, name) for regions in draws]).mean(dim=0)
             for name in ("presence", "weights", "scores")
         )
+        # Of all at once, as elsewhere: a row alone may be rounded otherwise.
+        probabilities = logits.sigmoid()
         results = []
         for i, image_proposals in enumerate(proposals):
             regions = image_proposals[: weights.shape[1]]
@@ -308,7 +310,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
             regions.scores = scores[i, : len(regions)]
             results.append(
                 {
-                    "scores": logits[i].sigmoid(),
+                    "scores": probabilities[i],
                     "logits": logits[i],
                     "presence": presence[i],
                     "regions": regions,

@@ -34,11 +34,9 @@ SPEC = {
     "tables": {
         "parts": {
             "title": "Parts",
+            "published": {"COCO": {"Base": 82.9}},
             "rows": {
-                "Base": {
-                    "config": "configs/DigitScenes/base_rpn.yaml",
-                    "published": {"COCO": 82.9},
-                },
+                "Base": {"config": "configs/DigitScenes/base_rpn.yaml"},
                 "IA-GCN": {"config": "configs/DigitScenes/ia_gcn.yaml"},
             },
         },

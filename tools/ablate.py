@@ -96,8 +96,6 @@ class Row(NamedTuple):
     name: str
     config: str
     opts: Dict
-    published: Dict
-    """What the paper has for it, by what that is."""
 
 
 class Table(NamedTuple):
@@ -107,6 +105,8 @@ class Table(NamedTuple):
     """above or first: which row each is compared with."""
     x: str
     """What the rows' names are if they are numbers, else empty."""
+    published: Dict[str, Dict[str, float]]
+    """The paper's mAP in percent, by data set and by row."""
 
 
 class Spec(NamedTuple):
@@ -135,11 +135,12 @@ def read_spec(path: str) -> Spec:
             name: Table(
                 table["title"],
                 [
-                    Row(str(row_name), row["config"], row.get("opts", {}), row.get("published", {}))
+                    Row(str(row_name), row["config"], row.get("opts", {}))
                     for row_name, row in table["rows"].items()
                 ],
                 table.get("compare", "above"),
                 table.get("x", ""),
+                table.get("published", {}),
             )
             for name, table in content["tables"].items()
         }
@@ -420,7 +421,7 @@ def report(args) -> int:
             rows = [(row, found) for row, found in rows if found]
             if rows:
                 shown += 1
-                print(f"### {table.title} ({mode})\n\n{markdown(rows, table.compare)}\n")
+                print(f"### {table.title} ({mode})\n\n{markdown(rows, table)}\n")
                 draw(rows, table, str(plots / f"{name}_{mode}.png"))
     if not shown:
         raise InputError(f"{args.output}: nothing of these tables was run")
@@ -434,20 +435,19 @@ def row_results(results: Dict[str, Dict], run: Run) -> Dict[int, Dict]:
     return {seed: results[key] for seed, key in keys.items() if key in results}
 
 
-def markdown(rows: Rows, compare: str) -> str:
+def markdown(rows: Rows, table: Table) -> str:
     """Means and deviations of each row, and the paired difference of its mAP to another row."""
     maps = [{seed: result["mAP"] for seed, result in found.items()} for _, found in rows]
     shown = [key for key in REGION_FIGURES if any(mean_of(found, key) for _, found in rows)]
-    published = list(dict.fromkeys(name for row, _ in rows for name in row.published))
     grid = []
     for place, (row, found) in enumerate(rows):
-        others = maps[max(place - 1, 0) if compare == "above" else 0]
+        others = maps[max(place - 1, 0) if table.compare == "above" else 0]
         difference = paired_difference(others, maps[place]) if place else "–"
         values = list(found.values())
         grid.append(
             [
                 row.name,
-                *(row.published.get(name, "–") for name in published),
+                *(figures.get(row.name, "–") for figures in table.published.values()),
                 *(mean_and_deviation([value[measure] for value in values]) for measure in MEASURES),
                 difference,
                 mean_and_deviation([value["train"]["mAP"] for value in values]),
@@ -455,8 +455,8 @@ def markdown(rows: Rows, compare: str) -> str:
                 len(values),
             ]
         )
-    to = "the row above" if compare == "above" else rows[0][0].name
-    headers = ["", *(f"published {name}" for name in published), *MEASURES]
+    to = "the row above" if table.compare == "above" else rows[0][0].name
+    headers = ["", *(f"published {name}" for name in table.published), *MEASURES]
     headers += [f"mAP against {to}", "mAP in training"]
     headers += [*(REGION_FIGURES[key] for key in shown), "seeds"]
     align = ["left"] + ["right"] * (len(headers) - 1)

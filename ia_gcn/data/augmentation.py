@@ -31,7 +31,7 @@ class Warp(T.Resize):
 
 
 class WarpTransform(T.ResizeTransform):
-    """detectron2's bilinear ResizeTransform, in a third of the time for (H, W, C) uint8 pictures.
+    """detectron2's bilinear ResizeTransform, sooner for (H, W, C) uint8 pictures.
 
     What comes out is Pillow's within rounding: of a photo, one value in a hundred at most differs,
     by one of 256 levels. In memory it is (C, H, W).

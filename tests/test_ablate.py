@@ -153,6 +153,13 @@ def test_what_is_there_is_not_run_again_and_more_seeds_are_added(after_heads, ab
     assert [result["seed"] for result in read_results(after_heads)[len(before) :]] == [3, 3]
 
 
+def test_features_that_were_cut_short_are_made_again(after_heads, ablate):
+    (after_heads / "network" / "network.pth").unlink()
+    (after_heads / "network" / "digit_scenes_val.safetensors").write_bytes(b"cut")
+    result = ablate("run", "--tables", "adaptive", "--seeds", "4")
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
 def test_a_run_repeats(after_heads, ablate):
     results = read_results(after_heads)
     lost = next(result for result in results if result["config"].endswith("ia_gcn.yaml"))

@@ -39,6 +39,7 @@ from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 import numpy as np
 import torch
 import yaml
+from benchmarks.arguments import positive
 from detectron2.config import CfgNode
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
@@ -145,6 +146,8 @@ def read_spec(path: str) -> Spec:
             for name, table in content["tables"].items()
         }
         keys = ("opts", "network", "train", "test", "modes")
+        if set(content["modes"]) != set(MODES):
+            raise KeyError(f"modes must be {' and '.join(MODES)}")
         return Spec(*(content[key] for key in keys), tables)
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--spec {path}: {' '.join(str(error).split())}") from error
@@ -198,7 +201,8 @@ def prepare(spec: Spec, start: Start) -> None:
         weights = ["--weights", str(start.checkpoint), "--kind", "scores"]
         weights += ["--output", str(start.label_embeddings)]
         call("build_label_embeddings.py", *config, *weights, *opts, "DATASETS.TRAIN", [spec.train])
-    if not all(start.features(name).exists() for name in (spec.train, spec.test)):
+    # Written after the features: where it is, they are whole.
+    if not start.network.exists():
         write_features(spec, start, [*opts, *folder])
 
 
@@ -278,13 +282,13 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     fill_label_graphs(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), label_names)
     heads, storage = train_heads(cfg, model, train)
     return {
-        **figures(heads, test, cfg),
-        "train": figures(heads, train, cfg),
+        **measure_heads(heads, test, cfg),
+        "train": measure_heads(heads, train, cfg),
         "regions": region_figures(storage),
     }
 
 
-def figures(heads: HeadsOnFeatures, features: FrozenFeatures, cfg: CfgNode) -> Dict:
+def measure_heads(heads: HeadsOnFeatures, features: FrozenFeatures, cfg: CfgNode) -> Dict:
     scores = heads.predict(features).sigmoid().numpy()
     targets = features.targets.numpy().astype(int)
     found = multi_label_metrics(scores, targets, threshold=cfg.TEST.THRESHOLD)
@@ -504,14 +508,6 @@ def seeds(text: str) -> List[int]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text}: no seed")
     return found
-
-
-def positive(text: str) -> int:
-    """An argparse type."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
 
 
 def parse_arguments() -> argparse.Namespace:

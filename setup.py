@@ -30,6 +30,7 @@ setup(
         "iopath>=0.1.7",
         "pycocotools>=2.0.2",
         "safetensors>=0.4",
+        "simplejpeg>=1.7",
         "tabulate",
         "tensorboard",
         "timm>=1.0",

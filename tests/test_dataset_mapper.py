@@ -1,9 +1,12 @@
 """From a data set dict to a sample: reading, both views, and boxes."""
 
 import copy
+import io
+import os
 import pickle
 import re
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -12,7 +15,9 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode
-from PIL import Image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from ia_gcn import add_ia_gcn_config
@@ -436,6 +441,78 @@ def test_unreadable_files_are_named(tmp_path, name, is_train):
         make_mapper(is_train)(record_of(path))
     assert caught.value.file_name == str(path)
     assert caught.value.reason
+
+
+JPEGS = {
+    "baseline": {"quality": 80},
+    "every pixel's colour": {"quality": 95, "subsampling": 0},
+    "progressive": {"quality": 60, "progressive": True},
+    "stored as RGB": {"keep_rgb": True},
+    "with restarts": {"quality": 80, "restart_marker_rows": 1},
+    "with remarks": {"comment": b"x" * 60_000},
+}
+
+
+def jpeg_bytes(size=(45, 37), **options):
+    """A JPEG of random waves of colour."""
+    x, y = np.meshgrid(*map(np.arange, size))
+    waves = [np.sin(0.2 * x + k) * np.cos(0.1 * k * y) for k in (1, 2, 3)]
+    file = io.BytesIO()
+    pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def read_both(path, content):
+    """What we and Pillow make of a file of these bytes; None where it can't be read."""
+    path.write_bytes(content)
+    try:
+        ours = read_picture(str(path))
+    except UnreadableImage:
+        ours = None
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            pillows = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:
+        pillows = None
+    return ours, pillows
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("size", [(45, 37), (1, 1), (640, 3)])
+def test_a_jpegs_pixels_are_pillows(tmp_path, kind, size):
+    ours, pillows = read_both(tmp_path / "photo.jpg", jpeg_bytes(size, **JPEGS[kind]))
+    np.testing.assert_array_equal(ours, pillows)
+    assert ours.flags.c_contiguous
+
+
+def test_what_follows_a_jpeg_in_its_file_is_not_read_to_the_end(tmp_path):
+    content = jpeg_bytes()
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    os.truncate(path, 2**40)  # a terabyte of nothing
+    np.testing.assert_array_equal(read_picture(str(path)), Image.open(io.BytesIO(content)))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(sorted(JPEGS)),
+    cuts=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 20), st.binary(max_size=20)), max_size=4
+    ),
+    end=st.floats(0, 2),
+)
+def test_a_damaged_jpeg_is_what_pillow_makes_of_it(tmp_path, kind, cuts, end):
+    content = jpeg_bytes(**JPEGS[kind])
+    content = content[: round(end * len(content))]
+    for place, length, instead in cuts:
+        place = round(place * len(content))
+        content = content[:place] + instead + content[place + length :]
+    ours, pillows = read_both(tmp_path / "photo.jpg", content)
+    assert (ours is None) == (pillows is None)
+    if ours is not None:
+        np.testing.assert_array_equal(ours, pillows)
 
 
 def test_an_unreadable_image_can_leave_a_worker_process():

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Dict, List
 
 import numpy as np
+import simplejpeg
 import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
@@ -14,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..errors import InputError
-from ..pictures import decode_picture, upright_8_bit
+from ..pictures import ORIENTATION, decode_picture, upright_8_bit
 from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
 
 
@@ -133,8 +134,38 @@ def read_picture(file_name: str, image_format: str = "RGB") -> np.ndarray:
     Raises:
         UnreadableImage: the file is missing, truncated, too large, or no picture at all.
     """
-    convert = partial(convert_picture, image_format=image_format)
+    convert = partial(convert_file, image_format=image_format)
     return decode_picture(file_name, convert, partial(PathManager.open, mode="rb"))
+
+
+def convert_file(image: Image.Image, image_format: str) -> np.ndarray:
+    """What `read_picture` returns, of a file that Pillow has opened and not read yet."""
+    if (image.format, image.mode, image_format) == ("JPEG", "RGB", "RGB"):
+        pixels = decode_upright_jpeg(image)
+        if pixels is not None:
+            return pixels
+    return convert_picture(image, image_format)
+
+
+def decode_upright_jpeg(image: Image.Image) -> np.ndarray | None:
+    """What `read_picture` returns, of a JPEG in colour; None where that is better left to Pillow.
+
+    The decoder is Pillow's, and so are the pixels, but Pillow goes by way of a fourth channel.
+    """
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        return None
+    image.fp.seek(0)
+    # No honest JPEG takes more than its pixels do, but for what is attached to it.
+    most = 3 * image.width * image.height + 2**20
+    content = image.fp.read(most + 1)
+    if len(content) > most:
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(content, "RGB")
+    except ValueError:
+        # Something is wrong with it. Pillow decides whether that can be lived with.
+        return None
+    return pixels if pixels.shape[:2] == image.size[::-1] else None
 
 
 def convert_picture(image: Image.Image, image_format: str = "RGB") -> np.ndarray:

@@ -4,14 +4,24 @@ import json
 import os
 import subprocess
 import sys
+import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from benchmarks import evaluator, label_graph, loading, scaling
+from benchmarks import evaluator, label_graph, loading, profiling, scaling
 from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
-from benchmarks.networks import RESNETS, TRESNETS, build_network, infer
+from benchmarks.networks import (
+    RESNETS,
+    TRESNETS,
+    Network,
+    Recipe,
+    build_network,
+    infer,
+    train_step,
+)
+from detectron2.modeling.poolers import ROIPooler
 from PIL import Image
 
 from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
@@ -261,9 +271,108 @@ class ReadyFeatures(torch.nn.Module):
         return {"res5": self.features}
 
 
+DIGIT_SCENES = "configs/DigitScenes/ia_gcn_plus.yaml"
+
+
+def test_where_a_training_step_goes(benchmark, tmp_path):
+    path = tmp_path / "profile.json"
+    args = ("--config-file", DIGIT_SCENES, "--rounds", "2", "--threads", "1", "--batch", "2")
+    result = benchmark("profile", *args, "--output", str(path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    now, before, steps = json.loads(path.read_text())["tables"]
+    for table in (now, before):
+        names = [row["name"] for row in table["rows"]]
+        assert names == [*profiling.PARTS, profiling.OPTIMIZER, profiling.REST]
+        assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
+        by_name = {row["name"]: row for row in table["rows"]}
+        assert all(by_name[name]["forward_s"] > 0 for name in profiling.PARTS)
+        without_weights = {"pooling to x", "loss of the labels", "ROIAlign"}
+        assert all(by_name[name]["backward_s"] > 0 for name in without_weights)
+    names = [row["name"] for row in steps["rows"]]
+    assert (names[0], names[-1], len(names)) == ("as it was", "both: as it is", 4)
+    assert "profiler" not in result.stderr
+
+
+class Slow(torch.autograd.Function):
+    """Sleeps in both directions."""
+
+    @staticmethod
+    def forward(ctx, x, forward_s, backward_s):
+        ctx.backward_s = backward_s
+        time.sleep(forward_s)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(ctx.backward_s)
+        return gradient, None, None
+
+
+class SlowModule(torch.nn.Module):
+    def __init__(self, forward_s, backward_s, **children):
+        super().__init__()
+        self.seconds = forward_s, backward_s
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x):
+        for child in self.children():
+            x = child(x)
+        return Slow.apply(x, *self.seconds)
+
+
+def test_the_time_of_a_step_is_the_parts_that_took_it():
+    heads = SlowModule(0.02, 0.06, pooler=SlowModule(0.08, 0.04))
+    model = SlowModule(0.03, 0.05, backbone=SlowModule(0.05, 0.09), roi_heads=heads)
+    weight = torch.ones(3, requires_grad=True)
+    network = Network(
+        None,
+        model,
+        None,
+        None,
+        lambda model, batch: model(weight * 2).sum(),
+        torch.optim.SGD([weight], lr=0.1),
+    )
+    found = profiling.profile_step(network)
+    expected = {
+        "backbone": (0.05, 0.09),
+        "ROIAlign": (0.08, 0.04),
+        "region weights and rough scores": (0.02, 0.06),
+        profiling.REST: (0.03, 0.05),
+    }
+    assert set(found) == {*expected, profiling.OPTIMIZER}
+    for name, (forward, backward) in expected.items():
+        # At least what was slept; all of it was, so none has what is another's.
+        assert found[name]["forward"] >= forward
+        assert found[name]["backward"] >= backward
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_it_was_before_does_the_same():
+    networks = []
+    for changes in ((), profiling.BEFORE.values()):
+        network = build_network(Recipe(os.path.abspath(DIGIT_SCENES)), 2, 96, [])
+        network.model.train()
+        for change in changes:
+            change(network)
+        networks.append(network)
+    now, before = networks
+    assert type(before.model.roi_heads.pooler) is ROIPooler
+    assert all(group["fused"] for group in now.optimizer.param_groups)
+    assert not any(group["fused"] for group in before.optimizer.param_groups)
+    losses = []
+    for network in networks:
+        torch.manual_seed(0)
+        losses.append(network.loss(network.model, network.batch))
+        train_step(network)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["profile", "--config-file", "configs/COCO/resnet101.yaml"], "not an InstanceAware"),
+        (["profile", "INPUT.IMAGE_SIZE", "[96, 64]"], "must be a square"),
         (["model", "--only", "speed"], "--only speed: must be of inference"),
         (["model", "MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
         (["scaling", "--only", "depth"], "--only depth: must be of labels, regions, batch"),
@@ -292,7 +401,7 @@ def test_loading_is_compared_on_the_same_pixels(benchmark, tmp_path):
         "Test view",
     ]
     for table in content["tables"]:
-        peer, own, floats, tensors, decoding = table["rows"]
+        peer, own, floats, tensors, before, decoding = table["rows"]
         assert own["name"] == "ia_gcn"
         assert peer["speed"] == 1
         for row in table["rows"]:
@@ -302,7 +411,7 @@ def test_loading_is_compared_on_the_same_pixels(benchmark, tmp_path):
         for row in (own, tensors):
             assert row["level_difference"] <= 1
             assert row["differing_share"] < 0.02
-        assert "level_difference" not in {**peer, **floats, **decoding}
+        assert "level_difference" not in {**peer, **floats, **before, **decoding}
 
 
 def test_rates_are_of_medians():

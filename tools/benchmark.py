@@ -9,6 +9,8 @@ nothing else. What takes more than 60% of the memory that is to be had is not ru
 Examples:
   all comparisons of models and label graphs (minutes):
     tools/benchmark.py model
+  where a training step of IA-GCN goes:
+    tools/benchmark.py profile
   the evaluator beside scikit-learn and torchmetrics:
     tools/benchmark.py evaluator
   how IA-GCN's cost grows with labels, regions and batch:
@@ -33,6 +35,7 @@ from benchmarks.evaluator import add_evaluator
 from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
 from benchmarks.models import add_model
+from benchmarks.profiling import add_profile
 from benchmarks.scaling import add_scaling
 
 from ia_gcn.errors import InputError
@@ -86,7 +89,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
-    for add in (add_model, add_evaluator, add_scaling, add_loading):
+    for add in (add_model, add_profile, add_evaluator, add_scaling, add_loading):
         add(subcommands, common_options())
     args = parser.parse_args()
     try:

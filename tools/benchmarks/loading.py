@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable, Dict, Iterator, List, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -79,6 +80,7 @@ def compare_loading(cfg: CfgNode, is_train: bool, files: List[str], args) -> Tab
     names = [PEER, *(name for name in batches if name != PEER)]
     # A deque of no length keeps nothing of what it is given.
     calls = {name: partial(deque, batches[name], 0) for name in names}
+    calls[BEFORE] = partial(with_pillow_alone, calls[OWN])
     calls["pil_loader alone: decoding"] = lambda: [pil_loader(file) for file in files]
     title = "Training view" if is_train else "Test view"
     rows = rate_rows(measure(calls, args.rounds, title), len(files))
@@ -99,7 +101,17 @@ def compare_loading(cfg: CfgNode, is_train: bool, files: List[str], args) -> Tab
 
 
 OWN = "ia_gcn"
+BEFORE = "ia_gcn as it was: decoded and warped by Pillow"
 PEER = "torchvision on Pillow images, uint8"
+
+
+def with_pillow_alone(load: Callable) -> None:
+    """Call load(), with pictures decoded by Pillow and warped by detectron2's ResizeTransform."""
+    with (
+        mock.patch("ia_gcn.data.dataset_mapper.decode_upright_jpeg", return_value=None),
+        mock.patch("ia_gcn.data.augmentation.HAS_FAST_KERNEL", False),
+    ):
+        load()
 
 
 def torchvision_views(size: tuple, cfg: CfgNode) -> Dict[str, Callable]:
@@ -185,9 +197,9 @@ def run_loading(args) -> Iterator[Table]:
     """Count the pictures per second and core that are decoded, cropped and collated to batches.
 
     ia_gcn's data loading, and torchvision's of the same pieces of the same JPEGs:
-    on Pillow images, to uint8 and to normalised floats, and on tensors. Training view, which is
-    cropped and mirrored, and test view, which is not. What is counted are pictures of one process;
-    pixels are compared with the first row's.
+    on Pillow images, to uint8 and to normalised floats, and on tensors; ia_gcn's also as it was
+    with Pillow alone. Training view, which is cropped and mirrored, and test view, which is not.
+    What is counted are pictures of one process; pixels are compared with the first row's.
     """
     cfg = setup_cfg(str(CONFIGS / "resnet101.yaml"), ["INPUT.IMAGE_SIZE", [args.size, args.size]])
     with TemporaryDirectory() as folder:

@@ -80,6 +80,9 @@ COLUMNS: Dict[str, tuple] = {
     "median_s": ("median s", lambda row: f"{row['median_s']:.3g}"),
     "min_s": ("min–max s", lambda row: f"{row['min_s']:.3g}–{row['max_s']:.3g}"),
     "ratio": ("ratio", lambda row: f"{row['ratio']:.2f}"),
+    "forward_s": ("forward s", lambda row: f"{row['forward_s']:.3g}"),
+    "backward_s": ("backward s", lambda row: f"{row['backward_s']:.3g}"),
+    "share": ("share of the step", lambda row: f"{row['share']:.1%}"),
     "exponent": ("growth exponent", lambda row: f"{row['exponent']:.2f}"),
     "regions": (
         "regions per image",

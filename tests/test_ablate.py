@@ -230,7 +230,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(after_heads, ablate):
         ("list", ["--tables", "more"], "spec.yaml", "--tables more: must be of parts, fusion"),
         ("list", [], "missing.yaml", "No such file"),
         ("run", [], "list.yaml", "not a file of tables"),
-        ("report", ["--tables", "unrun"], "unrun.yaml", "nothing of these tables was run"),
+        ("report", ["--tables", "unrun"], "unrun.yaml", "no two rows of a table were run"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(ablate, root, what, args, spec, message):

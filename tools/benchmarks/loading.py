@@ -137,7 +137,7 @@ def torchvision_views(size: tuple, cfg: CfgNode) -> Dict[str, Callable]:
 
     return {
         PEER: of_pillow,
-        "the same, float32 and normalised": of_floats,
+        "torchvision on Pillow images, float32 and normalised": of_floats,
         "torchvision on tensors, uint8": of_tensors,
     }
 

@@ -8,7 +8,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import median
-from typing import Dict, Iterator, List
+from typing import Callable, Dict, Iterator, List
 
 from detectron2.modeling.poolers import ROIPooler
 from torch import nn
@@ -155,34 +155,54 @@ def profile_table(args, title: str, network: Network) -> Table:
 # ------------------------------------------------------------------------------ what it was before
 
 
-def with_roi_align(network: Network) -> None:
+def with_roi_align(network: Network) -> bool:
     """Let a network pool regions by detectron2's ROIPooler, sample by sample."""
     heads = network.model.roi_heads
-    if isinstance(heads.pooler, MeanROIPooler):
-        (align,) = heads.pooler.level_poolers
-        heads.pooler = ROIPooler(
-            heads.pooler.output_size, [align.spatial_scale], align.sampling_ratio, "ROIAlignV2"
-        )
+    if not isinstance(heads.pooler, MeanROIPooler):
+        return False
+    (align,) = heads.pooler.level_poolers
+    heads.pooler = ROIPooler(
+        heads.pooler.output_size, [align.spatial_scale], align.sampling_ratio, "ROIAlignV2"
+    )
+    return True
 
 
-def without_fused_optimizer(network: Network) -> None:
+def without_fused_optimizer(network: Network) -> bool:
     """Let a network's optimizer go through the weights one by one."""
-    for group in network.optimizer.param_groups:
-        if group.get("fused"):
-            group["fused"] = False
+    groups = [group for group in network.optimizer.param_groups if group.get("fused")]
+    for group in groups:
+        group["fused"] = False
+    return bool(groups)
 
 
-BEFORE = {"ROIAlign": with_roi_align, "optimizer": without_fused_optimizer}
+# By what was changed: what undoes it, and tells whether there was something to undo.
+BEFORE = {
+    "ROIAlign's mean as a matrix product": with_roi_align,
+    "a fused optimizer": without_fused_optimizer,
+}
+
+
+def before_and_after(build: Callable[[], Network]) -> Dict[str, Network]:
+    """Networks as they were, with each one of the changes that make a difference, and with all."""
+    was = build()
+    changes = [name for name, undo in BEFORE.items() if undo(was)]
+    networks = {"as it was": was}
+    for change in changes if len(changes) > 1 else ():
+        networks[change] = build()
+        for other in changes:
+            if other != change:
+                BEFORE[other](networks[change])
+    return {**networks, "as it is": build()}
 
 
 def run_profile(args) -> Iterator[Table]:
     """Tell where a training step of an IA-GCN goes, on pictures and weights of chance.
 
     Two tables have the seconds of each part, forward and backward, by torch's profiler: of the step
-    as it is, and as it was with detectron2's ROIAlign in place of MeanROIPooler and an optimizer
-    that goes through the weights one by one in place of the fused one. A third has the time of
-    whole steps, without the profiler, for each of the two changes. What the third change, to the
-    warping and decoding of pictures, is worth, `loading` tells.
+    as it is, and as it was with detectron2's ROIAlign in place of MeanROIPooler and an Adam that
+    goes through the weights one by one in place of the fused one. A third has the time of whole
+    steps, without the profiler, with one change or the other. What the third change, to the warping
+    and decoding of pictures, is worth, `loading` tells.
     """
     # The profiler's own remarks, to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -194,22 +214,12 @@ def run_profile(args) -> Iterator[Table]:
     size = cfg.INPUT.IMAGE_SIZE[0]
     recipe = Recipe(os.path.abspath(args.config_file))
     heading = f"{args.config_file}, {args.batch} × {size}×{size} pixels"
-    networks = {}
-    for name, changes in (
-        ("as it was", BEFORE),
-        ("ROIAlign's mean as a matrix product", {"optimizer"}),
-        ("a fused optimizer", {"ROIAlign"}),
-        ("both: as it is", ()),
-    ):
-        network = build_network(recipe, args.batch, size, args.opts)
+    networks = before_and_after(partial(build_network, recipe, args.batch, size, args.opts))
+    for network in networks.values():
         network.model.train()
-        for change in changes:
-            BEFORE[change](network)
-        networks[name] = network
+    for name in ("as it is", "as it was"):
+        yield profile_table(args, f"Training step {name}: {heading}", networks[name])
     calls = {name: partial(train_step, network) for name, network in networks.items()}
-    for name in ("both: as it is", "as it was"):
-        title = f"Training step {name.rpartition(': ')[2]}: {heading}"
-        yield profile_table(args, title, networks[name])
     yield Table(f"Training step: {heading}", timed_rows(measure(calls, args.rounds, "steps")))
 
 

@@ -286,9 +286,9 @@ def test_where_a_training_step_goes(benchmark, tmp_path):
         assert names == [*profiling.PARTS, profiling.OPTIMIZER, profiling.REST]
         assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
         by_name = {row["name"]: row for row in table["rows"]}
-        assert all(by_name[name]["forward_s"] > 0 for name in profiling.PARTS)
-        without_weights = {"pooling to x", "loss of the labels", "ROIAlign"}
-        assert all(by_name[name]["backward_s"] > 0 for name in without_weights)
+        for name in profiling.PARTS:
+            assert by_name[name]["forward_s"] > 0, name
+            assert by_name[name]["backward_s"] > 0, name
     names = [row["name"] for row in steps["rows"]]
     assert names == ["as it was", *profiling.BEFORE, "as it is"]
     assert "profiler" not in result.stderr
@@ -418,6 +418,7 @@ def test_loading_is_compared_on_the_same_pixels(benchmark, tmp_path):
             assert 0 < row["min_per_second"] <= row["per_second"] <= row["max_per_second"]
             assert row["speed"] == pytest.approx(row["per_second"] / peer["per_second"])
             assert f"| {row['name']} " in result.stdout
+            assert row["peak_bytes"] > row["step_bytes"] >= 0
         for row in (own, tensors):
             assert row["level_difference"] <= 1
             assert row["differing_share"] < 0.02

@@ -30,7 +30,7 @@ from ia_gcn.data import (
     Warp,
 )
 from ia_gcn.data.build import TrainingSamples
-from ia_gcn.data.dataset_mapper import read_picture
+from ia_gcn.data.dataset_mapper import decode_upright_jpeg, read_picture
 
 
 def make_mapper(is_train=False, **keys):
@@ -485,6 +485,9 @@ def test_a_jpegs_pixels_are_pillows(tmp_path, kind, size):
     ours, pillows = read_both(tmp_path / "photo.jpg", jpeg_bytes(size, **JPEGS[kind]))
     np.testing.assert_array_equal(ours, pillows)
     assert ours.flags.c_contiguous
+    with Image.open(tmp_path / "photo.jpg") as image:
+        # It is not Pillow that has decoded them.
+        np.testing.assert_array_equal(decode_upright_jpeg(image), pillows)
 
 
 def test_what_follows_a_jpeg_in_its_file_is_not_read_to_the_end(tmp_path):

@@ -9,7 +9,7 @@ from collections import deque
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, Dict, Iterator, List, NamedTuple
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import pil_loader
 from torchvision.io import ImageReadMode
 from torchvision.transforms.v2 import functional as vision
+from tqdm import tqdm
 
 from ia_gcn.data import MultiLabelDatasetMapper
 from ia_gcn.data.build import TrainingSamples
@@ -31,7 +32,7 @@ from ia_gcn.data.samplers import mix_seeds
 from ia_gcn.engine import setup_cfg
 
 from .arguments import positive
-from .measuring import Table, measure, timed_rows
+from .measuring import Table, measure, measure_memory, timed_rows
 from .networks import CONFIGS
 
 # Height and width of COCO's commonest pictures.
@@ -65,44 +66,68 @@ class Pictures(Dataset):
         return self.view(self.files[index], self.places[index]), self.labels
 
 
-def compare_loading(cfg: CfgNode, is_train: bool, files: List[str], args) -> Table:
-    """From files to batches (B, 3, H, W), through data loaders without worker processes."""
+OWN = "ia_gcn"
+BEFORE = "ia_gcn as it was: decoded and warped by Pillow"
+PEER = "torchvision on Pillow images, uint8"
+DECODING = "pil_loader alone: decoding"
+
+
+def build_loaders(size: int, batch: int, is_train: bool, files: List[str]) -> Dict[str, DataLoader]:
+    """From files to batches (B, 3, H, W), without worker processes, by the name of a row."""
+    cfg = setup_cfg(str(CONFIGS / "resnet101.yaml"), ["INPUT.IMAGE_SIZE", [size, size]])
     mapper = MultiLabelDatasetMapper(cfg, is_train=is_train)
     records = [{"file_name": file, "image_id": i, "labels": []} for i, file in enumerate(files)]
     samples = TrainingSamples(records, mapper, seed=0)
     places = [find_place(mapper, i, file) for i, file in enumerate(files)]
-    loader = partial(DataLoader, batch_size=args.batch)
+    loader = partial(DataLoader, batch_size=batch)
+    loaders = {
+        name: loader(Pictures(view, files, places, mapper.num_labels))
+        for name, view in torchvision_views((size, size), cfg).items()
+    }
     # The place in the stream decides over crop and flip; of the test view, over nothing.
-    batches = {OWN: loader(samples, sampler=[(i, i) for i in range(len(files))], collate_fn=stack)}
-    for name, view in torchvision_views(tuple(cfg.INPUT.IMAGE_SIZE), cfg).items():
-        batches[name] = loader(Pictures(view, files, places, mapper.num_labels))
+    loaders[OWN] = loader(samples, sampler=[(i, i) for i in range(len(files))], collate_fn=stack)
+    names = [PEER, OWN, *(name for name in loaders if name not in (PEER, OWN))]
+    return {name: loaders[name] for name in names}
 
-    names = [PEER, *(name for name in batches if name != PEER)]
+
+def build_calls(loaders: Dict[str, DataLoader], files: List[str]) -> Dict[str, Callable]:
+    """What is timed, by the name of a row."""
     # A deque of no length keeps nothing of what it is given.
-    calls = {name: partial(deque, batches[name], 0) for name in names}
+    calls = {name: partial(deque, loader, 0) for name, loader in loaders.items()}
     calls[BEFORE] = partial(with_pillow_alone, calls[OWN])
-    calls["pil_loader alone: decoding"] = lambda: [pil_loader(file) for file in files]
+    calls[DECODING] = lambda: deque(map(pil_loader, files), 0)
+    return calls
+
+
+def prepare_call(name: str, *settings) -> Callable:
+    """One of `build_calls`; settings are those of `build_loaders`."""
+    return build_calls(build_loaders(*settings), settings[-1])[name]
+
+
+def compare_loading(is_train: bool, files: List[str], args) -> Table:
+    """The times here, the memory in a process each."""
+    settings = (args.size, args.batch, is_train, files)
     title = "Training view" if is_train else "Test view"
-    rows = rate_rows(measure(calls, args.rounds, title), len(files))
-    expected = torch.cat([images for images, _ in batches[PEER]])
+    loaders = build_loaders(*settings)
+    calls = build_calls(loaders, files)
+    memory = {
+        name: measure_memory(args.threads, prepare_call, name, *settings)
+        for name in tqdm(calls, "memory", leave=False, disable=None)
+    }
+    rows = rate_rows(measure(calls, args.rounds, title), len(files), memory)
+    expected = torch.cat([images for images, _ in loaders[PEER]])
     for row in rows[1:]:
-        images = [images for images, _ in batches.get(row["name"], ())]
+        images = [images for images, _ in loaders.get(row["name"], ())]
         if images and images[0].dtype == torch.uint8:
             difference = (torch.cat(images).int() - expected).abs()
             row["level_difference"] = difference.max().item()
             row["differing_share"] = (difference > 0).float().mean().item()
-    height, width = cfg.INPUT.IMAGE_SIZE
     kilobytes = sum(os.path.getsize(file) for file in files) / len(files) / 1e3
     return Table(
-        f"{title}: to {height}×{width} pixels, in batches of {args.batch}, one process",
+        f"{title}: to {args.size}×{args.size} pixels, in batches of {args.batch}, one process",
         rows,
         f"{len(files)} JPEGs of about 640×480 pixels and {kilobytes:.0f} kB.",
     )
-
-
-OWN = "ia_gcn"
-BEFORE = "ia_gcn as it was: decoded and warped by Pillow"
-PEER = "torchvision on Pillow images, uint8"
 
 
 def with_pillow_alone(load: Callable) -> None:
@@ -159,8 +184,16 @@ def stack(samples: List[Dict]) -> tuple:
     return tuple(torch.stack([sample[key] for sample in samples]) for key in ("image", "labels"))
 
 
-def rate_rows(seconds: Dict[str, List[float]], pictures: int) -> List[Dict]:
-    """The rows of a table of pictures per second, compared with the first's."""
+def rate_rows(
+    seconds: Dict[str, List[float]], pictures: int, memory: Mapping[str, Dict] | None = None
+) -> List[Dict]:
+    """The rows of a table of pictures per second, compared with the first's.
+
+    Args:
+        seconds: that each takes for so many pictures, by name.
+        memory: what `measure_memory` returned, by name.
+    """
+    memory = memory or {}
     rows = timed_rows(seconds)
     return [
         {
@@ -169,6 +202,7 @@ def rate_rows(seconds: Dict[str, List[float]], pictures: int) -> List[Dict]:
             "min_per_second": pictures / row["max_s"],
             "max_per_second": pictures / row["min_s"],
             "speed": 1 / row["ratio"],
+            **memory.get(row["name"], {}),
         }
         for row in rows
     ]
@@ -201,11 +235,10 @@ def run_loading(args) -> Iterator[Table]:
     with Pillow alone. Training view, which is cropped and mirrored, and test view, which is not.
     What is counted are pictures of one process; pixels are compared with the first row's.
     """
-    cfg = setup_cfg(str(CONFIGS / "resnet101.yaml"), ["INPUT.IMAGE_SIZE", [args.size, args.size]])
     with TemporaryDirectory() as folder:
         files = write_photos(Path(folder), args.pictures)
         for is_train in (True, False):
-            yield compare_loading(cfg, is_train, files, args)
+            yield compare_loading(is_train, files, args)
 
 
 def add_loading(subcommands, common: argparse.ArgumentParser) -> None:

@@ -94,8 +94,6 @@ COLUMNS: Dict[str, tuple] = {
         "max difference from ours, %",
         lambda row: f"{row['metric_difference']:.1e}",
     ),
-    "step_bytes": ("memory of the step", lambda row: describe_bytes(row["step_bytes"])),
-    "peak_bytes": ("peak of the process", lambda row: describe_bytes(row["peak_bytes"])),
     "per_second": ("pictures/s", lambda row: f"{row['per_second']:.0f}"),
     "min_per_second": (
         "min–max pictures/s",
@@ -104,6 +102,8 @@ COLUMNS: Dict[str, tuple] = {
     "speed": ("times as many", lambda row: f"{row['speed']:.2f}"),
     "level_difference": ("max difference of 0–255", lambda row: f"{row['level_difference']}"),
     "differing_share": ("values that differ", lambda row: f"{row['differing_share']:.3%}"),
+    "step_bytes": ("memory of the step", lambda row: describe_bytes(row["step_bytes"])),
+    "peak_bytes": ("peak of the process", lambda row: describe_bytes(row["peak_bytes"])),
 }
 
 

@@ -6,7 +6,7 @@ Download these with a browser (datasets/README.md says where), any of them, into
   VOCtrainval_06-Nov-2007.tar  VOCtest_06-Nov-2007.tar
 
 Files that are already unpacked stay as they are, so the command can be repeated after a cut. At
-the end it checks that every picture that the annotations name is there.
+the end it checks that every image that the annotations name is there.
 """
 
 from __future__ import annotations

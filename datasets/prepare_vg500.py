@@ -2,20 +2,20 @@
 """Turn Visual Genome into VG-500: the 500 names that most of its objects have, as labels.
 
 Put these from https://homes.cs.washington.edu/~ranjay/visualgenome/ into ROOT/vg500, unpacked:
-  VG_100K/  VG_100K_2/     the pictures (all of them in either, or in ROOT/vg500 itself, will do;
+  VG_100K/  VG_100K_2/     the images (all of them in either, or in ROOT/vg500 itself, will do;
                            so will links to where they are)
   objects.json             with the names of the objects
-  image_data.json          with the sizes of the pictures
+  image_data.json          with the sizes of the images
 
 What the command leaves there:
   annotations/train.json  annotations/test.json   COCO's format
   labels.txt                                      a label a line, in alphabetical order
 
-Names are compared in lower case. A picture without any of the labels stays in, with no label. The
+Names are compared in lower case. An image without any of the labels stays in, with no label. The
 same input makes the same bytes, whatever the order of its entries.
 
 Examples:
-  the published split; it has pictures that later releases of image_data.json lack:
+  the published split; it has images that later releases of image_data.json lack:
     datasets/prepare_vg500.py --train-list train_list_500.txt --test-list test_list_500.txt \\
         --skip-missing
   a split of the same sizes, drawn by chance, and the boxes that an RPN learns from:
@@ -43,14 +43,14 @@ from ia_gcn.data.build import MAX_LISTED
 from ia_gcn.data.datasets.common import join_inside
 from ia_gcn.errors import InputError
 
-# The published split's numbers of pictures.
+# The published split's numbers of images.
 TRAIN_SIZE, TEST_SIZE = 98_249, 10_000
 IMAGE_FOLDERS = ("VG_100K", "VG_100K_2", "")
 # 2317468, 2317468.jpg or VG_100K/2317468.jpg
-LISTED_PICTURE = re.compile(r"(?:.*[/\\])?(\d{1,18})(?:\.jpg)?", re.ASCII | re.IGNORECASE)
+LISTED_IMAGE = re.compile(r"(?:.*[/\\])?(\d{1,18})(?:\.jpg)?", re.ASCII | re.IGNORECASE)
 
 
-class Picture(NamedTuple):
+class SourceImage(NamedTuple):
     """What image_data.json says: the folder that its url names, and its size in pixels."""
 
     folder: str
@@ -65,27 +65,27 @@ class Object(NamedTuple):
     box: Tuple[float, ...] | None
 
 
-def read_pictures(path: Path) -> Dict[int, Picture]:
-    """The pictures of image_data.json by id.
+def read_images(path: Path) -> Dict[int, SourceImage]:
+    """The images of image_data.json by id.
 
     Raises:
         InputError: naming the file and what is wrong.
     """
-    pictures = {}
+    images = {}
     for image_id, entry in by_id(read_list(path), path).items():
         size = entry.get("width"), entry.get("height")
         if not all(type(side) is int and side > 0 for side in size):
-            raise InputError(f"{path}: picture {image_id} has no width and height above 0")
+            raise InputError(f"{path}: image {image_id} has no width and height above 0")
         url = entry.get("url")
         if not isinstance(url, str) or "/" not in url:
-            raise InputError(f"{path}: picture {image_id} has no url")
+            raise InputError(f"{path}: image {image_id} has no url")
         file_name = join_inside("", f"{url.split('/')[-2]}/{image_id}.jpg", str(path))
-        pictures[image_id] = Picture(posixpath.dirname(file_name), *size)
-    return pictures
+        images[image_id] = SourceImage(posixpath.dirname(file_name), *size)
+    return images
 
 
 def read_objects(path: Path, aliases: Dict[str, str], with_boxes: bool) -> Dict[int, List[Object]]:
-    """The objects of objects.json by their picture's id.
+    """The objects of objects.json by their image's id.
 
     Args:
         aliases: see `read_aliases`.
@@ -95,7 +95,7 @@ def read_objects(path: Path, aliases: Dict[str, str], with_boxes: bool) -> Dict[
     known: Dict[Tuple[str, ...], Tuple[str, ...]] = {}
 
     def compact(entry: Dict) -> Dict | Object:
-        if "names" not in entry:  # a picture, whose objects have been here before it
+        if "names" not in entry:  # an image, whose objects have been here before it
             progress.update()
             return entry
         names = entry["names"]
@@ -108,13 +108,13 @@ def read_objects(path: Path, aliases: Dict[str, str], with_boxes: bool) -> Dict[
         return Object(known[key], read_box(entry, path) if with_boxes else None)
 
     # Made compact as they are read: the file's 3.8 million objects would fill gigabytes as dicts.
-    with tqdm(desc=path.name, unit=" pictures", disable=None) as progress:
+    with tqdm(desc=path.name, unit=" images", disable=None) as progress:
         entries = read_list(path, compact)
     objects = {}
     for image_id, entry in by_id(entries, path).items():
         found = entry.get("objects")
         if not isinstance(found, list) or not all(isinstance(item, Object) for item in found):
-            raise InputError(f"{path}: picture {image_id} has no list of objects with names")
+            raise InputError(f"{path}: image {image_id} has no list of objects with names")
         objects[image_id] = found
     return objects
 
@@ -131,26 +131,26 @@ def read_list(path: Path, object_hook: Callable | None = None) -> List[Dict]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}") from None
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
-        raise InputError(f"{path}: not a list of pictures")
+        raise InputError(f"{path}: not a list of images")
     return content
 
 
 def by_id(entries: Iterable[Dict], path: Path) -> Dict[int, Dict]:
-    """Entries by their picture's id, which older releases call id."""
+    """Entries by their image's id, which older releases call id."""
     found = {}
     for entry in entries:
         image_id = entry.get("image_id", entry.get("id"))
         if type(image_id) is not int:
-            raise InputError(f"{path}: a picture without an integer image_id: {str(entry)[:200]}")
+            raise InputError(f"{path}: an image without an integer image_id: {str(entry)[:200]}")
         if image_id in found:
-            raise InputError(f"{path}: picture {image_id} occurs twice")
+            raise InputError(f"{path}: image {image_id} occurs twice")
         found[image_id] = entry
     return found
 
 
 def read_box(entry: Dict, path: Path) -> Tuple[float, ...]:
     box = tuple(entry.get(key) for key in "xywh")
-    # No picture is as large as this, and NaN is not less than anything.
+    # No image is as large as this, and NaN is not less than anything.
     if not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in box):
         raise InputError(f"{path}: an object's x, y, w, h are not numbers: {str(entry)[:200]}")
     return box
@@ -178,23 +178,23 @@ def read_aliases(path: Path) -> Dict[str, str]:
 
 
 def read_image_list(path: Path) -> List[int]:
-    """The ids of a list with a picture a line; further columns are left aside.
+    """The ids of a list with an image a line; further columns are left aside.
 
     Raises:
-        InputError: naming the file: it can't be read or is empty, a line names no picture, or a
-            picture is listed twice.
+        InputError: naming the file: it can't be read or is empty, a line names no image, or a
+            image is listed twice.
     """
     ids: Dict[int, None] = {}
     for number, line in read_lines(path):
-        match = LISTED_PICTURE.fullmatch(line.split()[0])
+        match = LISTED_IMAGE.fullmatch(line.split()[0])
         if not match:
-            raise InputError(f"{path}, line {number}: not a picture's id or file: {line[:200]!r}")
+            raise InputError(f"{path}, line {number}: not an image's id or file: {line[:200]!r}")
         image_id = int(match[1])
         if image_id in ids:
-            raise InputError(f"{path}, line {number}: picture {image_id} is listed twice")
+            raise InputError(f"{path}, line {number}: image {image_id} is listed twice")
         ids[image_id] = None
     if not ids:
-        raise InputError(f"{path}: names no picture")
+        raise InputError(f"{path}: names no image")
     return list(ids)
 
 
@@ -210,7 +210,7 @@ def read_lines(path: Path) -> List[Tuple[int, str]]:
 
 
 def split_by_seed(image_ids: Iterable[int], seed: int) -> Dict[str, List[int]]:
-    """A split of the published sizes, or of their ratio where there are too few pictures."""
+    """A split of the published sizes, or of their ratio where there are too few images."""
 
     # A hash, so that neither the order nor a library's generator makes a difference.
     def place(image_id: int) -> bytes:
@@ -222,25 +222,25 @@ def split_by_seed(image_ids: Iterable[int], seed: int) -> Dict[str, List[int]]:
     return {"train": order[test : test + TRAIN_SIZE], "test": order[:test]}
 
 
-def find_pictures(root: Path, pictures: Dict[int, Picture]) -> Dict[int, str | None]:
-    """Each picture's file name below `root`, None where it is in none of the folders."""
+def find_images(root: Path, images: Dict[int, SourceImage]) -> Dict[int, str | None]:
+    """Each image's file name below `root`, None where it is in none of the folders."""
 
-    # Each folder is listed once: a look-up per picture takes minutes on a network's disk.
+    # Each folder is listed once: a look-up per image takes minutes on a network's disk.
     @cache
     def files(folder: str) -> set:
         return set(os.listdir(root / folder)) if (root / folder).is_dir() else set()
 
     found = {}
-    for image_id, picture in pictures.items():
+    for image_id, image in images.items():
         name = f"{image_id}.jpg"
-        folders = (picture.folder, *IMAGE_FOLDERS)
+        folders = (image.folder, *IMAGE_FOLDERS)
         folder = next((folder for folder in folders if name in files(folder)), None)
         found[image_id] = None if folder is None else posixpath.join(folder, name)
     return found
 
 
 def leave_out(missing: Sequence[str], where: Path, skip_missing: bool) -> None:
-    """Say how many pictures are missing, if there are any.
+    """Say how many images are missing, if there are any.
 
     Raises:
         InputError: naming some; skip_missing is False.
@@ -248,11 +248,11 @@ def leave_out(missing: Sequence[str], where: Path, skip_missing: bool) -> None:
     if not missing:
         return
     if skip_missing:
-        print(f"left out {len(missing)} pictures that are not in {where}")
+        print(f"left out {len(missing)} images that are not in {where}")
         return
     more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
     raise InputError(
-        f"{len(missing)} pictures are not in {where}: {', '.join(missing[:MAX_LISTED])}{more} "
+        f"{len(missing)} images are not in {where}: {', '.join(missing[:MAX_LISTED])}{more} "
         "(--skip-missing leaves them out)"
     )
 
@@ -275,7 +275,7 @@ def choose_labels(counts: Counter, number: int, source: Path) -> List[str]:
 def label_annotations(
     objects: Dict[int, List[Object]], image_ids: Iterable[int], index: Dict[str, int]
 ) -> Iterator[Dict]:
-    """COCO's annotations, one for each picture and label; `index` has the labels' ids."""
+    """COCO's annotations, one for each image and label; `index` has the labels' ids."""
     for image_id in image_ids:
         names = {name for item in objects.get(image_id, []) for name in item.names}
         for label in sorted(names & index.keys()):
@@ -286,23 +286,23 @@ def box_annotations(
     objects: Dict[int, List[Object]],
     image_ids: Iterable[int],
     index: Dict[str, int],
-    pictures: Dict[int, Picture],
+    images: Dict[int, SourceImage],
 ) -> Iterator[Dict]:
     """COCO's annotations, one for each object and label, without a box where none is left of it."""
     for image_id in image_ids:
         for item in objects.get(image_id, []):
-            bbox = clip(item.box, pictures[image_id])
+            bbox = clip(item.box, images[image_id])
             for name in item.names:
                 if name in index:
                     annotation = {"image_id": image_id, "category_id": index[name]}
                     yield {**annotation, "bbox": bbox} if bbox else annotation
 
 
-def clip(box: Tuple[float, ...], picture: Picture) -> List[float] | None:
-    """[x, y, w, h] of the part of a box that is inside the picture; None where there is none."""
+def clip(box: Tuple[float, ...], image: SourceImage) -> List[float] | None:
+    """[x, y, w, h] of the part of a box that is inside the image; None where there is none."""
     x, y, w, h = box
     left, top = max(x, 0), max(y, 0)
-    width, height = min(x + w, picture.width) - left, min(y + h, picture.height) - top
+    width, height = min(x + w, image.width) - left, min(y + h, image.height) - top
     return [left, top, width, height] if width > 0 and height > 0 else None
 
 
@@ -319,36 +319,36 @@ def write_coco(path: Path, **lists: Iterable[Dict]) -> None:
         file.write("]}\n")
 
 
-def choose_pictures(
+def choose_images(
     args: argparse.Namespace, source: Path, target: Path
-) -> Tuple[Dict[str, List[int]], Dict[int, Picture], Dict[int, str | None]]:
-    """The ids of each split, sorted, and by id the pictures and their file names.
+) -> Tuple[Dict[str, List[int]], Dict[int, SourceImage], Dict[int, str | None]]:
+    """The ids of each split, sorted, and by id the images and their file names.
 
     Raises:
-        InputError: a file is broken, pictures are missing, or a split has none.
+        InputError: a file is broken, images are missing, or a split has none.
     """
-    pictures = read_pictures(source / "image_data.json")
+    images = read_images(source / "image_data.json")
     listed = None
     if args.train_list:
         train, test = read_image_list(args.train_list), read_image_list(args.test_list)
         twice = set(train).intersection(test)
         if twice:
-            raise InputError(f"{args.test_list}: picture {min(twice)} is in {args.train_list}, too")
+            raise InputError(f"{args.test_list}: image {min(twice)} is in {args.train_list}, too")
         listed = {"train": train, "test": test}
         wanted = [*train, *test]
-        unknown = [str(image_id) for image_id in wanted if image_id not in pictures]
+        unknown = [str(image_id) for image_id in wanted if image_id not in images]
         leave_out(unknown, source / "image_data.json", args.skip_missing)
-        pictures = {image_id: pictures[image_id] for image_id in wanted if image_id in pictures}
-    file_names = find_pictures(target, pictures)
-    missing = [f"{pictures[i].folder}/{i}.jpg" for i, name in file_names.items() if name is None]
+        images = {image_id: images[image_id] for image_id in wanted if image_id in images}
+    file_names = find_images(target, images)
+    missing = [f"{images[i].folder}/{i}.jpg" for i, name in file_names.items() if name is None]
     leave_out(missing, target, args.skip_missing)
     there = {image_id for image_id, name in file_names.items() if name is not None}
     splits = {}
     for split, image_ids in (listed or split_by_seed(there, args.seed)).items():
         splits[split] = sorted(there.intersection(image_ids))
         if not splits[split]:
-            raise InputError(f"{target}: no picture for the {split} split")
-    return splits, pictures, file_names
+            raise InputError(f"{target}: no image for the {split} split")
+    return splits, images, file_names
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -360,7 +360,7 @@ def prepare(args: argparse.Namespace) -> None:
     target = args.root / "vg500"
     source = args.source or target
     aliases = read_aliases(args.aliases) if args.aliases else {}
-    splits, pictures, file_names = choose_pictures(args, source, target)
+    splits, images, file_names = choose_images(args, source, target)
     objects = read_objects(source / "objects.json", aliases, args.boxes)
     counts = Counter(
         name
@@ -376,9 +376,9 @@ def prepare(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix=".vg500_", dir=target) as temporary:
         made = Path(temporary)
         for split, image_ids in splits.items():
-            progress = tqdm(image_ids, split, unit=" pictures", disable=None)
+            progress = tqdm(image_ids, split, unit=" images", disable=None)
             if args.boxes:
-                annotations = box_annotations(objects, progress, index, pictures)
+                annotations = box_annotations(objects, progress, index, images)
             else:
                 annotations = label_annotations(objects, progress, index)
             write_coco(
@@ -387,8 +387,8 @@ def prepare(args: argparse.Namespace) -> None:
                     {
                         "id": image_id,
                         "file_name": file_names[image_id],
-                        "width": pictures[image_id].width,
-                        "height": pictures[image_id].height,
+                        "width": images[image_id].width,
+                        "height": images[image_id].height,
                     }
                     for image_id in image_ids
                 ),
@@ -403,7 +403,7 @@ def prepare(args: argparse.Namespace) -> None:
         os.replace(made / "labels.txt", target / "labels.txt")
     rarest = min(labels, key=lambda label: counts[label])
     print(
-        f"{target}: {len(splits['train'])} training and {len(splits['test'])} test pictures, "
+        f"{target}: {len(splits['train'])} training and {len(splits['test'])} test images, "
         f"{len(labels)} labels of {counts[rarest]} objects ({rarest}) or more"
     )
 
@@ -427,7 +427,7 @@ def main() -> int:
             f"--{split}-list",
             type=Path,
             metavar="FILE",
-            help=f"the {split} split's pictures, one a line: 2317468, 2317468.jpg or "
+            help=f"the {split} split's images, one a line: 2317468, 2317468.jpg or "
             "VG_100K/2317468.jpg, then anything (default: a split drawn by chance)",
         )
     parser.add_argument(
@@ -446,13 +446,13 @@ def main() -> int:
     parser.add_argument(
         "--boxes",
         action="store_true",
-        help="write each object's box, clipped to the picture, instead of one entry for each "
-        "picture and label",
+        help="write each object's box, clipped to the image, instead of one entry for each "
+        "image and label",
     )
     parser.add_argument(
         "--skip-missing",
         action="store_true",
-        help="leave out pictures that are not there, or that are listed and not in "
+        help="leave out images that are not there, or that are listed and not in "
         "image_data.json, and say how many",
     )
     try:

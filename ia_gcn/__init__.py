@@ -1,8 +1,8 @@
 """Multi-label image recognition on detectron2: IA-GCN, ML-AGCN and their baselines.
 
 Importing the package registers its parts with detectron2; `add_ia_gcn_config` adds its keys to a
-detectron2 config, and `MultiLabelPredictor` says what is in a picture. Where torch or detectron2 is
-missing, there is `ia_gcn.onnx_predictor` alone.
+detectron2 config, and `MultiLabelPredictor` says what is in an image. Where torch or detectron2 is
+missing, there is `ia_gcn.inference.OnnxPredictor` alone.
 """
 
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ _missing = [name for name in ("torch", "detectron2") if find_spec(name) is None]
 if not _missing:
     from . import data, modeling
     from .config import add_ia_gcn_config
-    from .predictor import MultiLabelPredictor
+    from .inference import MultiLabelPredictor
 
 
 def __getattr__(name: str):

@@ -99,7 +99,7 @@ def _add_model_keys(cfg: CN) -> None:
     # weight says nothing is left as it is.
     cfg.MODEL.REGION_BRANCH.PRIOR_MEAN = 0.0
     # z in evaluation: 0 for zµ, else the mean of the logits over so many draws, the same ones for
-    # every picture.
+    # every image.
     cfg.MODEL.REGION_BRANCH.EVAL_SAMPLES = 0
     # Whether the RPN's weights stay as they were loaded. No boxes are needed then; to train it
     # takes INPUT.WITH_BOXES.
@@ -163,10 +163,10 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.MULTI_SCALE_CROP.ENABLED = True
     cfg.INPUT.MULTI_SCALE_CROP.SCALES = (1.0, 0.875, 0.75, 0.66)
     cfg.INPUT.MULTI_SCALE_CROP.MAX_DISTORT = 2
-    # Side of a square of one random colour that is put upon a training picture, as a share of
+    # Side of a square of one random colour that is put upon a training image, as a share of
     # its sides; 0: none. It may reach over the border.
     cfg.INPUT.CUTOUT = 0.0
-    # How many operations of RandAugment (torchvision's) a training picture goes through; 0: none.
+    # How many operations of RandAugment (torchvision's) a training image goes through; 0: none.
     # They move things about, so there can't be boxes.
     cfg.INPUT.RAND_AUGMENT_OPS = 0
     # How strong they are, 0 to 30.
@@ -207,7 +207,7 @@ def _add_training_keys(cfg: CN) -> None:
     # memory: the same scores within rounding, sooner.
     cfg.TEST.OPTIMIZE_MODEL = False
     # With TEST.AUG.ENABLED, detectron2's, --eval-only takes the mean of the logits over views of
-    # each picture: at INPUT.IMAGE_SIZE times each of these, from the file, and with TEST.AUG.FLIP
+    # each image: at INPUT.IMAGE_SIZE times each of these, from the file, and with TEST.AUG.FLIP
     # each of them mirrored too. detectron2's MIN_SIZES and MAX_SIZE have no effect.
     cfg.TEST.AUG.SCALES = (1.0,)
     # VOC 2007's own 11-point AP instead of the area under the precision-recall curve.

@@ -36,7 +36,7 @@ def tiny_coco(tmp_path):
 
     tiny_coco(n, folder="tiny") makes n grey PNGs of 32×24 pixels, 000001.png and so on, with image
     ids from 1. Each shows one to three rectangles, red, green or blue, which are its labels and
-    boxes; over 7 pictures, every combination of labels occurs once. So the labels can be learned.
+    boxes; over 7 images, every combination of labels occurs once. So the labels can be learned.
     """
 
     def write(n: int, folder: str = "tiny") -> TinyCoco:
@@ -81,7 +81,7 @@ def write_tiny_coco(root: Path, n: int) -> TinyCoco:
 
 @pytest.fixture
 def make_cfg(tiny_coco, repository, monkeypatch, tmp_path):
-    """A function that makes the config of a short run on 14 tiny pictures, crops and flips on."""
+    """A function that makes the config of a short run on 14 tiny images, crops and flips on."""
     monkeypatch.chdir(repository)
     data = tiny_coco(14)
 

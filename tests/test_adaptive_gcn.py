@@ -702,7 +702,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_its_key(error_line, key, valu
 
 
 def class_means(num_labels):
-    """Mean scores of a trained linear head over the pictures with each label, (C, C).
+    """Mean scores of a trained linear head over the images with each label, (C, C).
 
     The rows are alike, base rates; a label's own score is higher.
     """

@@ -60,15 +60,15 @@ def build(tool):
 
 @pytest.fixture
 def prepared(tool):
-    """A function that makes the model of a config, ready to run, and a picture for it."""
+    """A function that makes the model of a config, ready to run, and an image for it."""
 
     def make(name, size, *opts):
         cfg = tool.load_config(config(name), opts)
         torch.manual_seed(0)
         model = Trainer.build_model(cfg)
-        picture = tool.random_picture(size, cfg)
-        tool.prepare(model, picture)
-        return model, picture
+        image = tool.random_image(size, cfg)
+        tool.prepare(model, image)
+        return model, image
 
     return make
 
@@ -173,7 +173,7 @@ def torchvision_multiply_adds(size):
 
 def test_resnet_101_with_a_linear_head(tool, build):
     model, cfg = build("COCO/resnet101")
-    per_image, once = tool.count_multiply_adds(model.eval(), tool.random_picture(448, cfg))
+    per_image, once = tool.count_multiply_adds(model.eval(), tool.random_image(448, cfg))
     assert per_image == torchvision_multiply_adds(448) + 80 * 2048
     assert per_image / 1e9 == pytest.approx(31.2, abs=0.01)
     assert once == 0
@@ -182,7 +182,7 @@ def test_resnet_101_with_a_linear_head(tool, build):
 def test_resnet_101_as_torchvision_publishes_it(tool, build):
     published = torchvision.models.ResNet101_Weights.IMAGENET1K_V1.meta["_ops"]
     model, cfg = build("COCO/resnet101", "MODEL.LABEL_HEAD.NUM_LABELS", "1000")
-    per_image, _ = tool.count_multiply_adds(model.eval(), tool.random_picture(224, cfg))
+    per_image, _ = tool.count_multiply_adds(model.eval(), tool.random_image(224, cfg))
     assert per_image / 1e9 == pytest.approx(published, abs=0.001)
 
 
@@ -203,7 +203,7 @@ def adaptive_convolution(num_labels, in_dim, out_dim):
     ("head", "convolution"),
     [("GCNHead", graph_convolution), ("AdaptiveGCNHead", adaptive_convolution)],
 )
-def test_the_label_graph_is_computed_once_whatever_the_picture(
+def test_the_label_graph_is_computed_once_whatever_the_image(
     tool, prepared, head, convolution, size
 ):
     per_image, once = tool.count_multiply_adds(
@@ -228,31 +228,31 @@ class Logits(nn.Module):
 
 @pytest.mark.parametrize("name", [IA_GCN, "DigitScenes/base_com_sco", "DigitScenes/ml_gcn"])
 def test_fvcore_counts_the_same(tool, prepared, name):
-    model, picture = prepared(name, 64)
-    analysis = FlopCountAnalysis(Logits(model), picture[0]["image"])
+    model, image = prepared(name, 64)
+    analysis = FlopCountAnalysis(Logits(model), image[0]["image"])
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     operators = analysis.by_operator()
     # Those can be merged into the convolutions.
     del operators["batch_norm"]
     # It asks for gradients: what comes once is computed anew. And it rounds.
     expected = pytest.approx(sum(operators.values()), rel=1e-3)
-    assert sum(tool.count_multiply_adds(model, picture)) == expected
+    assert sum(tool.count_multiply_adds(model, image)) == expected
 
 
 @pytest.mark.parametrize("size", [64, 100])
 def test_all_regions_are_found_in_noise(prepared, size):
-    model, picture = prepared(IA_GCN, size)
+    model, image = prepared(IA_GCN, size)
     with torch.no_grad():
-        (output,) = model(picture)
+        (output,) = model(image)
     assert len(output["regions"]) == 20
     assert output["logits"].isfinite().all()
 
 
 def test_a_model_without_an_rpn_is_given_regions(prepared):
     keys = ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
-    model, picture = prepared(IA_GCN, 64, *keys)
+    model, image = prepared(IA_GCN, 64, *keys)
     with torch.no_grad():
-        (output,) = model(picture)
+        (output,) = model(image)
     boxes = output["regions"].proposal_boxes
     assert len(boxes) == 20
     assert boxes.nonempty().all()
@@ -346,7 +346,7 @@ def test_a_table_of_given_configs(main):
     assert rows[0][1] == rows[1][1]
     assert rows[0][3] == "–"
     assert float(rows[1][3]) > 0
-    assert "median of 2 passes of one picture, on 1 threads" in out
+    assert "median of 2 passes of one image, on 1 threads" in out
     assert "A, C×C" in out
     assert "64×64 pixels" in out
 

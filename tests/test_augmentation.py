@@ -187,24 +187,24 @@ def test_a_crop_at_its_own_size_is_a_piece_of_the_image():
 
 
 def hidden(transform, height, width):
-    """(H, W) bool: which pixels of the result say nothing of the picture."""
-    picture = noise(height, width)
+    """(H, W) bool: which pixels of the result say nothing of the image."""
+    image = noise(height, width)
     # A pixel and its complement are never the same.
-    return (transform.apply_image(picture) == transform.apply_image(255 - picture)).all(axis=2)
+    return (transform.apply_image(image) == transform.apply_image(255 - image)).all(axis=2)
 
 
 @settings(max_examples=150)
 @given(sides, sides, st.floats(0, 1, exclude_max=True), st.integers(0, 2**32 - 1))
 def test_a_rectangle_of_one_colour_is_hidden(height, width, share, seed):
     np.random.seed(seed)
-    picture = noise(height, width)
-    before = picture.copy()
-    transform = Cutout(share).get_transform(picture)
-    result = transform.apply_image(picture)
-    assert np.array_equal(picture, before)
-    assert (result.shape, result.dtype) == (picture.shape, np.uint8)
+    image = noise(height, width)
+    before = image.copy()
+    transform = Cutout(share).get_transform(image)
+    result = transform.apply_image(image)
+    assert np.array_equal(image, before)
+    assert (result.shape, result.dtype) == (image.shape, np.uint8)
     mask = hidden(transform, height, width)
-    assert np.array_equal(result[~mask], picture[~mask])
+    assert np.array_equal(result[~mask], image[~mask])
     assert len(np.unique(result[mask], axis=0)) <= 1
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     assert mask.sum() == len(rows) * len(columns)
@@ -219,7 +219,7 @@ def test_a_rectangle_of_one_colour_is_hidden(height, width, share, seed):
             assert round(share * height) == 0 or round(share * width) == 0
 
 
-def test_the_centre_is_uniform_over_the_picture():
+def test_the_centre_is_uniform_over_the_image():
     np.random.seed(0)
     # A rectangle of one pixel, which is its own centre.
     cutout = Cutout(0.2)
@@ -231,8 +231,8 @@ def test_the_centre_is_uniform_over_the_picture():
 
 def test_a_border_cuts_off_what_reaches_over_it():
     np.random.seed(0)
-    picture = noise(8, 12)
-    masks = [hidden(Cutout(0.5).get_transform(picture), 8, 12) for _ in range(500)]
+    image = noise(8, 12)
+    masks = [hidden(Cutout(0.5).get_transform(image), 8, 12) for _ in range(500)]
     for axis, side, half in ((1, 8, 2), (0, 12, 3)):
         spans = {tuple(np.flatnonzero(mask.any(axis=axis))[[0, -1]].tolist()) for mask in masks}
         assert spans == {(max(0, c - half), min(side, c + half) - 1) for c in range(side)}
@@ -240,15 +240,15 @@ def test_a_border_cuts_off_what_reaches_over_it():
 
 def test_the_colour_is_any():
     np.random.seed(0)
-    picture = np.zeros((1, 1, 3), np.uint8)
-    pixels = [Cutout(0.9).get_transform(picture).apply_image(picture)[0, 0] for _ in range(2000)]
+    image = np.zeros((1, 1, 3), np.uint8)
+    pixels = [Cutout(0.9).get_transform(image).apply_image(image)[0, 0] for _ in range(2000)]
     assert [len(set(channel)) for channel in np.transpose(pixels)] == [256] * 3
     assert np.abs(np.corrcoef(np.transpose(pixels)) - np.eye(3)).max() < 0.1
 
 
-def test_cutout_of_nothing_leaves_the_picture():
-    picture = noise(20, 30)
-    assert np.array_equal(Cutout(0).get_transform(picture).apply_image(picture), picture)
+def test_cutout_of_nothing_leaves_the_image():
+    image = noise(20, 30)
+    assert np.array_equal(Cutout(0).get_transform(image).apply_image(image), image)
 
 
 def test_cutout_moves_nothing():
@@ -266,31 +266,31 @@ def test_cutout_moves_nothing():
 @given(sides, sides, st.integers(0, 4), st.integers(0, 30), st.integers(0, 2**32 - 1))
 def test_rand_augment_keeps_the_form(height, width, num_ops, magnitude, seed):
     np.random.seed(seed)
-    picture = noise(height, width)
-    result = RandAugment(num_ops, magnitude).get_transform(picture).apply_image(picture)
-    assert (result.shape, result.dtype) == (picture.shape, np.uint8)
-    assert num_ops > 0 or np.array_equal(result, picture)
+    image = noise(height, width)
+    result = RandAugment(num_ops, magnitude).get_transform(image).apply_image(image)
+    assert (result.shape, result.dtype) == (image.shape, np.uint8)
+    assert num_ops > 0 or np.array_equal(result, image)
 
 
 @pytest.mark.parametrize(("num_ops", "magnitude"), [(1, 5), (2, 9), (3, 30)])
 def test_rand_augment_is_torchvisions(num_ops, magnitude):
-    picture = noise(20, 30)
+    image = noise(20, 30)
     policy = torchvision.transforms.RandAugment(num_ops, magnitude)
     for seed in range(20):
         np.random.seed(seed)
-        transform = RandAugment(num_ops, magnitude).get_transform(picture)
+        transform = RandAugment(num_ops, magnitude).get_transform(image)
         torch.manual_seed(transform.seed)
-        expected = np.asarray(policy(Image.fromarray(picture)))
-        assert np.array_equal(transform.apply_image(picture), expected)
+        expected = np.asarray(policy(Image.fromarray(image)))
+        assert np.array_equal(transform.apply_image(image), expected)
 
 
 def test_numpys_seed_alone_decides_what_rand_augment_does():
-    picture = noise(20, 30)
+    image = noise(20, 30)
 
     def results(seed):
         np.random.seed(seed)
-        transforms = [RandAugment(2, 9).get_transform(picture) for _ in range(10)]
-        return [transform.apply_image(picture).tobytes() for transform in transforms]
+        transforms = [RandAugment(2, 9).get_transform(image) for _ in range(10)]
+        return [transform.apply_image(image).tobytes() for transform in transforms]
 
     torch.manual_seed(0)
     first = results(3)
@@ -302,26 +302,26 @@ def test_numpys_seed_alone_decides_what_rand_augment_does():
 
 @pytest.mark.parametrize("augmentation", [Cutout(0.5), RandAugment(2, 9)])
 def test_what_was_drawn_is_done_again_and_draws_nothing(augmentation):
-    picture = noise(20, 30)
+    image = noise(20, 30)
     for _ in range(10):
-        transform = augmentation.get_transform(picture)
+        transform = augmentation.get_transform(image)
         of_numpy, of_torch = np.random.get_state()[1].copy(), torch.get_rng_state()
-        first = transform.apply_image(picture)
+        first = transform.apply_image(image)
         assert np.array_equal(np.random.get_state()[1], of_numpy)
         assert torch.equal(torch.get_rng_state(), of_torch)
         np.random.rand()
         torch.rand(1)
-        assert np.array_equal(transform.apply_image(picture), first)
+        assert np.array_equal(transform.apply_image(image), first)
 
 
 def test_rand_augment_does_to_bgr_what_it_does_to_rgb():
     rgb = noise(20, 30)
     for seed in range(20):
         results = []
-        for image_format, picture in (("RGB", rgb), ("BGR", rgb[:, :, ::-1])):
+        for image_format, image in (("RGB", rgb), ("BGR", rgb[:, :, ::-1])):
             np.random.seed(seed)
-            transform = RandAugment(3, 20, image_format).get_transform(picture)
-            results.append(transform.apply_image(picture))
+            transform = RandAugment(3, 20, image_format).get_transform(image)
+            results.append(transform.apply_image(image))
         assert np.array_equal(results[0], results[1][:, :, ::-1])
 
 

@@ -401,7 +401,7 @@ def test_what_cannot_be_run_is_refused_in_one_line(benchmark, args, message):
 
 def test_loading_is_compared_on_the_same_pixels(benchmark, tmp_path):
     path = tmp_path / "loading.json"
-    args = ("--pictures", "6", "--batch", "4", "--size", "96", "--rounds", "2")
+    args = ("--num-images", "6", "--batch", "4", "--size", "96", "--rounds", "2")
     result = benchmark("loading", *args, "--output", str(path))
     assert result.returncode == 0, result.stderr[-3000:]
     content = json.loads(path.read_text())
@@ -432,7 +432,7 @@ def test_rates_are_of_medians():
     assert (rows[0]["min_per_second"], rows[0]["max_per_second"]) == (20 / 9, 20)
 
 
-def test_photos_are_pictures_that_differ(tmp_path):
+def test_photos_are_images_that_differ(tmp_path):
     files = loading.write_photos(tmp_path, 8)
     pixels = [np.asarray(Image.open(file)) for file in files]
     assert {p.shape[:2] for p in pixels} == set(loading.PHOTO_SIZES)

@@ -55,7 +55,7 @@ def main(tool, monkeypatch, capsys):
 
 @pytest.fixture
 def two_data_sets(tiny_coco):
-    """Config keys of data sets whose pictures have labels, ignored ones, both or neither."""
+    """Config keys of data sets whose images have labels, ignored ones, both or neither."""
     keys = {"DATASETS.TRAIN": "('first', 'second')", "MODEL.LABEL_HEAD.NUM_LABELS": 3}
     rng = np.random.default_rng(0)
     for name, count in (("first", 8), ("second", 5)):
@@ -77,7 +77,7 @@ def two_data_sets(tiny_coco):
 
 @pytest.fixture
 def custom(tiny_coco):
-    """Config keys of 7 pictures in which every combination of the labels occurs once."""
+    """Config keys of 7 images in which every combination of the labels occurs once."""
     data = tiny_coco(7, "custom")
     return {
         "DATASETS.CUSTOM.TRAIN": data.json_file,
@@ -118,7 +118,7 @@ def read(path):
 
 @torch.no_grad()
 def describe(kind, model, cfg, record):
-    """What a label's embedding is the mean of, for one picture."""
+    """What a label's embedding is the mean of, for one image."""
     sample = MultiLabelDatasetMapper(cfg, is_train=False)(record)
     if kind == "scores":
         return model([sample])[0]["scores"].double().numpy()
@@ -168,7 +168,7 @@ def test_embeddings_are_the_means_of_a_plain_loop(
     assert not model.pooling._forward_hooks
 
 
-def test_the_pictures_are_not_augmented(main, trained, custom, tmp_path):
+def test_the_images_are_not_augmented(main, trained, custom, tmp_path):
     keys = {**custom, "INPUT.MULTI_SCALE_CROP.ENABLED": True, "INPUT.RANDOM_FLIP": "horizontal"}
     arguments, cfg, model = trained(keys)
     status, _, err = main(*arguments, "--kind", "features")
@@ -178,7 +178,7 @@ def test_the_pictures_are_not_augmented(main, trained, custom, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_picture_does_not_count(main, trained, custom, tmp_path, workers):
+def test_an_unreadable_image_does_not_count(main, trained, custom, tmp_path, workers):
     arguments, cfg, model = trained({**custom, "DATALOADER.NUM_WORKERS": workers})
     broken = Path(custom["DATASETS.CUSTOM.IMAGE_ROOT"]) / "000002.png"
     broken.write_bytes(broken.read_bytes()[:-40])
@@ -189,7 +189,7 @@ def test_an_unreadable_picture_does_not_count(main, trained, custom, tmp_path, w
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_label_without_a_picture_gets_the_mean_of_the_others(
+def test_a_label_without_a_image_gets_the_mean_of_the_others(
     main, trained, two_data_sets, tmp_path
 ):
     for name in ("first", "second"):
@@ -199,7 +199,7 @@ def test_a_label_without_a_picture_gets_the_mean_of_the_others(
     arguments, *_ = trained(two_data_sets)
     status, _, err = main(*arguments, "--kind", "features")
     assert status == 0
-    assert "no picture has 1 label(s)" in err
+    assert "no image has 1 label(s)" in err
     assert err.rstrip().endswith(": green")
     red, green, blue = read(tmp_path / "run" / "label_embeddings.npz")["embeddings"]
     np.testing.assert_allclose(green, (red + blue) / 2, rtol=1e-6)
@@ -216,7 +216,7 @@ def test_sums_are_divided_by_counts(tool):
 def test_a_training_keeps_them_in_its_checkpoint(trained, custom, tmp_path, repository):
     """The command line as it is, and the keys that it prints."""
     arguments, *_ = trained({**custom, "MODEL.LABEL_HEAD.NAME": "LinearHead"})
-    output = tmp_path / "folder" / "of pictures.npz"
+    output = tmp_path / "folder" / "of images.npz"
     result = subprocess.run(
         [sys.executable, TOOL, *map(str, arguments), "--kind", "features", "--output", output],
         cwd=repository,
@@ -287,7 +287,7 @@ def test_errors_are_one_line(main, trained, custom, tmp_path):
     assert "DATASETS.TRAIN is empty" in fails(main(*arguments, *kind, *test_only))
     rcnn = ["MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32]]"]
     rcnn += ["MODEL.RPN.IN_FEATURES", "['res5']"]
-    assert "ProposalNetwork is no MultiLabelRecognizer" in fails(main(*arguments, *kind, *rcnn))
+    assert "ProposalNetwork is no multi-label recogniser" in fails(main(*arguments, *kind, *rcnn))
     assert not list(tmp_path.rglob("*.npz"))
 
 
@@ -321,7 +321,7 @@ def test_weights_that_are_not_finite(main, trained, custom, tmp_path):
         assert "000001.png" in line
 
 
-def test_pictures_without_any_label(main, trained, two_data_sets):
+def test_images_without_any_label(main, trained, two_data_sets):
     arguments, *_ = trained(two_data_sets)
     for name in ("first", "second"):
         for record in DatasetCatalog.get(name):
@@ -330,14 +330,14 @@ def test_pictures_without_any_label(main, trained, two_data_sets):
 
 
 def test_where_it_can_not_write(main, trained, custom, tmp_path, monkeypatch, tool):
-    """It says so before it looks at a picture."""
+    """It says so before it looks at an image."""
     monkeypatch.setattr(tool, "sum_by_label", None)
     arguments = [*trained(custom)[0], "--kind", "scores", "--output"]
     (tmp_path / "folder.npz").mkdir()
     assert "folder.npz" in fails(main(*arguments, tmp_path / "folder.npz"))
     assert "must end in .npz" in fails(main(*arguments, tmp_path / "embeddings.txt"))
-    picture = Path(custom["DATASETS.CUSTOM.IMAGE_ROOT"]) / "000001.png"
-    assert str(picture) in fails(main(*arguments, picture / "embeddings.npz"))
+    image = Path(custom["DATASETS.CUSTOM.IMAGE_ROOT"]) / "000001.png"
+    assert str(image) in fails(main(*arguments, image / "embeddings.npz"))
 
 
 def test_a_file_is_written_all_or_not_at_all(main, trained, custom, tmp_path, monkeypatch):

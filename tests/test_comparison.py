@@ -1,4 +1,4 @@
-"""Means, paired differences and pictures of several trainings, against scipy's own t-test."""
+"""Means, paired differences and images of several trainings, against scipy's own t-test."""
 
 import math
 import statistics
@@ -52,7 +52,7 @@ def test_text():
     assert str(paired_difference({1: 1.0, 2: 1.0}, {1: 3.0, 2: 3.0})) == "+2.00 [+2.00, +2.00]"
 
 
-def test_pictures(tmp_path):
+def test_images(tmp_path):
     draw_rows({"Base": [80.0, 81.0], "with $ in it": [82.0]}, "title", str(tmp_path / "rows.png"))
     draw_curve({0.2: [80.0, 81.0], 0: [70.0]}, "title", "λ", str(tmp_path / "curve.png"))
     for name in ("rows", "curve"):

@@ -160,11 +160,11 @@ def test_a_torchvision_resnet_gives_the_same_features(convert, tmp_path, resnet1
     opts = ["MODEL.DEVICE", "cpu", *printed_settings(out)]
     model = build_model(setup_cfg("configs/VOC/resnet101.yaml", opts)).eval()
     MultiLabelCheckpointer(model, label_names=VOC_LABELS).load(str(path))
-    picture = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    image = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
     normalize = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with torch.no_grad():
-        actual = model.backbone(model.preprocess_image([{"image": picture}]).tensor)["res5"]
-        expected = nn.Sequential(*list(resnet18.children())[:-2])(normalize(picture / 255)[None])
+        actual = model.backbone(model.preprocess_image([{"image": image}]).tensor)["res5"]
+        expected = nn.Sequential(*list(resnet18.children())[:-2])(normalize(image / 255)[None])
     assert_same(actual, expected, 1e-5)
 
 
@@ -233,7 +233,7 @@ def test_regions_res5_starts_as_a_converted_backbones(monkeypatch, repository, t
 
 
 class PublishedMLGCN(nn.Module):
-    """ML-GCN as it was published: H⁽⁰⁾ comes in with the pictures, A is a parameter."""
+    """ML-GCN as it was published: H⁽⁰⁾ comes in with the images, A is a parameter."""
 
     def __init__(self, resnet, adjacency, embedding_dim=300, hidden_dim=64):
         super().__init__()
@@ -283,7 +283,7 @@ def ml_gcn(resnet18, tmp_path):
 
 
 def normalized(pixels):
-    """Pictures (B, 448, 448, 3) as ML-GCN normalises them."""
+    """Images (B, 448, 448, 3) as ML-GCN normalises them."""
     mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])
     return ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2)
 
@@ -346,8 +346,8 @@ def test_eval_only_of_a_converted_ml_gcn(ml_gcn, tmp_path, tiny_coco, repository
     assert predictions["label_names"].tolist() == order
 
     files = [image["file_name"] for image in json.loads(Path(data.json_file).read_text())["images"]]
-    pictures = [Image.open(Path(data.image_root) / file).convert("RGB") for file in files]
-    pixels = [np.asarray(p.resize((448, 448), Image.BILINEAR)) for p in pictures]
+    images = [Image.open(Path(data.image_root) / file).convert("RGB") for file in files]
+    pixels = [np.asarray(p.resize((448, 448), Image.BILINEAR)) for p in images]
     with torch.no_grad():
         logits = network(normalized(np.stack(pixels)), torch.from_numpy(embeddings))
     np.testing.assert_allclose(predictions["scores"], logits.sigmoid(), rtol=0, atol=1e-4)
@@ -469,7 +469,7 @@ def test_an_npz_of_one_array_is_taken(convert, ml_gcn, tmp_path):
 def original_layout(state):
     """timm's TResNet as its authors' code has it, with inplace-ABN; its head is the same.
 
-    A block that halves the picture blurs behind its 3×3, which then lies a level deeper.
+    A block that halves the image blurs behind its 3×3, which then lies a level deeper.
     """
     generator = torch.Generator().manual_seed(0)
     original = {}
@@ -518,10 +518,10 @@ def test_asl_gives_the_same_logits_by_label(convert, asl):
     assert cfg.MODEL.LOSS.NAME == "AsymmetricLoss"
     cfg.MODEL.WEIGHTS = str(path)
     model = load(cfg, path, COCO_LABELS)
-    picture = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    image = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        actual = model([{"image": picture}])[0]["logits"]
-        expected = network(picture[None] / 255)[0].flip(0)
+        actual = model([{"image": image}])[0]["logits"]
+        expected = network(image[None] / 255)[0].flip(0)
     assert_same(actual, expected, 1e-4)
 
 
@@ -536,10 +536,10 @@ def test_tresnet_gives_the_same_features(convert, asl):
     opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", str(path), *printed_settings(out)]
     model = build_model(setup_cfg("configs/COCO/ml_agcn_2l.yaml", opts)).eval()
     MultiLabelCheckpointer(model, label_names=COCO_LABELS).load(str(path))
-    picture = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
+    image = torch.randint(256, (3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        actual = model.backbone(model.preprocess_image([{"image": picture}]).tensor)["res5"]
-        expected = network.forward_features(picture[None] / 255)
+        actual = model.backbone(model.preprocess_image([{"image": image}]).tensor)["res5"]
+        expected = network.forward_features(image[None] / 255)
     assert_same(actual, expected, 1e-4)
 
 
@@ -661,10 +661,10 @@ def region_model(path, settings, *opts):
 
 
 def both_images(model, network):
-    """A picture as each network gets it, which must be the same."""
-    picture = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
-    ours = model.preprocess_image([{"image": picture}]).tensor
-    theirs = network.preprocess_image([{"image": picture}]).tensor
+    """An image as each network gets it, which must be the same."""
+    image = torch.randint(256, (3, 64, 96), dtype=torch.uint8)
+    ours = model.preprocess_image([{"image": image}]).tensor
+    theirs = network.preprocess_image([{"image": image}]).tensor
     torch.testing.assert_close(ours, theirs)
     return ours
 

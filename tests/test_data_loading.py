@@ -97,7 +97,7 @@ def test_mixed_seeds_are_unlike():
 
 
 def make_cfg(**keys):
-    """Small pictures; double underscores in the keys stand for dots."""
+    """Small images; double underscores in the keys stand for dots."""
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
     defaults = {
@@ -118,7 +118,7 @@ def make_cfg(**keys):
 
 @pytest.fixture
 def tiny(tiny_coco):
-    """Ten pictures, registered as `tiny`; their folder."""
+    """Ten images, registered as `tiny`; their folder."""
     data = tiny_coco(10)
     register_multilabel_coco("tiny", data.json_file, data.image_root, data.label_names)
     return Path(data.image_root)
@@ -147,7 +147,7 @@ def names(batches):
 
 @pytest.fixture
 def whole(tiny):
-    """Eight training batches, that is 32 of an endless stream over ten pictures."""
+    """Eight training batches, that is 32 of an endless stream over ten images."""
     return train_batches(8)
 
 
@@ -282,7 +282,7 @@ def test_training_replaces_unreadable_images(tiny, whole, caplog):
     assert [len(batch) for batch in batches] == [4] * 8
     assert "000002.png" not in names(batches)
     assert "000007.png" not in names(batches)
-    # The others are what they were; the next picture takes the place of one that can't be read.
+    # The others are what they were; the next image takes the place of one that can't be read.
     next_one = {"000002.png": "000003.png", "000007.png": "000008.png"}
     assert names(batches) == [next_one.get(name, name) for name in names(whole)]
     for new, old in zip(itertools.chain(*batches), itertools.chain(*whole)):

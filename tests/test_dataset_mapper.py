@@ -30,7 +30,7 @@ from ia_gcn.data import (
     Warp,
 )
 from ia_gcn.data.build import TrainingSamples
-from ia_gcn.data.dataset_mapper import decode_upright_jpeg, read_picture
+from ia_gcn.data.dataset_mapper import decode_upright_jpeg, read_image
 
 
 def make_mapper(is_train=False, **keys):
@@ -45,7 +45,7 @@ def make_mapper(is_train=False, **keys):
 
 @pytest.fixture
 def noise(tmp_path):
-    """A picture of 30×20 random pixels: (path, pixels (20, 30, 3))."""
+    """An image of 30×20 random pixels: (path, pixels (20, 30, 3))."""
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     path = tmp_path / "noise.png"
     Image.fromarray(pixels).save(path)
@@ -84,7 +84,7 @@ def test_the_dict_is_left_alone(noise):
     assert record == before
 
 
-def test_the_test_view_is_the_whole_picture_warped(noise):
+def test_the_test_view_is_the_whole_image_warped(noise):
     path, pixels = noise
     image = make_mapper()(record_of(path))["image"]
     expected = Image.fromarray(pixels).resize((48, 32), Image.BILINEAR)
@@ -108,7 +108,7 @@ def test_the_training_view_without_crop_and_flip_is_the_test_view(noise):
 
 
 @pytest.mark.parametrize(("flip", "axis"), [("horizontal", 2), ("vertical", 1)])
-def test_the_training_view_flips_half_of_the_pictures(noise, flip, axis):
+def test_the_training_view_flips_half_of_the_images(noise, flip, axis):
     mapper = make_mapper(True, INPUT__MULTI_SCALE_CROP__ENABLED=False, INPUT__RANDOM_FLIP=flip)
     expected = make_mapper()(record_of(noise[0]))["image"]
     np.random.seed(0)
@@ -291,7 +291,7 @@ def test_masks_of_a_detection_data_set_are_left_out(noise, kind):
     assert set(instances.get_fields()) == {"gt_boxes", "gt_classes"}
 
 
-# ------------------------------------------------------------------------------ kinds of pictures
+# ------------------------------------------------------------------------------ kinds of images
 
 
 def put_last(path):
@@ -337,7 +337,7 @@ def ramp(dtype, top):
 
 
 GREY = Image.fromarray(ramp(np.uint8, 255))
-PICTURES = {
+IMAGES = {
     "grey.png": GREY,
     "grey.jpg": GREY,
     "grey with alpha.png": GREY.convert("LA"),
@@ -354,18 +354,18 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("is_train", [False, True])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, name, is_train):
-    PICTURES[name].save(tmp_path / name)
+def test_every_kind_of_image_becomes_rgb(tmp_path, name, is_train):
+    IMAGES[name].save(tmp_path / name)
     sample = make_mapper(is_train)(record_of(tmp_path / name))
     assert sample["image"].shape == (3, 32, 48)
     assert sample["image"].dtype == torch.uint8
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_kind_of_picture_keeps_its_greys(tmp_path, name):
-    PICTURES[name].save(tmp_path / name)
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_kind_of_image_keeps_its_greys(tmp_path, name):
+    IMAGES[name].save(tmp_path / name)
     image = make_mapper(INPUT__IMAGE_SIZE=(20, 30))(record_of(tmp_path / name))["image"].float()
     expected = torch.from_numpy(ramp(np.float32, 255))
     if name == "black and white.png":  # dithered
@@ -396,7 +396,7 @@ WARNED_OF = {
 def test_what_pillow_warns_of_is_read_in_silence(tmp_path, name):
     write, shape = WARNED_OF[name]
     write(tmp_path / name)
-    pixels = read_picture(str(tmp_path / name))
+    pixels = read_image(str(tmp_path / name))
     assert (pixels.shape, pixels.dtype) == (shape, np.uint8)
 
 
@@ -467,7 +467,7 @@ def read_both(path, content):
     """What we and Pillow make of a file of these bytes; None where it can't be read."""
     path.write_bytes(content)
     try:
-        ours = read_picture(str(path))
+        ours = read_image(str(path))
     except UnreadableImage:
         ours = None
     try:
@@ -495,7 +495,7 @@ def test_what_follows_a_jpeg_in_its_file_is_not_read_to_the_end(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     os.truncate(path, 2**40)  # a terabyte of nothing
-    np.testing.assert_array_equal(read_picture(str(path)), Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(read_image(str(path)), Image.open(io.BytesIO(content)))
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -519,9 +519,9 @@ def test_a_damaged_jpeg_is_what_pillow_makes_of_it(tmp_path, kind, cuts, end):
 
 
 def test_an_unreadable_image_can_leave_a_worker_process():
-    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "no picture")))
+    error = pickle.loads(pickle.dumps(UnreadableImage("a.jpg", "no image")))
     assert (error.file_name, error.reason, str(error)) == (
         "a.jpg",
-        "no picture",
-        "a.jpg: no picture",
+        "no image",
+        "a.jpg: no image",
     )

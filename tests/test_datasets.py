@@ -213,7 +213,7 @@ PARTS = """
 
 
 def write_voc(root, xmls, split="trainval"):
-    """VOC's folders with a grey picture of 50×40 pixels per entry of `xmls`, {id: objects}."""
+    """VOC's folders with a grey image of 50×40 pixels per entry of `xmls`, {id: objects}."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)
     for image_id, objects in xmls.items():
@@ -234,13 +234,13 @@ def write_voc(root, xmls, split="trainval"):
 
 @pytest.fixture
 def voc_root(tmp_path):
-    pictures = {
+    images = {
         "000012": voc_object("person", extra=PARTS) + voc_object("dog") + voc_object("dog"),
         "000005": voc_object("chair", difficult="1") + voc_object("sofa", (1, 1, 50, 40)),
         "000007": voc_object("chair", difficult="1") + voc_object("chair"),
         "000009": voc_object("tvmonitor", difficult="1"),
     }
-    return write_voc(tmp_path / "VOC2007", pictures)
+    return write_voc(tmp_path / "VOC2007", images)
 
 
 def voc_labels(*names):
@@ -256,7 +256,7 @@ def test_voc_labels(voc_root):
         voc_labels("chair"),
         [],
     ]
-    # Labels of which a picture has only difficult objects.
+    # Labels of which an image has only difficult objects.
     assert [d["ignored_labels"] for d in dicts] == [
         [],
         voc_labels("chair"),
@@ -273,7 +273,7 @@ def test_voc_boxes_are_counted_from_zero(voc_root):
         BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYWH_ABS)
         for box in dicts[1]["annotations"]
     ]
-    # Pixels 10 to 30 and 20 to 40 of VOC, the last ones included; the whole picture.
+    # Pixels 10 to 30 and 20 to 40 of VOC, the last ones included; the whole image.
     assert boxes == [[9, 19, 21, 21], [0, 0, 50, 40]]
     assert [a["category_id"] for a in dicts[1]["annotations"]] == [
         VOC_LABELS.index("chair"),
@@ -448,7 +448,7 @@ def test_a_data_set_without_label_names(error_line):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "there.png"
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
     return str(path)
@@ -459,14 +459,14 @@ def test_an_empty_data_set_is_refused(error_line):
     assert "empty" in error_line(get_multilabel_dicts, ["empty"])
 
 
-def test_missing_images_are_counted_and_listed(tmp_path, picture, error_line):
+def test_missing_images_are_counted_and_listed(tmp_path, image, error_line):
     missing = [str(tmp_path / folder / "gone.png") for folder in ("", "no_such_folder")]
-    files = [missing[0], picture, missing[1]]
+    files = [missing[0], image, missing[1]]
     register("gaps", [{"file_name": f, "image_id": f, "labels": []} for f in files], ["cat"])
     message = error_line(get_multilabel_dicts, ["gaps"])
     assert "gaps: 2 of 3 images are missing" in message
     assert all(path in message for path in missing)
-    assert picture not in message
+    assert image not in message
 
 
 def test_many_missing_images_are_not_all_listed(tmp_path, caplog, error_line):
@@ -481,16 +481,16 @@ def test_many_missing_images_are_not_all_listed(tmp_path, caplog, error_line):
 
 
 @pytest.mark.parametrize("labels", [[2], [0, 5], [-1]])
-def test_a_label_out_of_range_is_refused(picture, labels, error_line):
-    register("bad", [{"file_name": picture, "image_id": 1, "labels": labels}], ["cat", "dog"])
+def test_a_label_out_of_range_is_refused(image, labels, error_line):
+    register("bad", [{"file_name": image, "image_id": 1, "labels": labels}], ["cat", "dog"])
     message = error_line(get_multilabel_dicts, ["bad"])
-    assert picture in message
+    assert image in message
     assert str(labels[-1]) in message
 
 
-def test_unlabelled_images_are_dropped_only_when_asked(picture, error_line):
+def test_unlabelled_images_are_dropped_only_when_asked(image, error_line):
     records = [
-        {"file_name": picture, "image_id": i, "labels": labels}
+        {"file_name": image, "image_id": i, "labels": labels}
         for i, labels in enumerate([[0], [], [1], []])
     ]
     register("some", records, ["cat", "dog"])
@@ -501,13 +501,13 @@ def test_unlabelled_images_are_dropped_only_when_asked(picture, error_line):
     assert "none" in error_line(get_multilabel_dicts, ["none"], True)
 
 
-def test_a_detection_data_set_has_the_labels_of_its_boxes(picture):
+def test_a_detection_data_set_has_the_labels_of_its_boxes(image):
     boxes = [
         {"bbox": [0, 0, 1, 1], "bbox_mode": BoxMode.XYXY_ABS, "category_id": c} for c in (2, 0, 2)
     ]
     records = [
-        {"file_name": picture, "image_id": 1, "annotations": boxes},
-        {"file_name": picture, "image_id": 2, "annotations": []},
+        {"file_name": image, "image_id": 1, "annotations": boxes},
+        {"file_name": image, "image_id": 2, "annotations": []},
     ]
     DatasetCatalog.register("detection", lambda: records)
     MetadataCatalog.get("detection").set(thing_classes=["cat", "dog", "cow"], evaluator_type="coco")

@@ -1,4 +1,4 @@
-"""tools/demo_app.py: what it says of a picture, its page over HTTP and in a browser, refusals."""
+"""tools/demo_app.py: what it says of an image, its page over HTTP and in a browser, refusals."""
 
 import importlib.util
 import json
@@ -64,7 +64,7 @@ def make_checkpoint(make_cfg):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A picture that its EXIF turns, and whose name is not one for HTML."""
+    """An image that its EXIF turns, and whose name is not one for HTML."""
     path = tmp_path / "a photo & <b>.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -75,7 +75,7 @@ def photo(tmp_path):
 
 @pytest.fixture
 def broken(tmp_path):
-    """A picture that begins well and ends too soon."""
+    """An image that begins well and ends too soon."""
     path = tmp_path / "broken.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50), np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-300])
@@ -105,13 +105,13 @@ def free_port():
         return server.getsockname()[1]
 
 
-def ask(address, picture, threshold, folder):
+def ask(address, image, threshold, folder):
     """What a program gets of the page: ({label: probability} or text, path of the figure)."""
     from gradio_client import Client, handle_file
 
     client = Client(address, verbose=False, analytics_enabled=False, download_files=folder)
     try:
-        labels, figure = client.predict(handle_file(picture), threshold, api_name="/describe")
+        labels, figure = client.predict(handle_file(image), threshold, api_name="/describe")
     finally:
         client.close()
     bars = labels["confidences"]
@@ -125,7 +125,7 @@ def pixels_of(path):
         return np.asarray(image.convert("RGB"))
 
 
-# ------------------------------------------------------------------------ what it says of a picture
+# ------------------------------------------------------------------------ what it says of an image
 
 
 @pytest.mark.parametrize("config", ["asl", "ml_gcn", "ml_agcn", "ia_gcn_plus"])
@@ -163,7 +163,7 @@ def test_a_label_graph_is_of_the_likeliest_labels(tool, tmp_path):
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, 20, (30, 30))
     pairs = pairs + pairs.T
-    # A label that no picture has.
+    # A label that no image has.
     pairs[3], pairs[:, 3] = 0, 0
     counts = pairs.max(axis=0) + rng.integers(1, 9, 30)
     counts[3] = 0
@@ -183,7 +183,7 @@ def test_a_label_graph_is_of_the_likeliest_labels(tool, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn_plus"])
-def test_what_is_no_picture_is_refused(tool, make_checkpoint, broken, tmp_path, config):
+def test_what_is_no_image_is_refused(tool, make_checkpoint, broken, tmp_path, config):
     predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
     files = [broken]
     for name, write in UNREADABLE.items():
@@ -222,7 +222,7 @@ def test_the_page_over_http(tool, make_checkpoint, serve, photo, tmp_path, confi
     else:
         drawn = np.asarray(tool.describe(predictor, photo, 0).figure)
         assert pixels_of(figure).shape == drawn.shape
-        # But for the name of the picture, which gradio keeps without its signs.
+        # But for the name of the image, which gradio keeps without its signs.
         assert (pixels_of(figure) != drawn).mean() < 0.01
     second = sorted(expected.scores.astype(float))[1]
     assert len(ask(address, photo, second, tmp_path)[0]) == 2
@@ -236,7 +236,7 @@ def test_a_bad_file_is_a_message(make_checkpoint, serve, photo, broken, tmp_path
     predictor = MultiLabelPredictor(make_checkpoint()[0], device="cpu")
     address = serve(predictor)
     text = tmp_path / "text <i>.jpg"
-    text.write_text("no picture")
+    text.write_text("no image")
     for file in (broken, str(text)):
         with pytest.raises(AppError) as caught:
             ask(address, file, 0.5, tmp_path)
@@ -411,7 +411,7 @@ def shows(text):
     return f"document.body.innerText.includes({json.dumps(text)})"
 
 
-def has_picture(width):
+def has_image(width):
     return f"[...document.images].some(image => image.naturalWidth === {width})"
 
 
@@ -423,16 +423,16 @@ def test_the_page_in_a_browser(tool, make_checkpoint, serve, browser, photo, bro
     address = serve(predictor, [str(tmp_path / "example.png")])
     browser.open(address)
     browser.wait_for(shows("Least probability"))
-    browser.wait_for(shows("label graph of this picture"))
-    browser.wait_for(has_picture(123))
+    browser.wait_for(shows("label graph of this image"))
+    browser.wait_for(has_image(123))
     browser.evaluate("[...document.images].find(image => image.naturalWidth === 123).click()")
-    browser.wait_for(has_picture(1500))
+    browser.wait_for(has_image(1500))
 
     browser.open(address)
     browser.wait_for(shows("Least probability"))
     browser.drop(broken)
     browser.wait_for(shows("broken.png: "))
-    assert not browser.evaluate(has_picture(1500))
+    assert not browser.evaluate(has_image(1500))
 
     browser.open(address)
     browser.wait_for(shows("Least probability"))
@@ -442,7 +442,7 @@ def test_the_page_in_a_browser(tool, make_checkpoint, serve, browser, photo, bro
     for name, score in labels:
         browser.wait_for(shows(name))
         browser.wait_for(shows(f"{score:.0%}"))
-    browser.wait_for(has_picture(1500))
+    browser.wait_for(has_image(1500))
 
     here = (address, "data:", "blob:", "about:blank")
     assert any(url.startswith(address) for url in browser.requests)
@@ -474,7 +474,7 @@ def test_refusals_are_one_line(main, make_checkpoint, tmp_path):
     weights, *_ = make_checkpoint()
     missing, empty = tmp_path / "missing", tmp_path / "empty"
     empty.mkdir()
-    (empty / "notes.txt").write_text("no picture")
+    (empty / "notes.txt").write_text("no image")
     assert "missing: no such folder" in fails(main("--weights", weights, "--examples", missing))
     assert "empty: there is no" in fails(main("--weights", weights, "--examples", empty))
     assert "none.pth" in fails(main("--weights", tmp_path / "none.pth"))

@@ -15,7 +15,7 @@ from torch import nn
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.data import register_multilabel_coco
 from ia_gcn.engine import Trainer, checkpoint_labels, label_graphs, match_labels
-from ia_gcn.modeling.label_selection import SelectLabels
+from ia_gcn.inference import SelectLabels
 
 COLOURS = ["red", "green", "blue"]
 MATCH = {"DATASETS.MATCH_LABELS_BY_NAME": True}
@@ -38,7 +38,7 @@ def checkpoint(make_cfg, tmp_path):
 
 @pytest.fixture
 def options(tiny_coco, checkpoint, tmp_path):
-    """A function that makes the command line: the checkpoint on 14 pictures, with changes."""
+    """A function that makes the command line: the checkpoint on 14 images, with changes."""
     data = tiny_coco(14, "test")
 
     def make(name, changes):

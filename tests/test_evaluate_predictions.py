@@ -431,7 +431,7 @@ def test_other_data_must_have_the_same_labels(main, write):
 
 
 @pytest.mark.parametrize("labels", [1, 4, 30])
-def test_pictures(main, write, tmp_path, labels):
+def test_images(main, write, tmp_path, labels):
     rng = np.random.default_rng(0)
     names = [f"${i}$ " + "long " * (i % 9) for i in range(labels)]
     file = write(

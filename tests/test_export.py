@@ -13,7 +13,7 @@ import torch
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from test_dataset_mapper import PICTURES, UNREADABLE
+from test_dataset_mapper import IMAGES, UNREADABLE
 from torch import nn
 
 from ia_gcn import MultiLabelPredictor
@@ -22,7 +22,7 @@ from ia_gcn.data import UnreadableImage
 from ia_gcn.engine import Trainer, label_graphs, setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.export import exportable, top_proposals
-from ia_gcn.onnx_predictor import OnnxPredictor
+from ia_gcn.inference import OnnxPredictor
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -92,7 +92,7 @@ KINDS = {
     "linear": ("asl", {"INPUT.FORMAT": "BGR"}),
     "ml_gcn": ("ml_gcn", {"MODEL.LABEL_GCN.BIAS": True}),
     "ml_agcn": ("ml_agcn", {}),
-    # So picky that of many pictures no region is left.
+    # So picky that of many images no region is left.
     "ia_gcn": (
         "ia_gcn_plus",
         {"MODEL.REGION_BRANCH.EVAL_SAMPLES": 1, "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 50},
@@ -264,7 +264,7 @@ def test_the_exportable_form_is_the_model(config, options):
         assert tuple(outputs) == form.outputs
         assert_same(outputs, results, atol=1e-5)
         logits += [result["logits"] for result in results]
-    # The pictures make a difference.
+    # The images make a difference.
     assert torch.stack(logits).std(dim=0).max() > 1e-3
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -323,7 +323,7 @@ def test_onnx_is_the_model_with_all_regions(exported):
 
 
 def test_a_graph_has_what_its_model_needs_and_nothing_else(exported):
-    """Regions are found inside of it; classifiers that follow from no picture are constants."""
+    """Regions are found inside of it; classifiers that follow from no image are constants."""
 
     def operators(kind):
         model = onnx.load(exported(kind)[0])
@@ -364,14 +364,14 @@ def test_the_predictor_says_what_the_checkpoints_says(exported, tmp_path, kind):
     exact, p = MultiLabelPredictor(weights, device="cpu"), OnnxPredictor(path)
     photos = load_sample_images().images
     Image.fromarray(photos[0]).save(tmp_path / "photo.png")
-    pictures = [*photos, str(tmp_path / "photo.png"), tmp_path / "photo.png"]
-    pictures += [Image.fromarray(photos[1][:50, ::-1]), np.ascontiguousarray(noise(1)[0].T)]
-    found, counts = p.predict_batch(pictures), set()
+    images = [*photos, str(tmp_path / "photo.png"), tmp_path / "photo.png"]
+    images += [Image.fromarray(photos[1][:50, ::-1]), np.ascontiguousarray(noise(1)[0].T)]
+    found, counts = p.predict_batch(images), set()
     # Of the same views: the checkpoint's own may differ from them in rounding.
-    views = [p.view(picture) for picture in pictures]
+    views = [p.view(image) for image in images]
     views = [{**view, "image": torch.tensor(view["image"])} for view in views]
     for prediction, expected, own in zip(
-        found, exact.predict_views(views), exact.predict_batch(pictures)
+        found, exact.predict_views(views), exact.predict_batch(images)
     ):
         assert prediction.labels == expected.labels
         np.testing.assert_allclose(prediction.scores, expected.scores, rtol=0, atol=1e-4)
@@ -390,10 +390,10 @@ def test_the_predictor_says_what_the_checkpoints_says(exported, tmp_path, kind):
 
 
 def test_the_view_is_the_checkpoints(exported, tmp_path):
-    """Within rounding, of every kind of picture, and with the same refusals."""
+    """Within rounding, of every kind of image, and with the same refusals."""
     path, weights, _ = exported("linear")
     exact, view = MultiLabelPredictor(weights, device="cpu").view, OnnxPredictor(path).view
-    for name, image in PICTURES.items():
+    for name, image in IMAGES.items():
         image.save(tmp_path / name)
         found, expected = view(tmp_path / name), exact(tmp_path / name)
         np.testing.assert_allclose(found.pop("image"), expected.pop("image"), rtol=0, atol=1)
@@ -405,9 +405,9 @@ def test_the_view_is_the_checkpoints(exported, tmp_path):
         with pytest.raises(UnreadableImage) as right:
             exact(tmp_path / name)
         assert str(caught.value) == str(right.value)
-    for picture in (np.zeros((5, 5), np.uint8), None):
-        with pytest.raises(InputError, match="a picture is"):
-            view(picture)
+    for source in (np.zeros((5, 5), np.uint8), None):
+        with pytest.raises(InputError, match="an image is"):
+            view(source)
 
 
 @pytest.fixture
@@ -450,10 +450,10 @@ def test_predict_runs_onnx_without_detectron2(exported, run_predict, tmp_path):
     path, weights, _ = exported("ia_gcn")
     for i, image in enumerate(noise(5)):
         Image.fromarray(image.T).save(tmp_path / f"{i}.png")
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no image")
     options = [tmp_path, "--regions", "--threshold", "0", "--device", "cpu", "--batch-size", "2"]
     status, found, stderr = predict("--weights", path, *options)
-    assert stderr.splitlines()[-1] == "predict: 6 pictures, 1 could not be read"
+    assert stderr.splitlines()[-1] == "predict: 6 images, 1 could not be read"
     right_status, out, _ = run_predict("--weights", weights, *options, "--num-workers", 0)
     right = list(map(json.loads, out.splitlines()))
     assert status == right_status == 1
@@ -521,7 +521,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_the_command(checkpoint, tmp_path):
-    """As a user runs it, with pictures of their own, over a file that is there."""
+    """As a user runs it, with images of their own, over a file that is there."""
     output = tmp_path / "model.pt2"
     output.write_text("older")
     for name in ("a.png", "b.jpg"):

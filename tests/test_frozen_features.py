@@ -1,4 +1,4 @@
-"""Heads on frozen features against the same recogniser on pictures."""
+"""Heads on frozen features against the same recogniser on images."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ ROWS = [{}, PLAIN, DRAWS, GLOBAL_ALONE, REGIONS_ALONE, OVER_REGIONS, {**STATISTI
 
 
 @pytest.mark.parametrize("options", ROWS)
-def test_they_score_as_on_pictures(make_model, options):
+def test_they_score_as_on_images(make_model, options):
     network, inputs = make_model(), make_inputs(batch=5)
     model = make_model(options, seed=1)
     share_network(network, model)
@@ -42,7 +42,7 @@ def test_they_score_as_on_pictures(make_model, options):
 
 
 @pytest.mark.parametrize("options", [{}, OVER_REGIONS, REGIONS_ALONE])
-def test_their_losses_and_gradients_are_those_on_pictures(make_model, options):
+def test_their_losses_and_gradients_are_those_on_images(make_model, options):
     options = {**options, **FROZEN, "MODEL.LOSS.ROUGH_SCORE_WEIGHT": 0.5}
     # An image without batch norm's view of the others: in training it has none of its own.
     model, inputs = make_model({**options, "MODEL.RESNETS.NORM": "FrozenBN"}), make_inputs()

@@ -11,7 +11,7 @@ from torch import nn
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.engine import Trainer, label_graphs, setup_cfg
-from ia_gcn.modeling import optimize_for_inference
+from ia_gcn.inference import optimize_for_inference
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""tools/inspect_dataset.py: run as a user would, and its pictures."""
+"""tools/inspect_dataset.py: run as a user would, and its images."""
 
 import importlib.util
 import subprocess
@@ -33,7 +33,7 @@ def main(monkeypatch, capsys):
     return run
 
 
-PICTURES = {
+IMAGES = {
     "a.png": ["cat", "dog"],
     "b.png": ["cat", "dog"],
     "sub/c.png": ["cat"],
@@ -51,13 +51,13 @@ def custom(tmp_path):
     photos = tmp_path / "photos"
     (photos / "sub").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    for name in PICTURES:
+    for name in IMAGES:
         Image.fromarray(noise).save(photos / name)
     (photos / "gone.png").unlink()
     cut = photos / "cut.jpg"
     cut.write_bytes(cut.read_bytes()[:-500])
     table = tmp_path / "train.csv"
-    table.write_text("".join(f"{name},{';'.join(labels)}\n" for name, labels in PICTURES.items()))
+    table.write_text("".join(f"{name},{';'.join(labels)}\n" for name, labels in IMAGES.items()))
     return ["DATASETS.CUSTOM.TRAIN", table, "DATASETS.CUSTOM.IMAGE_ROOT", photos]
 
 
@@ -66,7 +66,7 @@ def cells(text):
     return [line.split() for line in text.splitlines()]
 
 
-def assert_picture(path):
+def assert_image(path):
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"
@@ -102,7 +102,7 @@ def test_the_command(tmp_path, custom):
     photos = tmp_path / "photos"
     assert f"missing files: 1\n  {photos / 'gone.png'}\n" in out
     assert f"unreadable files: 1\n  {photos / 'cut.jpg'}: " in out
-    assert_picture(tmp_path / "out" / "custom_train.png")
+    assert_image(tmp_path / "out" / "custom_train.png")
     assert f"heat maps: {tmp_path / 'out' / 'custom_train.png'}" in out
 
 
@@ -122,7 +122,7 @@ def test_no_decode_opens_nothing(main, tmp_path, custom, last):
     assert status == 0
     assert "missing files: 1" in out
     assert "unreadable" not in out
-    assert_picture(tmp_path / "custom_train.png")
+    assert_image(tmp_path / "custom_train.png")
 
 
 def test_a_config_file(main, tmp_path, custom):
@@ -135,17 +135,17 @@ def test_a_config_file(main, tmp_path, custom):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "there.png"
     Image.new("RGB", (8, 8)).save(path)
     return str(path)
 
 
-def test_ignored_entries_and_many_missing_files(main, tmp_path, picture):
+def test_ignored_entries_and_many_missing_files(main, tmp_path, image):
     dicts = [
-        {"file_name": picture, "image_id": 1, "labels": [0, 0], "ignored_labels": [1, 2]},
-        {"file_name": picture, "image_id": 2, "labels": [1], "ignored_labels": [0]},
-        {"file_name": picture, "image_id": 3, "labels": [1], "ignored_labels": []},
+        {"file_name": image, "image_id": 1, "labels": [0, 0], "ignored_labels": [1, 2]},
+        {"file_name": image, "image_id": 2, "labels": [1], "ignored_labels": [0]},
+        {"file_name": image, "image_id": 3, "labels": [1], "ignored_labels": []},
     ]
     gone = [str(tmp_path / f"gone{i:02d}.png") for i in range(25)]
     dicts += [{"file_name": name, "image_id": name, "labels": []} for name in gone]
@@ -162,10 +162,10 @@ def test_ignored_entries_and_many_missing_files(main, tmp_path, picture):
     assert dicts[0]["labels"] == [0, 0]
 
 
-def test_a_detection_data_set(main, tmp_path, picture):
+def test_a_detection_data_set(main, tmp_path, image):
     """One of detectron2's kind, whose labels are those of its boxes."""
     boxes = [{"category_id": 1}, {"category_id": 1}]
-    dicts = [{"file_name": picture, "image_id": 1, "annotations": boxes}]
+    dicts = [{"file_name": image, "image_id": 1, "annotations": boxes}]
     register_multilabel("mine", lambda: dicts, ["cat", "dog"])
     status, out, _ = main("mine", "--output", tmp_path)
     assert status == 0
@@ -182,7 +182,7 @@ def fails(result):
     return err
 
 
-def test_errors_are_one_line(main, tmp_path, custom, picture):
+def test_errors_are_one_line(main, tmp_path, custom, image):
     assert "'coco_2041' is not registered" in fails(main("coco_2041"))
     none = tmp_path / "none.csv"
     assert str(none) in fails(main("custom_train", "DATASETS.CUSTOM.TRAIN", none))
@@ -191,15 +191,15 @@ def test_errors_are_one_line(main, tmp_path, custom, picture):
     assert "NO.SUCH.KEY" in fails(main("digit_scenes_train", "NO.SUCH.KEY", "1"))
     graph = ["MODEL.LABEL_GRAPH.THRESHOLD", "2.0"]
     assert "MODEL.LABEL_GRAPH" in fails(main("custom_train", "--output", tmp_path, *custom, *graph))
-    assert picture in fails(main("custom_train", "--output", picture, *custom))
+    assert image in fails(main("custom_train", "--output", image, *custom))
 
 
-def test_errors_of_the_data(main, tmp_path, picture):
+def test_errors_of_the_data(main, tmp_path, image):
     register_multilabel("empty", lambda: [], ["cat"])
     assert "empty" in fails(main("empty", "--output", tmp_path))
-    dicts = [{"file_name": picture, "image_id": 1, "labels": [1]}]
+    dicts = [{"file_name": image, "image_id": 1, "labels": [1]}]
     register_multilabel("bad", lambda: dicts, ["cat"])
-    assert picture in fails(main("bad", "--output", tmp_path))
+    assert image in fails(main("bad", "--output", tmp_path))
 
 
 def test_errors_end_the_command_with_status_1():
@@ -211,7 +211,7 @@ def test_errors_end_the_command_with_status_1():
     assert "Traceback" not in result.stderr
 
 
-# -------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------- images
 
 
 @NO_WARNINGS
@@ -233,16 +233,16 @@ def test_label_graphs_of_any_size(tmp_path, count):
 def test_label_graph_without_an_edge_and_with_odd_names(tmp_path):
     names = ["$x^{$", "a label's name that is much longer than what there is room for", "", "a_b"]
     plot_label_graph(np.eye(4), np.eye(4), names, tmp_path / "x.png")
-    assert_picture(tmp_path / "x.png")
+    assert_image(tmp_path / "x.png")
 
 
 def test_both_matrices_are_drawn(tmp_path):
     zero, some = np.zeros((5, 5)), np.full((5, 5), 0.5)
     for i, pair in enumerate([(zero, zero), (some, zero), (zero, some)]):
         plot_label_graph(*pair, list("abcde"), tmp_path / f"{i}.png")
-    pictures = [np.asarray(Image.open(tmp_path / f"{i}.png")) for i in range(3)]
-    middle = pictures[0].shape[1] // 2
+    images = [np.asarray(Image.open(tmp_path / f"{i}.png")) for i in range(3)]
+    middle = images[0].shape[1] // 2
     left, right = slice(None, middle), slice(middle, None)
-    assert (pictures[1][:, left] != pictures[0][:, left]).any()
-    assert (pictures[2][:, right] != pictures[0][:, right]).any()
-    assert (pictures[1][:, right] == pictures[0][:, right]).mean() > 0.9
+    assert (images[1][:, left] != images[0][:, left]).any()
+    assert (images[2][:, right] != images[0][:, right]).any()
+    assert (images[1][:, right] == images[0][:, right]).mean() > 0.9

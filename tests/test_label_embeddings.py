@@ -1,4 +1,4 @@
-"""Label embeddings: GloVe files, means over pictures, vectors from names alone; their norms."""
+"""Label embeddings: GloVe files, means over images, vectors from names alone; their norms."""
 
 import io
 import zipfile
@@ -157,14 +157,14 @@ def test_any_vectors_are_read_back(tmp_path_factory, vectors, data):
     assert found.tolist() == [vectors[label] for label in labels]
 
 
-# -------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------- images
 
 ROWS = {"cat": [0.5, 0.25, 2], "ねこ": [1, -1, 0], "dining table": [1e-3, 0, 7], "": [3, 3, 3]}
 
 
 @pytest.fixture
 def npz(tmp_path):
-    """A function that writes a file of pictures' means, with changes, and returns its path."""
+    """A function that writes a file of images' means, with changes, and returns its path."""
 
     def write(**changes):
         content = {
@@ -333,7 +333,7 @@ def test_the_source_decides(glove):
     assert label_embeddings(["dog"], path, 3, ["dog=cat"]).tolist() == [VECTORS["cat"]]
 
 
-def test_pictures_are_a_source_too(npz):
+def test_images_are_a_source_too(npz):
     """GloVe's aliases, which a config may have, are none of its."""
     path = npz()
     found = label_embeddings(["ねこ", "cat"], path, 3, ["tvmonitor=tv"])
@@ -461,7 +461,7 @@ def test_what_is_white_stays_as_it_is(shape):
 @pytest.mark.parametrize("offset", [0, 1e3])
 @pytest.mark.parametrize("shape", [(6, 20), (30, 4)])
 def test_a_label_at_the_mean_is_0_and_changes_no_other(shape, offset):
-    """As that of a label without pictures, in float32."""
+    """As that of a label without images, in float32."""
     embeddings = random_embeddings(shape) + np.float32(offset)
     mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
     found = normalize_embeddings(np.vstack([embeddings, mean]), "whiten")

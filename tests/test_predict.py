@@ -54,7 +54,7 @@ def make_checkpoint(make_cfg):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder with pictures of all sizes, a text and a folder: its path."""
+    """A folder with images of all sizes, a text and a folder: its path."""
     rng = np.random.default_rng(0)
     names = ["b.png", "a.JPG", "sub/deep/c.webp", "sub/a.jpg", "a [1].png"]
     for i, name in enumerate(names):
@@ -62,7 +62,7 @@ def photos(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (20 + 9 * i, 70 - 8 * i, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
-    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
     return tmp_path / "photos"
 
 
@@ -110,7 +110,7 @@ def test_the_command_says_what_evaluation_says(make_checkpoint, tmp_path):
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == "predict: 15 pictures, 1 could not be read"
+    assert result.stderr.splitlines()[-1] == "predict: 15 images, 1 could not be read"
     assert "Traceback" not in result.stderr
     found = records(result.stdout)
     assert [record["file"] for record in found] == [*files[:5], missing, *files[5:]]
@@ -129,7 +129,7 @@ def test_every_kind_of_input(main, make_checkpoint, photos, monkeypatch):
     def files_for(*inputs, stdin=b""):
         status, out, err = main("--weights", weights, *inputs, stdin=stdin)
         assert status == 0, err
-        assert err.splitlines()[-1].endswith("pictures, 0 could not be read")
+        assert err.splitlines()[-1].endswith("images, 0 could not be read")
         return files_of(out)
 
     everything = ["a [1].png", "a.JPG", "b.png", "sub/a.jpg", "sub/deep/c.webp"]
@@ -185,16 +185,14 @@ def test_what_can_not_be_read_is_a_record_and_the_rest_goes_on(main, make_checkp
     assert status == 1
     assert files_of(out) == inputs
     count = len(UNREADABLE)
-    assert (
-        err.splitlines()[-1] == f"predict: {2 * count + 3} pictures, {count + 3} could not be read"
-    )
+    assert err.splitlines()[-1] == f"predict: {2 * count + 3} images, {count + 3} could not be read"
     found = records(out)
     errors = [record.get("error") for record in found]
     assert all(errors[0 : 2 * count : 2])
     assert not any(errors[1 : 2 * count : 2])
     assert all(errors[-3:])
     reason = next(record["error"] for record in found if record["file"].endswith("folder.png"))
-    assert reason == "there is no picture in this folder"
+    assert reason == "there is no image in this folder"
 
 
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="not in a patched worker")
@@ -206,7 +204,7 @@ def test_other_processes_load_what_is_more_than_a_batch(
     def say_process(self, index):
         return {"error": str(os.getpid())}
 
-    monkeypatch.setattr(tool.PictureFiles, "__getitem__", say_process)
+    monkeypatch.setattr(tool.ImageFiles, "__getitem__", say_process)
 
     def processes(*options):
         _, out, _ = main("--weights", weights, photos, *options)
@@ -317,7 +315,7 @@ def test_csv(main, make_checkpoint, photos, tmp_path):
     assert rows == expected
     assert rows[-1][3].startswith("FileNotFoundError")
     assert main(*options, "--format", "csv")[1] == output.read_text(encoding="utf-8")
-    # A picture without a label has a line of its own.
+    # An image without a label has a line of its own.
     _, out, _ = main("--weights", weights, photos / "b.png", "--format", "csv", "--threshold", 1)
     assert out.splitlines()[1:] == [f"{photos / 'b.png'},,,"]
 
@@ -371,7 +369,7 @@ def test_a_cut_run_has_the_records_of_what_it_finished(main, make_checkpoint, ph
 def test_drawings(main, make_checkpoint, photos, tmp_path):
     weights, *_ = make_checkpoint()
     Image.new("RGB", (3000, 1000), (9, 99, 200)).save(photos / "wide.png")
-    (photos / "cut.png").write_bytes(b"no picture")
+    (photos / "cut.png").write_bytes(b"no image")
     folder = tmp_path / "drawn"
     options = ["--draw", folder, "--batch-size", 2, "--num-workers", 1]
     status, _, err = main("--weights", weights, photos, *options, "--threshold", 0)
@@ -395,17 +393,17 @@ def test_drawings(main, make_checkpoint, photos, tmp_path):
 
 
 def test_a_drawing_of_any_labels(tool, tmp_path):
-    picture = np.zeros((1, 1, 3), np.uint8)
+    pixels = np.zeros((1, 1, 3), np.uint8)
     many = [(f"label\n{i}", 1 - i / 100) for i in range(100)]
     for labels, lines in [([], 1), ([("猫 " * 90, 1.0)], 1), (many, 20)]:
-        tool.draw_labels(picture, labels, str(tmp_path / "x.png"))
+        tool.draw_labels(pixels, labels, str(tmp_path / "x.png"))
         with Image.open(tmp_path / "x.png") as image:
             assert image.size == (240, 1 + 22 * lines)
 
 
 def test_the_bar_is_as_long_as_a_label_is_probable(tool, tmp_path):
-    picture = np.zeros((10, 400, 3), np.uint8)
-    tool.draw_labels(picture, [("a", 0.75), ("b", 0.25)], str(tmp_path / "x.png"))
+    pixels = np.zeros((10, 400, 3), np.uint8)
+    tool.draw_labels(pixels, [("a", 0.75), ("b", 0.25)], str(tmp_path / "x.png"))
     with Image.open(tmp_path / "x.png") as image:
         # The topmost row of each line, above the letters.
         rows = np.asarray(image)[[11, 33]]
@@ -438,17 +436,17 @@ def fails(result):
 def test_errors_are_one_line(main, make_checkpoint, photos, tmp_path):
     weights, *_ = make_checkpoint()
     assert "gone.pth" in fails(main("--weights", tmp_path / "gone.pth", photos))
-    picture = photos / "b.png"
-    options = ["--weights", weights, picture]
+    image = photos / "b.png"
+    options = ["--weights", weights, image]
     assert "has no region branch" in fails(main(*options, "--regions"))
     assert "gone.yaml" in fails(main(*options, "--config-file", tmp_path / "gone.yaml"))
     assert "device abacus" in fails(main(*options, "--device", "abacus"))
     assert str(photos) in fails(main(*options, "--output", photos))
 
-    before = picture.read_bytes()
-    assert "would be lost" in fails(main(*options, "--output", picture))
+    before = image.read_bytes()
+    assert "would be lost" in fails(main(*options, "--output", image))
     assert "would be lost" in fails(main(*options, "--draw", photos / "sub" / ".."))
-    assert picture.read_bytes() == before
+    assert image.read_bytes() == before
 
     change(weights, config=None)
     assert "--config-file" in fails(main(*options))

@@ -9,14 +9,14 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-from test_dataset_mapper import PICTURES, UNREADABLE, ramp
+from test_dataset_mapper import IMAGES, UNREADABLE, ramp
 
 from ia_gcn import MultiLabelPredictor
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.data import UnreadableImage, get_multilabel_dicts
 from ia_gcn.engine import Trainer, fill_label_graphs
 from ia_gcn.errors import InputError
-from ia_gcn.predictor import Prediction
+from ia_gcn.inference import Prediction
 
 COLOURS = ["red", "green", "blue"]
 
@@ -48,7 +48,7 @@ def save_checkpoint(make_cfg, *opts, config="ml_gcn", saved=()):
 
 
 def evaluate(cfg, model):
-    """The scores of predictions.npz, (14, 3), and the files of their pictures."""
+    """The scores of predictions.npz, (14, 3), and the files of their images."""
     Trainer.test(cfg, model)
     path = os.path.join(cfg.OUTPUT_DIR, "inference", "custom_test", "predictions.npz")
     with np.load(path) as predictions:
@@ -69,8 +69,8 @@ def change(path, **entries):
 
 def test_three_lines(make_checkpoint, tmp_path, monkeypatch):
     make_checkpoint()
-    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "run" / "photo.jpg")
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "run" / "photo.jpg")
     monkeypatch.chdir(tmp_path / "run")
     p = MultiLabelPredictor(weights="model.pth")
     prediction = p("photo.jpg")
@@ -111,7 +111,7 @@ def test_prediction_equals_evaluation(make_checkpoint, tmp_path, monkeypatch, co
     assert "custom_test" not in DatasetCatalog.list()
 
 
-def test_regions_are_those_of_the_model_in_the_pictures_pixels(make_checkpoint, tmp_path):
+def test_regions_are_those_of_the_model_in_the_images_pixels(make_checkpoint, tmp_path):
     weights, _, model = make_checkpoint(config="ia_gcn_plus")
     p = MultiLabelPredictor(weights, device="cpu")
     # Held upright, it is 32 pixels wide and 48 high; the model gets 64 × 96.
@@ -152,15 +152,15 @@ def test_a_file_an_array_and_a_pillow_image_are_the_same(make_checkpoint, tmp_pa
     assert p.predict_batch([]) == []
 
 
-def test_every_kind_of_picture(make_checkpoint, tmp_path):
+def test_every_kind_of_image(make_checkpoint, tmp_path):
     p = MultiLabelPredictor(make_checkpoint()[0])
     grey = ramp(np.uint8, 255)
-    dithered = np.asarray(PICTURES["black and white.png"]).astype(np.uint8) * 255
+    dithered = np.asarray(IMAGES["black and white.png"]).astype(np.uint8) * 255
     expected, other, black_and_white = (
         p(np.stack([pixels] * 3, axis=2)).scores for pixels in (grey, grey[:, ::-1], dithered)
     )
     assert abs(other - expected).max() > 0.02
-    for name, image in PICTURES.items():
+    for name, image in IMAGES.items():
         image.save(tmp_path / name)
         scores = p(tmp_path / name).scores
         likewise = black_and_white if name == "black and white.png" else expected
@@ -169,12 +169,12 @@ def test_every_kind_of_picture(make_checkpoint, tmp_path):
             np.testing.assert_array_equal(p(opened).scores, scores)
     exif = Image.Exif()
     exif[0x0112] = 3
-    PICTURES["16 bit.png"].save(tmp_path / "turned.png", exif=exif)
+    IMAGES["16 bit.png"].save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_allclose(p(tmp_path / "turned.png").scores, other, rtol=0, atol=0.01)
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_the_smallest_and_a_large_picture(make_checkpoint, tmp_path):
+def test_the_smallest_and_a_large_image(make_checkpoint, tmp_path):
     p = MultiLabelPredictor(make_checkpoint(config="ia_gcn_plus")[0])
     for size in [(1, 1), (12000, 9000)]:
         # A grey that a JPEG keeps to the bit.
@@ -204,12 +204,12 @@ def test_above():
 def test_options_come_after_the_config(make_checkpoint):
     weights, cfg, model = make_checkpoint(config="ia_gcn_plus")
     assert cfg.MODEL.FUSION.GLOBAL_WEIGHT == 0.8
-    picture = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
     p = MultiLabelPredictor(weights, opts=["MODEL.FUSION.GLOBAL_WEIGHT", 0.25])
     with torch.no_grad():
-        result = model([{"image": torch.tensor(picture).permute(2, 0, 1)}])[0]
+        result = model([{"image": torch.tensor(image).permute(2, 0, 1)}])[0]
     fused = 0.25 * result["logits_global"] + 0.75 * result["logits_region"]
-    np.testing.assert_allclose(p(picture).scores, fused.sigmoid(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(p(image).scores, fused.sigmoid(), rtol=0, atol=1e-6)
     assert p.cfg.is_frozen()
     assert not p.model.training
     assert not any(parameter.requires_grad for parameter in p.model.parameters())
@@ -230,13 +230,13 @@ def test_a_config_file_takes_the_place_of_the_checkpoints(make_checkpoint, tmp_p
 
 def test_the_running_mean_of_the_weights(make_checkpoint, error_line):
     weights, _, model = make_checkpoint()
-    picture = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     ema = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
     ema["module.label_head.layers.1.weight"] *= 3
     with pytest.raises(InputError, match="no running mean"):
         MultiLabelPredictor(weights, ema=True)
     change(weights, ema=ema)
-    plain, mean = (MultiLabelPredictor(weights, ema=ema)(picture).scores for ema in (False, True))
+    plain, mean = (MultiLabelPredictor(weights, ema=ema)(image).scores for ema in (False, True))
     # The last layer has no bias: its logits triple.
     np.testing.assert_allclose(logit(mean), 3 * logit(plain), rtol=1e-3)
 
@@ -338,7 +338,7 @@ def test_scores_that_are_not_finite_are_refused(make_checkpoint):
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         np.zeros((5, 5), np.uint8),
         np.zeros((5, 5, 4), np.uint8),
@@ -349,9 +349,9 @@ def test_scores_that_are_not_finite_are_refused(make_checkpoint):
         b"photo.jpg",
     ],
 )
-def test_what_is_no_picture_is_refused(make_checkpoint, error_line, picture):
+def test_what_is_no_image_is_refused(make_checkpoint, error_line, image):
     p = MultiLabelPredictor(make_checkpoint()[0])
-    assert "a picture is" in error_line(p, picture)
+    assert "an image is" in error_line(p, image)
 
 
 @pytest.mark.parametrize("name", UNREADABLE)

@@ -73,7 +73,7 @@ def test_archives_become_the_layout_that_the_loaders_read(prepare, tmp_path):
     assert (root / "VOC2007/JPEGImages/000005.jpg").read_bytes() == jpeg()
 
 
-def test_a_missing_picture_is_said(prepare, tmp_path):
+def test_a_missing_image_is_said(prepare, tmp_path):
     write_archives(tmp_path / "archives", coco_image="train2014/other.jpg")
     result = prepare()
     assert result.returncode == 1

@@ -22,7 +22,7 @@ from ia_gcn.engine import setup_cfg
 SCRIPT = Path(__file__).parent.parent / "datasets" / "prepare_vg500.py"
 WIDTH, HEIGHT = 80, 60
 
-# The names of each object of each picture. Picture 8 has no entry in objects.json.
+# The names of each object of each image. Image 8 has no entry in objects.json.
 NAMES = {
     1: [["Man"], ["  man "], ["tree"], ["trees"], []],
     2: [["tree", "plant"], ["Tree", "tree"], ["man\t in   hat"]],
@@ -37,7 +37,7 @@ NAMES = {
 ALIASES = "man,guy, Man in Hat\n\ntree,trees,,plant\n car , automobile\nauto\n"
 SYNONYMS = {"guy": "man", "man in hat": "man", "trees": "tree", "plant": "tree"}
 SYNONYMS["automobile"] = "car"
-PICTURES = [*NAMES, 8]
+IMAGES = [*NAMES, 8]
 
 
 def folder_of(image_id):
@@ -85,7 +85,7 @@ def image_entries(id_key="image_id"):
             "coco_id": None,
             "flickr_id": None,
         }
-        for image_id in PICTURES
+        for image_id in IMAGES
     ]
 
 
@@ -95,7 +95,7 @@ class Tree:
     def __init__(self, root):
         self.root = root
         self.folder = root / "vg500"
-        for image_id in PICTURES:
+        for image_id in IMAGES:
             self.file(file_of(image_id))
         self.objects(object_entries())
         self.images(image_entries())
@@ -112,7 +112,7 @@ class Tree:
         (self.folder / "image_data.json").write_text(json.dumps(content))
 
     def lists(self, train="1\n2\n3\n4\n5\n6\n", test="7\n8\n9\n2317468\n"):
-        """The options of two lists of pictures."""
+        """The options of two lists of images."""
         options = []
         for split, text in (("train", train), ("test", test)):
             path = self.root / f"{split}_list.txt"
@@ -124,7 +124,7 @@ class Tree:
         return json.loads((self.folder / "annotations" / f"{split}.json").read_text())
 
     def split(self):
-        """The picture ids of each split, in the files' order."""
+        """The image ids of each split, in the files' order."""
         return {
             split: [image["id"] for image in self.annotations(split)["images"]]
             for split in ("train", "test")
@@ -134,7 +134,7 @@ class Tree:
         return (self.folder / "labels.txt").read_text(encoding="utf-8").splitlines()
 
     def labels(self):
-        """By picture id the names of its labels, sorted, one per annotation."""
+        """By image id the names of its labels, sorted, one per annotation."""
         found = {}
         for split in ("train", "test"):
             content = self.annotations(split)
@@ -206,7 +206,7 @@ def refusal(main, tree):
 
 
 def recount(image_ids, number, synonyms=None):
-    """The labels, and by picture id those that it has, by plain loops."""
+    """The labels, and by image id those that it has, by plain loops."""
     counts, present = Counter(), {}
     for image_id in image_ids:
         present[image_id] = set()
@@ -233,7 +233,7 @@ def test_labels_are_those_of_a_plain_count(make, tree, number, id_key):
     tree.objects(object_entries(id_key))
     tree.images(image_entries(id_key))
     make("--labels", number)
-    labels, present = recount(PICTURES, number)
+    labels, present = recount(IMAGES, number)
     assert tree.label_names() == labels
     assert tree.labels() == present
 
@@ -252,7 +252,7 @@ def test_synonyms_count_as_one_name(make, tree, number):
     aliases = tree.root / "object_alias.txt"
     aliases.write_text(ALIASES)
     make("--labels", number, "--aliases", aliases)
-    labels, present = recount(PICTURES, number, SYNONYMS)
+    labels, present = recount(IMAGES, number, SYNONYMS)
     assert tree.label_names() == labels
     assert tree.labels() == present
     assert tree.labels()[2] == [name for name in ("man", "tree") if name in labels]
@@ -272,7 +272,7 @@ def test_a_synonyms_synonym_and_a_synonym_of_two_names(make, tree):
     aliases.write_text("man,guy\nguy,man in hat\ntree,plant\ncar,plant\n")
     make("--labels", 3, "--aliases", aliases)
     synonyms = {"guy": "man", "man in hat": "man", "plant": "car"}
-    labels, present = recount(PICTURES, 3, synonyms)
+    labels, present = recount(IMAGES, 3, synonyms)
     assert tree.label_names() == labels == ["car", "man", "sky"]
     assert tree.labels() == present
 
@@ -289,7 +289,7 @@ def test_names_are_counted_in_both_splits_and_nowhere_else(make, tree):
 def test_too_few_names_are_refused(refusal):
     message = refusal()
     assert "objects.json" in message
-    assert f"{len(recount(PICTURES, 100)[0])} names" in message
+    assert f"{len(recount(IMAGES, 100)[0])} names" in message
     assert "--labels 500" in message
     assert "--labels" in refusal("--labels", 0)
 
@@ -313,25 +313,25 @@ def test_lists_in_all_their_forms(make, tree, form, columns):
 @pytest.mark.parametrize(
     ("train", "test", "named"),
     [
-        ("1\n2\n1.jpg", "3", "train_list.txt, line 3: picture 1 is listed twice"),
-        ("1\n2", "3\n2", "test_list.txt: picture 2 is in"),
+        ("1\n2\n1.jpg", "3", "train_list.txt, line 3: image 1 is listed twice"),
+        ("1\n2", "3\n2", "test_list.txt: image 2 is in"),
         ("1\nx.jpg", "3", "train_list.txt, line 2"),
         ("1\n2.png", "3", "train_list.txt, line 2"),
-        ("1", "\n\n", "test_list.txt: names no picture"),
-        ("1\n77\n78", "99", "3 pictures are not in"),
+        ("1", "\n\n", "test_list.txt: names no image"),
+        ("1\n77\n78", "99", "3 images are not in"),
     ],
 )
 def test_broken_lists_are_refused(refusal, tree, train, test, named):
     assert named in refusal("--labels", 3, *tree.lists(train, test))
 
 
-def test_listed_pictures_that_are_unknown_are_named_or_left_out(main, tree, refusal):
+def test_listed_images_that_are_unknown_are_named_or_left_out(main, tree, refusal):
     lists = tree.lists("1\n77\n2", "3\n78.jpg")
     message = refusal("--labels", 3, *lists)
     assert "image_data.json: 77, 78" in message
     status, out, _ = main("--labels", 3, *lists, "--skip-missing")
     assert status == 0
-    assert "left out 2 pictures" in out
+    assert "left out 2 images" in out
     assert tree.split() == {"train": [1, 2], "test": [3]}
 
 
@@ -348,7 +348,7 @@ def test_one_list_alone_and_a_list_that_is_not_there_are_refused(refusal, tree):
 def test_a_drawn_split_depends_on_the_seed_alone(make, tree):
     make("--labels", 3)
     first, first_split = tree.output(), tree.split()
-    assert sorted(first_split["train"] + first_split["test"]) == sorted(PICTURES)
+    assert sorted(first_split["train"] + first_split["test"]) == sorted(IMAGES)
     assert len(first_split["test"]) == 1
     assert all(ids == sorted(ids) for ids in first_split.values())
 
@@ -366,7 +366,7 @@ def test_a_drawn_split_depends_on_the_seed_alone(make, tree):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "train", "test"),
+    ("images", "train", "test"),
     [
         (2, 1, 1),
         (11, 10, 1),
@@ -376,21 +376,21 @@ def test_a_drawn_split_depends_on_the_seed_alone(make, tree):
         (108_300, 98_249, 10_000),
     ],
 )
-def test_sizes_of_a_drawn_split(script, pictures, train, test):
-    split = script.split_by_seed(range(pictures), 0)
+def test_sizes_of_a_drawn_split(script, images, train, test):
+    split = script.split_by_seed(range(images), 0)
     assert {name: len(ids) for name, ids in split.items()} == {"train": train, "test": test}
     assert len({*split["train"], *split["test"]}) == train + test
 
 
-def test_one_picture_is_not_enough_for_two_splits(refusal, tree):
+def test_one_image_is_not_enough_for_two_splits(refusal, tree):
     tree.images(image_entries()[:1])
-    assert "no picture for the train split" in refusal("--labels", 1)
+    assert "no image for the train split" in refusal("--labels", 1)
 
 
-# ------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------- images
 
 
-def test_pictures_are_found_where_they_are(make, tree):
+def test_images_are_found_where_they_are(make, tree):
     # Number 1 in the other folder, 3 in both, 4 beside them; and a link to a folder elsewhere.
     tree.file("VG_100K/3.jpg")
     (tree.folder / file_of(1)).rename(tree.folder / "VG_100K/1.jpg")
@@ -398,24 +398,24 @@ def test_pictures_are_found_where_they_are(make, tree):
     (tree.folder / "VG_100K").rename(tree.root / "elsewhere")
     (tree.folder / "VG_100K").symlink_to(tree.root / "elsewhere")
     make("--labels", 3)
-    expected = {i: file_of(i) for i in PICTURES} | {1: "VG_100K/1.jpg", 4: "4.jpg"}
+    expected = {i: file_of(i) for i in IMAGES} | {1: "VG_100K/1.jpg", 4: "4.jpg"}
     for split in ("train", "test"):
         for image in tree.annotations(split)["images"]:
             assert image["file_name"] == expected[image["id"]]
             assert (tree.folder / image["file_name"]).is_file()
 
 
-def test_missing_pictures_are_named_or_left_out(make, tree, refusal):
+def test_missing_images_are_named_or_left_out(make, tree, refusal):
     for image_id in (1, 8):
         (tree.folder / file_of(image_id)).unlink()
     message = refusal("--labels", 3)
-    assert "2 pictures are not in" in message
+    assert "2 images are not in" in message
     assert file_of(1) in message
     assert file_of(8) in message
     assert "--skip-missing" in message
 
-    assert "left out 2 pictures" in make("--labels", 3, "--skip-missing")
-    left = [image_id for image_id in PICTURES if image_id not in (1, 8)]
+    assert "left out 2 images" in make("--labels", 3, "--skip-missing")
+    left = [image_id for image_id in IMAGES if image_id not in (1, 8)]
     labels, present = recount(left, 3)
     assert tree.label_names() == labels
     assert tree.labels() == present
@@ -424,10 +424,10 @@ def test_missing_pictures_are_named_or_left_out(make, tree, refusal):
     assert "left out" not in make("--labels", 3, *tree.lists("2\n4", "5\n6"))
 
 
-def test_of_many_missing_pictures_some_are_named(refusal, tree):
+def test_of_many_missing_images_some_are_named(refusal, tree):
     tree.images([{**image_entries()[0], "image_id": i} for i in range(100, 150)])
     message = refusal("--labels", 3)
-    assert "50 pictures" in message
+    assert "50 images" in message
     assert "119.jpg" in message
     assert "120.jpg" not in message
     assert "and 30 more" in message
@@ -438,7 +438,7 @@ def test_of_many_missing_pictures_some_are_named(refusal, tree):
 
 def test_boxes_are_those_of_the_objects(make, tree):
     make("--labels", 10, "--boxes")
-    labels, _ = recount(PICTURES, 10)
+    labels, _ = recount(IMAGES, 10)
     expected = []
     for image_id, objects in NAMES.items():
         for place, names in enumerate(objects):
@@ -466,7 +466,7 @@ def test_boxes_are_those_of_the_objects(make, tree):
         ((0, -9, 5, 9), None),
     ],
 )
-def test_boxes_are_clipped_to_the_picture(make, tree, box, clipped):
+def test_boxes_are_clipped_to_the_image(make, tree, box, clipped):
     entries = object_entries()
     entries[4]["objects"][0].update(zip("xywh", box))  # the zebra
     tree.objects(entries)
@@ -477,7 +477,7 @@ def test_boxes_are_clipped_to_the_picture(make, tree, box, clipped):
     assert tree.labels()[5] == ["zebra"]
 
 
-def test_without_boxes_a_picture_has_one_entry_per_label(make, tree):
+def test_without_boxes_a_image_has_one_entry_per_label(make, tree):
     make("--labels", 10)
     entries = [a for s in ("train", "test") for a in tree.annotations(s)["annotations"]]
     assert all(set(entry) == {"id", "image_id", "category_id"} for entry in entries)
@@ -498,7 +498,7 @@ def edited(entries, place, **changes):
     return entries
 
 
-A_PICTURE = image_entries()[0]
+A_IMAGE = image_entries()[0]
 AN_OBJECT = object_entries()[0]["objects"][0]
 
 
@@ -510,10 +510,10 @@ AN_OBJECT = object_entries()[0]["objects"][0]
         ([{"objects": []}], "image_id"),
         (edited(object_entries(), 0, image_id="1"), "image_id"),
         (edited(object_entries(), 0, image_id=True), "image_id"),
-        (edited(object_entries(), 0, image_id=2), "picture 2 occurs twice"),
-        (edited(object_entries(), 0, objects=None), "picture 1"),
-        (edited(object_entries(), 0, objects=[{"x": 1}]), "picture 1"),
-        (edited(object_entries(), 0, objects=[5]), "picture 1"),
+        (edited(object_entries(), 0, image_id=2), "image 2 occurs twice"),
+        (edited(object_entries(), 0, objects=None), "image 1"),
+        (edited(object_entries(), 0, objects=[{"x": 1}]), "image 1"),
+        (edited(object_entries(), 0, objects=[5]), "image 1"),
         (edited(object_entries(), 0, objects=[{**AN_OBJECT, "names": "tree"}]), "names"),
         (edited(object_entries(), 0, objects=[{**AN_OBJECT, "names": ["a", None]}]), "names"),
         (edited(object_entries(), 0, objects=[{**AN_OBJECT, "names": [["a"]]}]), "names"),
@@ -536,13 +536,13 @@ def test_broken_objects_are_refused(refusal, tree, content, named):
     [
         ({}, "not a list"),
         ([None], "not a list"),
-        ([], "no picture"),
+        ([], "no image"),
         (edited(image_entries(), 0, image_id=None), "image_id"),
-        (edited(image_entries(), 0, image_id=2), "picture 2 occurs twice"),
-        (edited(image_entries(), 0, width=0), "picture 1"),
-        (edited(image_entries(), 0, height="60"), "picture 1"),
-        (edited(image_entries(), 0, url=None), "picture 1"),
-        (edited(image_entries(), 0, url="1.jpg"), "picture 1"),
+        (edited(image_entries(), 0, image_id=2), "image 2 occurs twice"),
+        (edited(image_entries(), 0, width=0), "image 1"),
+        (edited(image_entries(), 0, height="60"), "image 1"),
+        (edited(image_entries(), 0, url=None), "image 1"),
+        (edited(image_entries(), 0, url="1.jpg"), "image 1"),
         (edited(image_entries(), 0, url="https://host/../1.jpg"), "leads out"),
         (edited(image_entries(), 0, url="https://host/..\\../1.jpg"), "leads out"),
         (edited(image_entries(), 0, url="//1.jpg"), "leads out"),
@@ -552,7 +552,7 @@ def test_broken_image_data_is_refused(refusal, tree, content, named):
     (tree.root / "1.jpg").touch()
     tree.images(content)
     message = refusal("--labels", 3)
-    assert "image_data.json" in message or named == "no picture"
+    assert "image_data.json" in message or named == "no image"
     assert named in message
 
 
@@ -612,17 +612,17 @@ def test_the_command_as_a_user_runs_it(make, tree, tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert "9 training and 1 test pictures, 4 labels of 3 objects (car) or more" in result.stdout
+    assert "9 training and 1 test images, 4 labels of 3 objects (car) or more" in result.stdout
     tree.folder = tree.root / "data" / "vg500"
     left = {str(path.relative_to(tree.folder)) for path in tree.folder.rglob("*.*")}
-    assert left == {file_of(i) for i in PICTURES} | set(tree.output())
+    assert left == {file_of(i) for i in IMAGES} | set(tree.output())
     assert tree.output() == expected
 
 
 @pytest.mark.parametrize("options", [[], ["--boxes"]])
 def test_what_is_made_is_what_is_registered(make, tree, registered, options):
     make("--labels", 4, *options, *tree.lists())
-    labels, present = recount(PICTURES, 4)
+    labels, present = recount(IMAGES, 4)
     for split, ids in tree.split().items():
         dicts = get_multilabel_dicts([f"vg_500_{split}"])
         assert [d["image_id"] for d in dicts] == ids

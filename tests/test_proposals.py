@@ -14,7 +14,7 @@ from detectron2.structures import BoxMode
 
 from ia_gcn.data import add_proposals
 from ia_gcn.errors import InputError
-from ia_gcn.safe_pickle import load_plain_pickle
+from ia_gcn.io.plain_pickle import load_plain_pickle
 
 BOXES = [[[0, 0, 8, 8], [4, 4, 30, 20], [1, 2, 3, 4]], [], [[5, 5, 9, 9]]]
 LOGITS = [[0.5, 2.0, -1.0], [], [0.0]]
@@ -157,7 +157,7 @@ def test_a_missing_file_is_named(tmp_path, error_line):
 
 @pytest.fixture
 def train_net(repository, tiny_coco, tmp_path):
-    """A function that trains on tiny pictures with these options: (result, output folder)."""
+    """A function that trains on tiny images with these options: (result, output folder)."""
     data = tiny_coco(14)
 
     def call(*opts):

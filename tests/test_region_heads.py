@@ -287,7 +287,7 @@ def test_evaluation_takes_the_mean_of_z(counts, options):
 
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("prior_mean", [0.0, 1.0])
-def test_evaluation_draws_are_the_same_for_every_picture(samples, prior_mean):
+def test_evaluation_draws_are_the_same_for_every_image(samples, prior_mean):
     heads = make_heads(eval_samples=samples, prior_mean=prior_mean)
     features, proposals = make_features(), make_proposals()
     draws = run_evaluation(heads, features, proposals)
@@ -308,7 +308,7 @@ def test_evaluation_draws_are_the_same_for_every_picture(samples, prior_mean):
 
 
 @pytest.mark.parametrize("samples", [0, 3])
-def test_evaluation_of_a_picture_is_the_same_in_any_batch(samples):
+def test_evaluation_of_a_image_is_the_same_in_any_batch(samples):
     heads = make_heads(eval_samples=samples)
     features, proposals = make_features()["res4"], make_proposals()
 

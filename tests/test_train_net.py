@@ -29,7 +29,7 @@ def train_net(repository):
 
 @pytest.fixture
 def options(tiny_coco, tmp_path):
-    """Command-line options for tiny pictures of coloured rectangles, with the changes given."""
+    """Command-line options for tiny images of coloured rectangles, with the changes given."""
     train, test = tiny_coco(42, "train"), tiny_coco(21, "test")
 
     def make(**changes):
@@ -59,7 +59,7 @@ def test_it_learns_and_an_evaluation_of_the_checkpoint_says_the_same(train_net, 
     result = train_net(*CONFIG, *options())
     assert result.returncode == 0, result.stderr[-3000:]
     trained = read_metrics(tmp_path / "run")
-    # Chance is 57: a label is in four of seven pictures.
+    # Chance is 57: a label is in four of seven images.
     assert trained["mAP"] >= 95
     assert "MODEL.DEVICE is cpu" in result.stderr
     assert "mAP" in result.stdout

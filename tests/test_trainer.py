@@ -194,7 +194,7 @@ def test_a_bad_loss_stops_the_run_and_says_where(make_cfg, monkeypatch, tmp_path
 def test_the_model_is_filled_from_the_training_set(make_cfg, tmp_path):
     trainer = Trainer(make_cfg("run"))
     graph = trainer.model.label_head.label_graph
-    # Over 7 pictures, every combination of the three labels occurs once.
+    # Over 7 images, every combination of the three labels occurs once.
     assert graph.label_counts.tolist() == [8, 8, 8]
     assert graph.pair_counts.tolist() == [[8, 4, 4], [4, 8, 4], [4, 4, 8]]
     assert (tmp_path / "run" / "label_statistics.npz").exists()
@@ -207,7 +207,7 @@ def test_a_bare_model_does_not_train(make_cfg):
         model(batch)
 
 
-def test_an_rpn_is_not_trained_on_pictures_without_boxes(make_cfg, tmp_path):
+def test_an_rpn_is_not_trained_on_images_without_boxes(make_cfg, tmp_path):
     csv = tmp_path / "train.csv"
     csv.write_text("file,labels\n000001.png,red\n000002.png,green;blue\n")
     cfg = make_cfg("run", "DATASETS.CUSTOM.TRAIN", str(csv), config="ia_gcn")

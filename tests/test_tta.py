@@ -1,4 +1,4 @@
-"""Test-time augmentation: the views of a picture, and what a model says of them together."""
+"""Test-time augmentation: the views of an image, and what a model says of them together."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,9 @@ from PIL import Image
 from torch import nn
 
 from ia_gcn.data import MultiLabelDatasetMapper, UnreadableImage, get_multilabel_dicts
+from ia_gcn.data.test_time_views import DatasetMapperTTA
 from ia_gcn.engine import Trainer, label_graphs
-from ia_gcn.modeling.test_time_augmentation import DatasetMapperTTA, MultiLabelTTA
+from ia_gcn.inference import MultiLabelTTA
 
 SINGLE = ("TEST.AUG.ENABLED", True, "TEST.AUG.FLIP", False)
 SEVERAL = ("TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", (1.0, 0.5, 1.6))
@@ -17,7 +18,7 @@ SEVERAL = ("TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", (1.0, 0.5, 1.6))
 
 @pytest.fixture
 def record(tmp_path):
-    """The dict of a picture of noise, 50×30 pixels, with two proposals."""
+    """The dict of an image of noise, 50×30 pixels, with two proposals."""
     noise = np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     return {
@@ -33,10 +34,10 @@ def record(tmp_path):
 
 def test_views_are_warped_from_the_file(make_cfg, record):
     sample = DatasetMapperTTA(make_cfg("run", *SEVERAL))(record)
-    picture = Image.open(record["file_name"])
+    image = Image.open(record["file_name"])
     expected = []
     for side in (32, 16, 51):
-        warped = np.asarray(picture.resize((side, side), Image.BILINEAR))
+        warped = np.asarray(image.resize((side, side), Image.BILINEAR))
         expected += [warped, warped[:, ::-1]]
     assert len(sample["views"]) == len(expected)
     for view, pixels in zip(sample["views"], expected):
@@ -70,7 +71,7 @@ def test_proposals_go_with_the_view(make_cfg, record):
         assert view["proposals"].objectness_logits.tolist() == [2, 1]
 
 
-def test_an_unreadable_picture_is_named(make_cfg, record):
+def test_an_unreadable_image_is_named(make_cfg, record):
     mapper = DatasetMapperTTA(make_cfg("run", *SEVERAL))
     with pytest.raises(UnreadableImage, match=r"gone\.png"):
         mapper({**record, "file_name": "gone.png"})

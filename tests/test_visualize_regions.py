@@ -1,4 +1,4 @@
-"""tools/visualize_regions.py: run as a user would, what it writes, and the pictures it draws."""
+"""tools/visualize_regions.py: run as a user would, what it writes, and the images it draws."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from PIL import Image
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.data import MultiLabelDatasetMapper, get_test_dicts
 from ia_gcn.engine import Trainer, setup_cfg
-from ia_gcn.visualization import (
+from ia_gcn.visualization.regions import (
     DIMMED,
     Recognition,
     draw_recognition,
@@ -56,7 +56,7 @@ def main(tool, monkeypatch, capsys):
 def make_run(tiny_coco, repository, tmp_path):
     """A function that makes what a training leaves behind, without the training: its folder.
 
-    The model is at random. Pictures of 32×24 pixels become an input of 64×96.
+    The model is at random. Images of 32×24 pixels become an input of 64×96.
     """
     data = tiny_coco(7)
 
@@ -113,7 +113,7 @@ def assert_drawn(path):
 def test_the_command(tool, make_run, repository):
     run = make_run()
     result = subprocess.run(
-        [sys.executable, TOOL, run, "--pictures", "2"],
+        [sys.executable, TOOL, run, "--num-images", "2"],
         cwd=repository,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -186,8 +186,8 @@ def check_content(content, model, mapper, record):
     torch.testing.assert_close(torch.tensor(graph["fused"]), lcm * individual, atol=1e-4, rtol=0)
 
 
-def test_any_pictures_from_another_checkpoint(tool, main, make_run, tmp_path, monkeypatch):
-    """Grey, 16 bits, odd sizes, twice the same name; a picture `regions`; no ground truth."""
+def test_any_images_from_another_checkpoint(tool, main, make_run, tmp_path, monkeypatch):
+    """Grey, 16 bits, odd sizes, twice the same name; an image `regions`; no ground truth."""
     drawn = []
     monkeypatch.setattr(tool, "draw_recognition", lambda *args: drawn.append(args[-1]))
     monkeypatch.setattr(tool, "draw_region_sheet", lambda rows, *args: drawn.append(len(rows)))
@@ -195,15 +195,15 @@ def test_any_pictures_from_another_checkpoint(tool, main, make_run, tmp_path, mo
     weights = tmp_path / "elsewhere.pth"
     (run / "model_best.pth").rename(weights)
     rng = np.random.default_rng(0)
-    pictures = {
+    images = {
         "regions.png": rng.integers(0, 256, (51, 33), dtype=np.uint8),
         "a.png": rng.integers(0, 65536, (7, 90)).astype(np.uint16),
         "sub/a.jpg": rng.integers(0, 256, (1, 1, 3), dtype=np.uint8),
     }
     (tmp_path / "sub").mkdir()
-    for name, pixels in pictures.items():
+    for name, pixels in images.items():
         Image.fromarray(pixels).save(tmp_path / name)
-    files = [tmp_path / name for name in pictures]
+    files = [tmp_path / name for name in images]
     output = tmp_path / "seen"
     options = ["--output", output, "MODEL.WEIGHTS", weights, "--images", *files]
     status, out, err = main(run, *options)
@@ -213,7 +213,7 @@ def test_any_pictures_from_another_checkpoint(tool, main, make_run, tmp_path, mo
         *(f"{output / name}.{kind}" for name in names for kind in ("json", "png")),
         f"{output / 'regions.png'}",
     ]
-    for name, file, pixels in zip(names, files, pictures.values()):
+    for name, file, pixels in zip(names, files, images.values()):
         content = read_json(output / f"{name}.json")
         assert content["file_name"] == str(file)
         assert (content["height"], content["width"]) == pixels.shape[:2]
@@ -234,7 +234,7 @@ def test_the_best_checkpoint_comes_first(tool, tmp_path):
         assert tool.weights_of(str(tmp_path)) == str(tmp_path / name)
 
 
-def test_the_test_sets_pictures_are_always_the_same(tool, make_run):
+def test_the_test_sets_images_are_always_the_same(tool, make_run):
     cfg, *_ = open_run(tool, make_run())
     ids = [[record["image_id"] for record in tool.sample_records(cfg, n)] for n in (3, 3, 100)]
     assert ids[0] == ids[1] == ids[2][:3]
@@ -278,7 +278,7 @@ def test_what_a_model_lacks_is_null(tool, make_run, opts, branches, graph):
     assert there == ["labels", *graph]
 
 
-def test_a_picture_without_regions(tool, make_run, monkeypatch):
+def test_a_image_without_regions(tool, make_run, monkeypatch):
     _, model, mapper, dicts = open_run(tool, make_run())
     propose = model.propose_regions
     monkeypatch.setattr(
@@ -291,7 +291,7 @@ def test_a_picture_without_regions(tool, make_run, monkeypatch):
     assert content["label_graph"]["fused"] == content["label_graph"]["statistical"]
 
 
-def test_a_box_of_the_input_becomes_one_of_the_picture(tool, make_run, monkeypatch):
+def test_a_box_of_the_input_becomes_one_of_the_image(tool, make_run, monkeypatch):
     _, model, mapper, dicts = open_run(tool, make_run())
     propose = model.propose_regions
 
@@ -342,14 +342,14 @@ def test_errors_are_one_line(main, make_run, tmp_path):
     # The checkpoint has no bias.
     assert "lacks 1 of the model's tensors" in fails(main(run, "MODEL.LABEL_GCN.BIAS", True))
 
-    picture = tmp_path / "tiny/images/000001.png"
-    before = picture.read_bytes()
-    assert "would be lost" in fails(main(run, "--output", picture.parent, "--images", picture))
-    assert picture.read_bytes() == before
-    picture.write_bytes(before[:-40])
-    assert f"{picture}: " in fails(main(run, "--images", picture))
-    assert f"{picture.parent / 'none.jpg'}: " in fails(
-        main(run, "--images", picture.parent / "none.jpg")
+    image = tmp_path / "tiny/images/000001.png"
+    before = image.read_bytes()
+    assert "would be lost" in fails(main(run, "--output", image.parent, "--images", image))
+    assert image.read_bytes() == before
+    image.write_bytes(before[:-40])
+    assert f"{image}: " in fails(main(run, "--images", image))
+    assert f"{image.parent / 'none.jpg'}: " in fails(
+        main(run, "--images", image.parent / "none.jpg")
     )
 
     broken = torch.load(run / "model_best.pth", weights_only=True)
@@ -365,7 +365,7 @@ def test_a_model_without_regions_is_refused(main, make_run):
     assert "MultiLabelRecognizer has no region branch" in line
 
 
-@pytest.mark.parametrize("option", ["--pictures", "--regions"])
+@pytest.mark.parametrize("option", ["--num-images", "--regions"])
 def test_counts_are_positive(main, option, tmp_path):
     with pytest.raises(SystemExit):
         main(tmp_path, option, 0)
@@ -379,8 +379,8 @@ def make_recognition(num_labels=5, num_regions=4, size=(60, 80), present=(0,), *
     lcm, presence = rng.random((num_labels, num_labels)), rng.random(num_labels)
     corners = rng.random((num_regions, 2, 2)) * size[::-1]
     values = {
-        "name": "a $ picture.jpg",
-        "picture": np.full((*size, 3), 200, np.uint8),
+        "name": "a $ image.jpg",
+        "image": np.full((*size, 3), 200, np.uint8),
         "width": size[1],
         "height": size[0],
         "targets": np.isin(np.arange(num_labels), present).astype(int),
@@ -425,7 +425,7 @@ def test_anything_can_be_drawn(tmp_path, recognition):
 
 
 @NO_WARNINGS
-def test_a_sheet_has_a_row_for_each_picture(tmp_path):
+def test_a_sheet_has_a_row_for_each_image(tmp_path):
     recognitions = [
         make_recognition(weights=np.zeros(4)),
         make_recognition(num_regions=0, size=(20, 300), **NOTHING),

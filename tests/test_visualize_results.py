@@ -1,4 +1,4 @@
-"""tools/visualize_results.py, run as a user would, and the pictures it draws."""
+"""tools/visualize_results.py, run as a user would, and the images it draws."""
 
 import json
 import subprocess
@@ -46,12 +46,12 @@ def visualize(repository, *args):
 
 
 def test_it_draws_the_curve_and_the_sheet(repository, run_folder):
-    result = visualize(repository, run_folder, "--pictures", 7)
+    result = visualize(repository, run_folder, "--num-images", 7)
     assert result.returncode == 0, result.stderr
     for path in ("training_curve.png", "inference/custom_test/predictions.png"):
         assert path in result.stdout
-        with Image.open(run_folder / path) as picture:
-            colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+        with Image.open(run_folder / path) as image:
+            colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
         assert len(np.unique(colours, axis=0)) > 50
 
 
@@ -84,15 +84,15 @@ VERDICTS = {"found": (26, 127, 55), "wrong": (207, 34, 46), "missed": (188, 108,
 
 
 def verdicts_on_sheet(tmp_path, score, target):
-    """Which of the colours are near one of the sheet's pixels; the picture itself is grey."""
+    """Which of the colours are near one of the sheet's pixels; the image itself is grey."""
     grey, sheet = tmp_path / "grey.png", tmp_path / "sheet.png"
     Image.new("RGB", (32, 32), (128, 128, 128)).save(grey)
-    picture = {
+    sample = {
         "file_name": str(grey),
         "scores": np.array([score]),
         "targets": np.array([target]),
     }
-    draw_prediction_sheet([picture], ["label"], 0.5, str(sheet))
+    draw_prediction_sheet([sample], ["label"], 0.5, str(sheet))
     with Image.open(sheet) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int).reshape(-1, 3)
     distances = {

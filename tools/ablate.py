@@ -2,9 +2,9 @@
 """Compare configs over several seeds: a process per run, paired differences, tables and plots.
 
 A file of tables (configs/ablations/) says what is compared. One network is trained first; all rows
-start from it, and are trained on pictures that it has not seen, in one of two ways:
+start from it, and are trained on images that it has not seen, in one of two ways:
   heads  on its frozen features, computed once: seconds a run, so as many seeds as it takes
-  train  everything, on pictures: what the heads do to the network is part of what is compared
+  train  everything, on images: what the heads do to the network is part of what is compared
 Results go to OUTPUT/results.jsonl, a line per run. What is there is not run again: a run that was
 cut, or more seeds and tables, is the same command once more.
 
@@ -218,7 +218,7 @@ def call(tool: str, *args) -> None:
 
 
 def write_features(spec: Spec, start: Start, opts: Sequence) -> None:
-    """Features of the training and test pictures, and the network without its heads."""
+    """Features of the training and test images, and the network without its heads."""
     cfg = setup_cfg(spec.network["config"], [*opts, "MODEL.WEIGHTS", str(start.checkpoint)])
     model = Trainer.build_model(cfg)
     names = get_label_names([spec.train, spec.test])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Say how large the network of a config is, and what a picture costs it.
+"""Say how large the network of a config is, and what an image costs it.
 
 Parameters are counted by part: backbone; label head; and regions, which are the RPN, the region
 heads and the region GCN. The label head's include the matrix A of its label graph, C×C for C
@@ -7,10 +7,10 @@ labels, as the published sizes of ML-GCN, IML-GCN and ML-AGCN do: their codes ho
 parameter, though it is not trained. Label embeddings are data and don't count.
 
 A multiply-add counts as one, of convolutions and matrix products in evaluation. What a label head
-makes of its labels alone is the same for every picture and computed once: it stands by itself.
+makes of its labels alone is the same for every image and computed once: it stands by itself.
 
 Neither weights nor data nor label embeddings are read: the network gets random weights, and a
-picture of noise. It runs on the CPU.
+image of noise. It runs on the CPU.
 
 Examples:
   a config:
@@ -91,11 +91,11 @@ def analyze(config_file: str, args: argparse.Namespace) -> Dict[str, float]:
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
     row = count_parameters(model)
-    picture = random_picture(args.size, cfg)
-    prepare(model, picture)
-    row["per_image"], row["once"] = count_multiply_adds(model, picture)
+    image = random_image(args.size, cfg)
+    prepare(model, image)
+    row["per_image"], row["once"] = count_multiply_adds(model, image)
     if not args.no_time:
-        row["seconds"] = time_forward(model, picture, args.rounds)
+        row["seconds"] = time_forward(model, image, args.rounds)
     return row
 
 
@@ -125,8 +125,8 @@ def num_parameters(module: nn.Module | None) -> int:
     return sum(tensor.numel() for tensor in [*module.parameters(), *matrices])
 
 
-def random_picture(size: int, cfg: CfgNode) -> List[Dict]:
-    """A batch of one picture of noise, size×size, with N proposals for a model without an RPN."""
+def random_image(size: int, cfg: CfgNode) -> List[Dict]:
+    """A batch of one image of noise, size×size, with N proposals for a model without an RPN."""
     generator = torch.Generator().manual_seed(0)
     num_regions = cfg.MODEL.REGION_BRANCH.NUM_REGIONS
     corners = size / 2 * torch.rand(num_regions, 4, generator=generator)
@@ -137,8 +137,8 @@ def random_picture(size: int, cfg: CfgNode) -> List[Dict]:
 
 
 @torch.no_grad()
-def prepare(model: nn.Module, picture: List[Dict]) -> None:
-    """Fill the label graphs, fit the batch norms to the picture, and go to evaluation mode.
+def prepare(model: nn.Module, image: List[Dict]) -> None:
+    """Fill the label graphs, fit the batch norms to the image, and go to evaluation mode.
 
     As random weights start out, activations overflow, and an RPN finds no regions in them.
     """
@@ -148,17 +148,17 @@ def prepare(model: nn.Module, picture: List[Dict]) -> None:
     for module in model.eval().modules():
         if isinstance(module, _BatchNorm):
             module.train().momentum = 1.0
-    model(picture)
+    model(image)
     model.eval()
 
 
 @torch.no_grad()
-def count_multiply_adds(model: nn.Module, picture: List[Dict]) -> Tuple[int, int]:
-    """Those of a picture, and those that came once, before the first one."""
+def count_multiply_adds(model: nn.Module, image: List[Dict]) -> Tuple[int, int]:
+    """Those of an image, and those that came once, before the first one."""
     totals = []
     for _ in range(2):
         with FlopCounterMode(display=False) as counter:
-            model(picture)
+            model(image)
         # It counts a multiplication and an addition.
         totals.append(counter.get_total_flops() // 2)
     first, second = totals
@@ -166,9 +166,9 @@ def count_multiply_adds(model: nn.Module, picture: List[Dict]) -> Tuple[int, int
 
 
 @torch.no_grad()
-def time_forward(model: nn.Module, picture: List[Dict], rounds: int) -> float:
+def time_forward(model: nn.Module, image: List[Dict], rounds: int) -> float:
     """Median seconds of `rounds` passes, after one that isn't counted."""
-    return median(timeit.repeat(lambda: model(picture), number=1, repeat=rounds + 1)[1:])
+    return median(timeit.repeat(lambda: model(image), number=1, repeat=rounds + 1)[1:])
 
 
 def describe(row: Dict[str, float]) -> str:
@@ -198,11 +198,11 @@ def note(args: argparse.Namespace) -> str:
         "embeddings.",
         f"GMac: 10⁹ multiply-adds of convolutions and matrix products, {args.size}×{args.size} "
         "pixels; pooling, ROIAlign and what is elementwise are not counted. Once: what does not "
-        "depend on the picture.",
+        "depend on the image.",
     ]
     if not args.no_time:
         lines.append(
-            f"s: median of {args.rounds} passes of one picture, on {args.threads} threads of a CPU."
+            f"s: median of {args.rounds} passes of one image, on {args.threads} threads of a CPU."
         )
     return "\n".join(lines)
 
@@ -250,7 +250,7 @@ def main() -> int:
         help="a Markdown table of these configs (the papers')",
     )
     parser.add_argument(
-        "--size", type=positive, default=448, help="the picture's height and width (448)"
+        "--size", type=positive, default=448, help="the image's height and width (448)"
     )
     parser.add_argument(
         "--rounds", type=positive, default=5, help="passes whose median is the time (5)"

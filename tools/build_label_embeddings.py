@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make label embeddings of pictures: what a trained network makes of each label's, on average.
+"""Make label embeddings of images: what a trained network makes of each label's, on average.
 
-A label's vector is the mean, over the training pictures that have it, of
+A label's vector is the mean, over the training images that have it, of
   scores    the probabilities of all labels
-  features  the feature of the whole picture, which the label head gets
-The pictures are those of DATASETS.TRAIN, whole, as in an evaluation. Writes an .npz file for
+  features  the feature of the whole image, which the label head gets
+The images are those of DATASETS.TRAIN, whole, as in an evaluation. Writes an .npz file for
 MODEL.LABEL_EMBEDDINGS.SOURCE, with embeddings (C, d) float32, label_names (C,) and kind, and prints
 the config keys to set.
 
@@ -26,24 +26,22 @@ import argparse
 import os
 import shlex
 import sys
-import tempfile
-from contextlib import suppress
-from pathlib import Path
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Tuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tqdm import tqdm
 
-from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.checkpoint import load_model
 from ia_gcn.data import (
     MultiLabelDatasetMapper,
     build_multilabel_test_loader,
     get_multilabel_dicts,
 )
-from ia_gcn.engine import Trainer, check_labels, setup_cfg
+from ia_gcn.engine import check_labels, setup_cfg
 from ia_gcn.errors import InputError
+from ia_gcn.io.files import check_writable, write_atomically
 from ia_gcn.modeling import MultiLabelRecognizer
 
 SUFFIX = ".npz"
@@ -59,51 +57,36 @@ def build(cfg: CfgNode, kind: str, output: str) -> None:
     """
     if not cfg.DATASETS.TRAIN:
         raise InputError("DATASETS.TRAIN is empty")
-    check_writable(output)
+    check_output(output)
     label_names = check_labels(cfg)
-    model = load_model(cfg, label_names)
-    sums, counts = sum_by_label(model, labelled_pictures(cfg), kind)
+    model = load_model(cfg, label_names, ema=cfg.TEST.EMA)
+    sums, counts = sum_by_label(model, labelled_images(cfg), kind)
     embeddings = label_means(sums, counts)
     without = [name for name, count in zip(label_names, counts) if not count]
     if without:
         print(
-            f"build_label_embeddings: no picture has {len(without)} label(s), which get the mean "
+            f"build_label_embeddings: no image has {len(without)} label(s), which get the mean "
             f"of the other labels' embeddings: {', '.join(without)}",
             file=sys.stderr,
         )
-    write(output, embeddings=embeddings, label_names=np.array(label_names), kind=kind)
+    with write_atomically(output) as file:
+        np.savez(file, embeddings=embeddings, label_names=np.array(label_names), kind=kind)
     num_labels, dim = embeddings.shape
     print(f"{output}: {kind}, {num_labels} labels, {dim} numbers each")
     print(f"MODEL.LABEL_EMBEDDINGS.SOURCE {shlex.quote(output)} MODEL.LABEL_EMBEDDINGS.DIM {dim}")
 
 
-def check_writable(path: str) -> None:
+def check_output(path: str) -> None:
     """Say before the hours of computing that a file can't be written, or not be read again."""
     if not path.endswith(SUFFIX):
         raise InputError(f"--output {path}: its name must end in {SUFFIX}")
     if os.path.isdir(path):
         raise InputError(f"--output {path}: is a folder")
-    folder = Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
+    check_writable(os.path.dirname(path) or ".")
 
 
-def load_model(cfg: CfgNode, label_names: Sequence[str]) -> MultiLabelRecognizer:
-    """The model of MODEL.WEIGHTS, in evaluation mode."""
-    model = Trainer.build_model(cfg)
-    if not isinstance(model, MultiLabelRecognizer):
-        raise InputError(
-            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} is no MultiLabelRecognizer"
-        )
-    checkpointer = MultiLabelCheckpointer(model, label_names=label_names, load_ema=cfg.TEST.EMA)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    checkpointer.check_complete()
-    return model.eval()
-
-
-def labelled_pictures(cfg: CfgNode) -> Iterable[List[Dict]]:
-    """Batches of the training pictures that have a label, in the test view."""
+def labelled_images(cfg: CfgNode) -> Iterable[List[Dict]]:
+    """Batches of the training images that have a label, in the test view."""
     dicts = get_multilabel_dicts(
         cfg.DATASETS.TRAIN,
         drop_unlabelled=True,
@@ -118,16 +101,16 @@ def labelled_pictures(cfg: CfgNode) -> Iterable[List[Dict]]:
     )
 
 
-def probabilities(model: MultiLabelRecognizer, pictures: List[Dict]) -> torch.Tensor:
+def probabilities(model: MultiLabelRecognizer, images: List[Dict]) -> torch.Tensor:
     """(B, C)."""
-    return torch.stack([output["scores"] for output in model(pictures)])
+    return torch.stack([output["scores"] for output in model(images)])
 
 
-def features(model: MultiLabelRecognizer, pictures: List[Dict]) -> torch.Tensor:
+def features(model: MultiLabelRecognizer, images: List[Dict]) -> torch.Tensor:
     """x (B, D)."""
     pooled = []
     with model.pooling.register_forward_hook(lambda module, args, x: pooled.append(x)):
-        model(pictures)
+        model(images)
     return pooled[0]
 
 
@@ -138,7 +121,7 @@ OUTPUTS = {"scores": probabilities, "features": features}
 def sum_by_label(
     model: MultiLabelRecognizer, batches: Iterable[List[Dict]], kind: str
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """Sums of the outputs over the pictures that have a label, and how many those are.
+    """Sums of the outputs over the images that have a label, and how many those are.
 
     Returns:
         (C, d) float64 and (C,) float64.
@@ -147,14 +130,14 @@ def sum_by_label(
     """
     sums = counts = 0
     # Without a terminal, no bar.
-    for pictures in tqdm(batches, kind, leave=False, disable=None):
+    for images in tqdm(batches, kind, leave=False, disable=None):
         # Not every device knows float64.
-        outputs = OUTPUTS[kind](model, pictures).cpu().double()
+        outputs = OUTPUTS[kind](model, images).cpu().double()
         finite = outputs.isfinite().all(dim=1)
         if not finite.all():
-            file_name = pictures[finite.tolist().index(False)]["file_name"]
+            file_name = images[finite.tolist().index(False)]["file_name"]
             raise InputError(f"MODEL.WEIGHTS: the {kind} of {file_name} are not finite")
-        present = (torch.stack([picture["labels"] for picture in pictures]) == 1).double()
+        present = (torch.stack([image["labels"] for image in images]) == 1).double()
         sums = sums + present.T @ outputs
         counts = counts + present.sum(dim=0)
     return sums.numpy(), counts.numpy()
@@ -166,18 +149,6 @@ def label_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     means = sums / np.where(found, counts, 1)[:, None]
     means[~found] = means[found].mean(axis=0)
     return means.astype(np.float32)
-
-
-def write(path: str, **arrays) -> None:
-    """An .npz file, all of it or none: a training that reads it just now gets the old one."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.remove(temporary)
 
 
 def main() -> int:

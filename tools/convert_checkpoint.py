@@ -34,8 +34,6 @@ import argparse
 import os
 import shlex
 import sys
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence
 
@@ -71,6 +69,7 @@ from ia_gcn.data.datasets import COCO_LABELS, VOC_LABELS
 from ia_gcn.data.datasets.vg500 import read_label_file
 from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
+from ia_gcn.io.files import check_writable, write_atomically
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -126,7 +125,8 @@ def convert(args: argparse.Namespace) -> None:
         # Where it ran is no concern of those who get it.
         conversion.cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE
         result.update(label_names=conversion.label_names, config=conversion.cfg.dump())
-    write(args.output, result)
+    with write_atomically(args.output) as file:
+        torch.save(result, file)
     print(f"{args.output}: {', '.join(result)}")
 
 
@@ -436,21 +436,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise InputError(f"--output {path}: is a folder")
     if path.exists() and os.path.exists(args.source) and path.samefile(args.source):
         raise InputError(f"--output {path}: is SOURCE")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
-
-
-def write(path: str, content: Dict) -> None:
-    """A .pth file, all of it or none."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.remove(temporary)
+    check_writable(path.parent)
 
 
 def main() -> int:

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""A page to try a trained model: drop a picture, see its labels, regions and label graph.
+"""A page to try a trained model: drop an image, see its labels, regions and label graph.
 
 Needs gradio: pip install gradio. The page is at http://127.0.0.1:7860, for this machine alone
 unless --host says else, and asks nothing of any other; what was dropped is deleted at the end. For
 an IA-GCN it shows what tools/visualize_regions.py draws; for an ML-GCN or ML-AGCN, the statistical
-label graph of the picture's likeliest labels.
+label graph of the image's likeliest labels.
 
 Examples:
   tools/demo_app.py --weights output/demo/model_best.pth
-  with pictures to choose from, for everybody who reaches this machine:
+  with images to choose from, for everybody who reaches this machine:
     tools/demo_app.py --weights model.pth --examples photos --host 0.0.0.0
 """
 
@@ -26,29 +26,30 @@ from typing import TYPE_CHECKING, Dict, List, NamedTuple, Tuple
 import numpy as np
 import torch
 from PIL import Image
-from predict import pictures_below
+from predict import images_below
 from visualize_regions import recognize
 
 from ia_gcn import MultiLabelPredictor
 from ia_gcn.data import UnreadableImage
 from ia_gcn.errors import InputError
+from ia_gcn.inference import Prediction
 from ia_gcn.modeling import InstanceAwareRecognizer, LabelGraph
-from ia_gcn.predictor import Prediction
-from ia_gcn.visualization import MAX_LABELS, draw_recognition, plot_label_graph
+from ia_gcn.visualization import draw_recognition, plot_label_graph
+from ia_gcn.visualization.regions import MAX_LABELS
 
 if TYPE_CHECKING:
     import gradio
 
-# Drawn of a picture, the best by objectness.
+# Drawn of an image, the best by objectness.
 MAX_REGIONS = 10
-# In seconds; how often, and from what age on, the pictures that were dropped are deleted.
+# In seconds; how often, and from what age on, the images that were dropped are deleted.
 CLEAN_UP = (3600, 3600)
-# gradio puts the title and the buttons of a picture on it.
+# gradio puts the title and the buttons of an image on it.
 CSS = "#figure img { padding-top: 2.5rem }"
 
 
 class Description(NamedTuple):
-    """What the page shows of a picture."""
+    """What the page shows of an image."""
 
     labels: List[Tuple[str, float]]
     """Those from the threshold on with their probabilities, the highest first."""
@@ -56,29 +57,29 @@ class Description(NamedTuple):
     """RGB, of the regions and the label graph; None of a model without a label graph."""
 
 
-def describe(predictor: MultiLabelPredictor, picture: str, threshold: float) -> Description:
+def describe(predictor: MultiLabelPredictor, image: str, threshold: float) -> Description:
     """
     Args:
-        picture: a file.
+        image: a file.
         threshold: the least probability of a label.
     Raises:
-        UnreadableImage: the file is no picture.
+        UnreadableImage: the file is no image.
         InputError: what the model says is not finite.
     """
     model, graph = predictor.model, statistical_graph(predictor)
     if isinstance(model, InstanceAwareRecognizer):
-        sample = predictor.view(picture)
+        sample = predictor.view(image)
         # None of the labels is known to be there.
         sample["labels"] = torch.zeros(len(predictor.label_names))
-        recognition = recognize(model, lambda record: sample, {"file_name": picture})
+        recognition = recognize(model, lambda record: sample, {"file_name": image})
         scores = recognition.scores["fused"]
         if not np.isfinite(scores).all():
-            raise InputError("what the model says of the picture is not finite")
+            raise InputError("what the model says of the image is not finite")
         content = io.BytesIO()
         draw_recognition(recognition, predictor.label_names, threshold, MAX_REGIONS, content)
         figure = read_png(content)
     else:
-        scores = predictor(picture).scores
+        scores = predictor(image).scores
         figure = draw_graph(graph, scores, predictor.label_names) if graph else None
     return Description(Prediction(predictor.label_names, scores, None).above(threshold), figure)
 
@@ -115,13 +116,13 @@ def build_page(predictor: MultiLabelPredictor, examples: List[str]) -> gradio.Bl
     gr = import_gradio()
     names = predictor.label_names
 
-    def run(picture: Dict | None, threshold: float):
-        file = picture and picture["path"]
+    def run(image: Dict | None, threshold: float):
+        file = image and image["path"]
         if not file:
             return None, None
         # gradio lets a program name any file of this machine.
         if not Path(file).resolve().is_relative_to(uploads):
-            raise gr.Error("this picture was not dropped here", print_exception=False)
+            raise gr.Error("this image was not dropped here", print_exception=False)
         try:
             labels, figure = describe(predictor, file, threshold)
         except UnreadableImage as error:
@@ -138,17 +139,17 @@ def build_page(predictor: MultiLabelPredictor, examples: List[str]) -> gradio.Bl
     with gr.Blocks(title="ia_gcn", analytics_enabled=False, delete_cache=CLEAN_UP) as page:
         with gr.Row():
             with gr.Column():
-                picture = gr.Image(
+                image = gr.Image(
                     sources=["upload", "clipboard"],
-                    label="Picture",
+                    label="Image",
                     buttons=["fullscreen"],
                 )
-                uploads = Path(picture.GRADIO_CACHE).resolve()
+                uploads = Path(image.GRADIO_CACHE).resolve()
                 threshold = gr.Slider(
                     0, 1, predictor.cfg.TEST.THRESHOLD, step=0.01, label="Least probability"
                 )
                 if examples:
-                    gr.Examples(examples, picture, cache_examples=False)
+                    gr.Examples(examples, image, cache_examples=False)
             labels = gr.Label(label="Labels", show_heading=False)
         title = figure_title(predictor)
         figure = gr.Image(
@@ -160,9 +161,9 @@ def build_page(predictor: MultiLabelPredictor, examples: List[str]) -> gradio.Bl
             buttons=["download", "fullscreen"],
         )
         gr.on(
-            [picture.change, threshold.release],
+            [image.change, threshold.release],
             run,
-            [picture, threshold],
+            [image, threshold],
             [labels, figure],
             api_name="describe",
             # gradio would read the file, fail with a stack trace, and convert what it can read.
@@ -174,9 +175,9 @@ def build_page(predictor: MultiLabelPredictor, examples: List[str]) -> gradio.Bl
 def figure_title(predictor: MultiLabelPredictor) -> str:
     """Of what `describe` draws; "" if it draws nothing."""
     if isinstance(predictor.model, InstanceAwareRecognizer):
-        return "Regions, scores and label graph of this picture"
+        return "Regions, scores and label graph of this image"
     if statistical_graph(predictor):
-        return "Label graph of the training set, of this picture's likeliest labels"
+        return "Label graph of the training set, of this image's likeliest labels"
     return ""
 
 
@@ -219,9 +220,9 @@ def launch(page: gradio.Blocks, host: str, port: int) -> str:
 def find_examples(folder: str) -> List[str]:
     if not os.path.isdir(folder):
         raise InputError(f"--examples {folder}: no such folder")
-    files = pictures_below(folder)
+    files = images_below(folder)
     if not files:
-        raise InputError(f"--examples {folder}: there is no picture in this folder")
+        raise InputError(f"--examples {folder}: there is no image in this folder")
     return files
 
 
@@ -243,7 +244,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="to listen on (127.0.0.1)"
     )
-    parser.add_argument("--examples", metavar="FOLDER", help="of pictures to choose from")
+    parser.add_argument("--examples", metavar="FOLDER", help="of images to choose from")
     parser.add_argument("--device", help="cpu, cuda, ... (a GPU where there is one)")
     return parser.parse_args()
 

@@ -16,7 +16,7 @@ Writes into --output
                           each recall the highest precision with at least that recall
   reliability.png         how often a label is there against its probability
 
-The expected calibration error is that of all (picture, label) pairs in 15 bins of equal width: the
+The expected calibration error is that of all (image, label) pairs in 15 bins of equal width: the
 distance between the mean probability in a bin and the share of it where the label is there, as a
 mean over the bins, each of which counts as much as it has pairs. Ignored entries count nowhere.
 
@@ -51,7 +51,7 @@ from ia_gcn.evaluation import (
     summarize,
     summary_table,
 )
-from ia_gcn.evaluation.plots import plot_precision_recall, plot_reliability
+from ia_gcn.visualization import plot_precision_recall, plot_reliability
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -153,7 +153,7 @@ def main() -> int:
         type=not_negative,
         default=3,
         metavar="K",
-        help="measure the K highest labels of a picture too (3); 0: don't",
+        help="measure the K highest labels of an image too (3); 0: don't",
     )
     parser.add_argument("--eleven-point", action="store_true", help="VOC 2007's AP")
     parser.add_argument(

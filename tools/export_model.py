@@ -7,9 +7,9 @@ part of the model. Its outputs are
 and of a model with a region branch, on a batch of one, for N regions, best first by objectness
   boxes (N, 4): x0, y0, x1, y1 in pixels of the input; weights (N,); region_scores (N, C);
   valid (N,): which regions were found, the first ones; the others are zeros.
-Of a model without one, a batch may have any number of pictures.
+Of a model without one, a batch may have any number of images.
 
-What was written is read again and run, by onnxruntime or torch, on pictures: its logits have to be
+What was written is read again and run, by onnxruntime or torch, on images: its logits have to be
 the model's within 1e-4, or there is no file. Label names, preprocessing and what made it are in
 ONNX's metadata as JSON, by the names label_names, preprocessing and made_by; of torch.export they
 are in the extra file metadata.json.
@@ -21,7 +21,7 @@ what a file asks it to: load no stranger's; with a region branch, import torchvi
 Examples:
   ONNX, checked on two photos that come with scikit-learn:
     tools/export_model.py --weights output/demo/model_best.pth --format onnx --output demo.onnx
-  torch.export, checked on pictures of your own:
+  torch.export, checked on images of your own:
     tools/export_model.py --weights model.pth --format torch_export --output model.pt2 \\
         --check a.jpg b.jpg
 """
@@ -46,7 +46,7 @@ from ia_gcn import MultiLabelPredictor
 from ia_gcn.data import UnreadableImage
 from ia_gcn.errors import InputError
 from ia_gcn.export import describe, exportable, to_onnx, trace
-from ia_gcn.onnx_predictor import OnnxPredictor
+from ia_gcn.inference import OnnxPredictor
 
 # Largest difference of a logit.
 TOLERANCE = 1e-4
@@ -59,8 +59,8 @@ def export(args: argparse.Namespace) -> float:
     if not args.output.endswith(ENDINGS[args.format]):
         raise InputError(f"--output {args.output}: the name must end in {ENDINGS[args.format]}")
     predictor = MultiLabelPredictor(args.weights, config_file=args.config_file, device="cpu")
-    pictures = args.check or load_sample_images().images
-    samples = [predictor.view(picture) for picture in pictures]
+    images = args.check or load_sample_images().images
+    samples = [predictor.view(image) for image in images]
     content = describe(predictor.cfg, predictor.label_names)
     recognizer = exportable(predictor.model, predictor.cfg.INPUT.IMAGE_SIZE)
 
@@ -140,7 +140,7 @@ def parse_arguments() -> argparse.Namespace:
         "--opset", type=int, metavar="N", help="of ONNX's operators, from 18 on (torch's choice)"
     )
     parser.add_argument(
-        "--check", nargs="+", metavar="PICTURE", help="compare on these (scikit-learn's samples)"
+        "--check", nargs="+", metavar="IMAGE", help="compare on these (scikit-learn's samples)"
     )
     args = parser.parse_args()
     if args.opset is not None and args.format != "onnx":

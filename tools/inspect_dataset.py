@@ -47,8 +47,8 @@ from ia_gcn.visualization import plot_label_graph
 def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
     label_names = get_label_names([name])
     dicts = load_multilabel_dicts(name)
-    picture = Path(output_dir) / f"{name}.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
+    image = Path(output_dir) / f"{name}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
 
     statistics = count_labels(dicts, len(label_names))
     lcm = label_graph(cfg, statistics)
@@ -62,8 +62,8 @@ def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
         there = sorted({d["file_name"] for d in dicts} - set(missing))
         unreadable = unreadable_files(cfg, there)
         print(describe_files("unreadable", [f"{f}: {why}" for f, why in unreadable.items()]))
-    plot_label_graph(conditional(statistics), lcm, label_names, str(picture))
-    print(f"\nheat maps: {picture}")
+    plot_label_graph(conditional(statistics), lcm, label_names, str(image))
+    print(f"\nheat maps: {image}")
 
 
 def conditional(statistics: LabelStatistics) -> np.ndarray:

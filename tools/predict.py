@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Say which labels are in pictures, by a trained model's checkpoint or its ONNX export.
+"""Say which labels are in images, by a trained model's checkpoint or its ONNX export.
 
-INPUT is a file; a folder, for all pictures in it and below; a pattern such as 'photos/*.jpg'; or -
+INPUT is a file; a folder, for all images in it and below; a pattern such as 'photos/*.jpg'; or -
 for a list of files on standard input, one a line. What is named twice is predicted twice.
 
-Writes a record for each picture, in the order given, as JSON Lines
+Writes a record for each image, in the order given, as JSON Lines
   {"file": "a.jpg", "labels": [{"label": "cat", "probability": 0.93}, ...]}
 with the highest probability first, or as CSV: file,label,probability,error with a line for each
-label, and one without label for a picture that has none. A file that can't be read becomes a record
+label, and one without label for an image that has none. A file that can't be read becomes a record
 with the error, {"file": "b.jpg", "error": "..."}; the exit status is then 1.
 
 With --regions, of a model with a region branch, a record has
   "regions": [{"box": [x0, y0, x1, y1], "weight": 1.2, "label": "cat", "probability": 0.8}, ...]
-in the picture's pixels, the best by objectness first, each with its likeliest label.
+in the image's pixels, the best by objectness first, each with its likeliest label.
 
 A model that tools/export_model.py wrote as .onnx takes onnxruntime, and for all but --draw neither
 torch nor detectron2.
@@ -22,7 +22,7 @@ Examples:
     tools/predict.py --weights output/demo/model_best.pth photo.jpg
   folders, into a table and drawn:
     tools/predict.py --weights model.pth photos more --output labels.csv --draw labelled
-  all labels, whatever their probability, of the pictures that a command lists:
+  all labels, whatever their probability, of the images that a command lists:
     find . -name '*.png' | tools/predict.py --weights model.pth - --threshold 0
 """
 
@@ -47,9 +47,8 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ia_gcn.errors import InputError
-from ia_gcn.onnx_predictor import OnnxPredictor
-from ia_gcn.pictures import UnreadableImage
-from ia_gcn.prediction import Prediction
+from ia_gcn.inference import OnnxPredictor, Prediction
+from ia_gcn.io.images import UnreadableImage
 
 # An ONNX model does without, but for --draw.
 HAS_DETECTRON2 = bool(find_spec("torch") and find_spec("detectron2"))
@@ -59,20 +58,20 @@ if HAS_DETECTRON2:
     from torch.utils.data import DataLoader
 
     from ia_gcn import MultiLabelPredictor
-    from ia_gcn.data.dataset_mapper import read_picture
+    from ia_gcn.data.dataset_mapper import read_image
     from ia_gcn.modeling import InstanceAwareRecognizer
-    from ia_gcn.visualization import MAX_LABELS, PRESENT, thumbnail
+    from ia_gcn.visualization.regions import MAX_LABELS, PRESENT, thumbnail
 
-# What counts as a picture in a folder.
+# What counts as an image in a folder.
 ENDINGS = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"),
     *(".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 }
-# Of drawn labels, in pixels; a picture has at least that width, for the names to fit.
+# Of drawn labels, in pixels; an image has at least that width, for the names to fit.
 LINE_HEIGHT, FONT_SIZE, MIN_WIDTH = 22, 14, 240
 
 
-class PictureFiles:
+class ImageFiles:
     """Maps an index to what `view` makes of a file, or to {"error": why} of an unreadable one.
 
     With thumbnails, a sample also has `thumbnail`, (h, w, 3) uint8 RGB.
@@ -89,11 +88,11 @@ class PictureFiles:
     def __getitem__(self, index: int) -> Dict:
         file = self.files[index]
         if os.path.isdir(file):
-            return {"error": "there is no picture in this folder"}
+            return {"error": "there is no image in this folder"}
         try:
             sample = self.view(file)
             if self.thumbnails:
-                sample["thumbnail"] = thumbnail(read_picture(file))
+                sample["thumbnail"] = thumbnail(read_image(file))
         except UnreadableImage as error:
             return {"error": error.reason}
         return sample
@@ -101,7 +100,7 @@ class PictureFiles:
 
 def predict(args: argparse.Namespace) -> int:
     """Returns how many files could not be read."""
-    files = find_pictures(args.inputs)
+    files = find_images(args.inputs)
     drawings = drawing_paths(args.draw, files) if args.draw else []
     check_overwrites_none([args.output, *drawings] if args.output else drawings, files)
     predictor = load_predictor(args)
@@ -115,7 +114,7 @@ def predict(args: argparse.Namespace) -> int:
     failed = 0
     results = predict_files(predictor, files, args)
     # Without a terminal, no bar.
-    bar = tqdm(results, total=len(files), unit=" pictures", leave=False, disable=None)
+    bar = tqdm(results, total=len(files), unit=" images", leave=False, disable=None)
     with open_output(args.output) as stream, bar:
         write = WRITERS[args.format](stream)
         for i, (sample, prediction) in enumerate(bar):
@@ -131,7 +130,7 @@ def predict(args: argparse.Namespace) -> int:
             with tqdm.external_write_mode(stream):
                 write(record)
                 stream.flush()
-    print(f"predict: {len(files)} pictures, {failed} could not be read", file=sys.stderr)
+    print(f"predict: {len(files)} images, {failed} could not be read", file=sys.stderr)
     return failed
 
 
@@ -157,10 +156,10 @@ def load_predictor(args: argparse.Namespace) -> MultiLabelPredictor | OnnxPredic
     return predictor
 
 
-def find_pictures(inputs: Sequence[str]) -> List[str]:
+def find_images(inputs: Sequence[str]) -> List[str]:
     """The files that INPUT... stands for, in order.
 
-    What is not there, or holds no picture, stands for itself, to become a record with the error.
+    What is not there, or holds no image, stands for itself, to become a record with the error.
     """
     files = []
     for name in inputs:
@@ -170,11 +169,11 @@ def find_pictures(inputs: Sequence[str]) -> List[str]:
         else:
             matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
             for match in matches or [name]:
-                files += (pictures_below(match) if os.path.isdir(match) else []) or [match]
+                files += (images_below(match) if os.path.isdir(match) else []) or [match]
     return files
 
 
-def pictures_below(folder: str) -> List[str]:
+def images_below(folder: str) -> List[str]:
     """The files with one of ENDINGS in a folder and its folders, sorted."""
     return sorted(
         os.path.join(parent, name)
@@ -189,18 +188,18 @@ def predict_files(
     files: Sequence[str],
     args: argparse.Namespace,
 ) -> Iterator[Tuple[Dict, Prediction | None]]:
-    """A sample of `PictureFiles` and its prediction for each file, in order.
+    """A sample of `ImageFiles` and its prediction for each file, in order.
 
     Files are loaded by other processes, or threads beside onnxruntime's, while the model is at
     work, unless one batch has them all.
     """
-    pictures = PictureFiles(files, predictor.view, thumbnails=bool(args.draw))
+    images = ImageFiles(files, predictor.view, thumbnails=bool(args.draw))
     num_workers = args.num_workers if len(files) > args.batch_size else 0
     if isinstance(predictor, OnnxPredictor):
-        batches = load_in_threads(pictures, args.batch_size, num_workers)
+        batches = load_in_threads(images, args.batch_size, num_workers)
     else:
         batches = DataLoader(
-            pictures,
+            images,
             batch_size=args.batch_size,
             num_workers=num_workers,
             collate_fn=trivial_batch_collator,
@@ -212,19 +211,17 @@ def predict_files(
             yield sample, None if "error" in sample else next(predictions)
 
 
-def load_in_threads(
-    pictures: PictureFiles, batch_size: int, num_workers: int
-) -> Iterator[List[Dict]]:
+def load_in_threads(images: ImageFiles, batch_size: int, num_workers: int) -> Iterator[List[Dict]]:
     """Batches of samples, in order; with 0 threads, each is loaded when it is asked for."""
-    starts = range(0, len(pictures), batch_size)
+    starts = range(0, len(images), batch_size)
 
     def load(start: int) -> List[Dict]:
-        return [pictures[i] for i in range(start, min(start + batch_size, len(pictures)))]
+        return [images[i] for i in range(start, min(start + batch_size, len(images)))]
 
     if not num_workers:
         yield from map(load, starts)
         return
-    # Filters are the process's: those that `decode_picture` sets end with another thread's picture.
+    # Filters are the process's: those that `decode_image` sets end with another thread's image.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with ThreadPoolExecutor(num_workers) as threads:
         ahead = deque()
@@ -240,7 +237,7 @@ def load_in_threads(
 def describe(
     file: str, labels: Sequence[Tuple[str, float]], with_regions: Prediction | None
 ) -> Dict:
-    """The record of a picture; with the regions of a prediction, if one is given."""
+    """The record of an image; with the regions of a prediction, if one is given."""
     record = {"file": file, "labels": [label_record(*label) for label in labels]}
     if with_regions is not None:
         names, _, regions = with_regions
@@ -348,19 +345,19 @@ def check_overwrites_none(paths: Sequence[str], files: Sequence[str]) -> None:
     sources = {os.path.realpath(file) for file in files} if paths else set()
     for path in paths:
         if os.path.realpath(path) in sources:
-            raise InputError(f"{path} is one of the pictures, and would be lost")
+            raise InputError(f"{path} is one of the images, and would be lost")
 
 
-def draw_labels(picture: np.ndarray, labels: Sequence[Tuple[str, float]], path: str) -> None:
-    """A picture and below it its labels, with bars as long as they are probable, as a PNG.
+def draw_labels(pixels: np.ndarray, labels: Sequence[Tuple[str, float]], path: str) -> None:
+    """An image and below it its labels, with bars as long as they are probable, as a PNG.
 
     Args:
-        picture: (h, w, 3) uint8 RGB.
+        pixels: (h, w, 3) uint8 RGB.
         labels: names and probabilities; the first MAX_LABELS are drawn.
         path: of the PNG.
     """
     labels = labels[:MAX_LABELS]
-    image = Image.fromarray(picture)
+    image = Image.fromarray(pixels)
     width = max(image.width, MIN_WIDTH)
     canvas = Image.new("RGB", (width, image.height + LINE_HEIGHT * max(1, len(labels))), "white")
     canvas.paste(image, ((width - image.width) // 2, 0))
@@ -421,7 +418,7 @@ def parse_arguments() -> argparse.Namespace:
         "--top-k", type=positive, metavar="K", help="of those, the K likeliest labels at most"
     )
     parser.add_argument("--regions", action="store_true", help="write boxes and weights (jsonl)")
-    parser.add_argument("--draw", metavar="DIR", help="draw pictures with their labels there")
+    parser.add_argument("--draw", metavar="DIR", help="draw images with their labels there")
     parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="(16)")
     workers = min(4, os.cpu_count() or 1)
     parser.add_argument(
@@ -429,7 +426,7 @@ def parse_arguments() -> argparse.Namespace:
         type=not_negative,
         default=workers,
         metavar="N",
-        help=f"processes that load pictures ({workers})",
+        help=f"processes that load images ({workers})",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (a GPU where there is one)")
     # Intermixed, so that options may stand between the inputs.

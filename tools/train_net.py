@@ -14,7 +14,7 @@ Examples:
     tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth \\
         DATASETS.MATCH_LABELS_BY_NAME True DATASETS.CUSTOM.TEST other.json \\
         DATASETS.CUSTOM.IMAGE_ROOT photos
-  the same as the mean over mirrored and larger views of each picture:
+  the same as the mean over mirrored and larger views of each image:
     tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_best.pth \\
         TEST.AUG.ENABLED True TEST.AUG.SCALES "(1.0, 1.25)"
   your own data (COCO-format JSON, or CSV with file,label;label):
@@ -30,7 +30,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.checkpoint import load_model
 from ia_gcn.data import get_label_names
 from ia_gcn.engine import (
     Trainer,
@@ -41,8 +41,7 @@ from ia_gcn.engine import (
     weights_path,
 )
 from ia_gcn.errors import InputError
-from ia_gcn.modeling import optimize_for_inference
-from ia_gcn.modeling.label_selection import SelectLabels
+from ia_gcn.inference import SelectLabels, optimize_for_inference
 
 
 def train(cfg, resume: bool) -> None:
@@ -59,10 +58,8 @@ def evaluate(cfg, resume: bool) -> None:
     trained = checkpoint_labels(path)
     chosen = match_labels(label_names, trained, cfg.DATASETS.MATCH_LABELS_BY_NAME, path)
     trained = trained or label_names
-    model = Trainer.build_model(with_num_labels(cfg, len(trained)))
-    checkpointer = MultiLabelCheckpointer(model, label_names=trained, load_ema=cfg.TEST.EMA)
-    checkpointer.load(path)
-    checkpointer.check_complete()
+    model_cfg = with_num_labels(cfg, len(trained))
+    model = load_model(model_cfg, trained, path=path, ema=cfg.TEST.EMA)
     if cfg.TEST.OPTIMIZE_MODEL:
         model = optimize_for_inference(model)
     if label_names != trained:

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""Draw what a trained IA-GCN sees in pictures: regions, their weights, scores and label graph.
+"""Draw what a trained IA-GCN sees in images: regions, their weights, scores and label graph.
 
-Takes the output folder of a run of tools/train_net.py, and of its test set a few pictures, always
+Takes the output folder of a run of tools/train_net.py, and of its test set a few images, always
 the same ones, or any others. Writes into OUTPUT/regions
-  NAME.png     of each picture: its regions, the same by their learned weight, the scores of both
+  NAME.png     of each image: its regions, the same by their learned weight, the scores of both
                branches and of their fusion, and statistical, individual and fused label graph
   NAME.json    the same in numbers
-  regions.png  a sheet with a row per picture
+  regions.png  a sheet with a row per image
 
 Examples:
   of the test set:
     tools/visualize_regions.py output/demo
-  of your own pictures:
+  of your own images:
     tools/visualize_regions.py output/demo --output seen --images a.jpg b.png
   of another checkpoint (keys and values of the config come before --images):
     tools/visualize_regions.py output/demo MODEL.WEIGHTS output/demo/model_final.pth
@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.checkpoint import load_model
 from ia_gcn.data import MultiLabelDatasetMapper, UnreadableImage, get_test_dicts
-from ia_gcn.data.dataset_mapper import read_picture
-from ia_gcn.engine import Trainer, check_labels, setup_cfg
+from ia_gcn.data.dataset_mapper import read_image
+from ia_gcn.engine import check_labels, setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import InstanceAwareRecognizer
 from ia_gcn.visualization import (
@@ -50,18 +50,18 @@ TOP_LABELS = 3
 
 
 def visualize(cfg, records: Sequence[Dict], max_regions: int, output: Path) -> None:
-    """Draw and describe pictures.
+    """Draw and describe images.
 
     Args:
         cfg: of the model, with its MODEL.WEIGHTS.
-        records: a data set dict for each picture; one without `labels` has no ground truth.
+        records: a data set dict for each image; one without `labels` has no ground truth.
         max_regions: draw no more of them.
         output: the folder to write into.
     """
     label_names = check_labels(cfg)
     paths = [output / name for name in unique_names([record["file_name"] for record in records])]
     check_overwrites_none(paths, records)
-    model = load_model(cfg, label_names)
+    model = load_recognizer(cfg, label_names)
     mapper = MultiLabelDatasetMapper(cfg, is_train=False)
     output.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -78,23 +78,20 @@ def visualize(cfg, records: Sequence[Dict], max_regions: int, output: Path) -> N
     print(sheet)
 
 
-def load_model(cfg, label_names: Sequence[str]) -> InstanceAwareRecognizer:
+def load_recognizer(cfg, label_names: Sequence[str]) -> InstanceAwareRecognizer:
     """The model of MODEL.WEIGHTS, in evaluation mode."""
-    model = Trainer.build_model(cfg)
+    model = load_model(cfg, label_names)
     if not isinstance(model, InstanceAwareRecognizer):
         raise InputError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} has no region branch"
         )
-    checkpointer = MultiLabelCheckpointer(model, label_names=label_names)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    checkpointer.check_complete()
-    return model.eval()
+    return model
 
 
 def sample_records(cfg, count: int) -> List[Dict]:
     """Some of the first test set, always the same ones, which are in its predictions.png too."""
     if not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TEST is empty; --images takes pictures without a data set")
+        raise InputError("DATASETS.TEST is empty; --images takes images without a data set")
     records = get_test_dicts(cfg, cfg.DATASETS.TEST[0])
     # The order in which visualize_results has them.
     records = sorted(records, key=lambda record: record["image_id"])
@@ -119,37 +116,37 @@ def check_overwrites_none(paths: Sequence[Path], records: Sequence[Dict]) -> Non
     sources = {os.path.realpath(record["file_name"]) for record in records}
     for path in [*paths, paths[0].parent / SHEET]:
         if os.path.realpath(f"{path}.png") in sources:
-            raise InputError(f"--output: {path}.png is one of the pictures, and would be lost")
+            raise InputError(f"--output: {path}.png is one of the images, and would be lost")
 
 
 @torch.no_grad()
 def recognize(
     model: InstanceAwareRecognizer, mapper: MultiLabelDatasetMapper, record: Dict
 ) -> Recognition:
-    """What the model says of a picture.
+    """What the model says of an image.
 
     Args:
         model: in evaluation mode.
         mapper: for evaluation.
         record: a data set dict; without `labels`, nothing is known of them.
     Raises:
-        InputError: the picture can't be read.
+        InputError: the image can't be read.
     """
     try:
-        picture = read_picture(record["file_name"])
+        image = read_image(record["file_name"])
         sample = mapper({"labels": [], **record})
     except UnreadableImage as error:
         raise InputError(str(error)) from None
     result = model([sample])[0]
     regions = result["regions"].to("cpu")
-    # From pixels of the model's input to the picture's.
+    # From pixels of the model's input to the image's.
     boxes = regions.proposal_boxes.clone()
     boxes.scale(sample["width"] / regions.image_size[1], sample["height"] / regions.image_size[0])
     logits = {"fused": "logits", "global": "logits_global", "region": "logits_region"}
     targets = sample["labels"] if "labels" in record else torch.full_like(sample["labels"], -1)
     return Recognition(
         name=os.path.basename(record["file_name"]),
-        picture=thumbnail(picture),
+        image=thumbnail(image),
         width=sample["width"],
         height=sample["height"],
         targets=targets.numpy(),
@@ -279,7 +276,7 @@ def main() -> int:
     parser.add_argument("output_dir", metavar="OUTPUT", help="OUTPUT_DIR of the run")
     parser.add_argument("--output", metavar="DIR", help="write there and not to OUTPUT/regions")
     parser.add_argument(
-        "--pictures", type=positive, default=4, metavar="N", help="of the test set (4)"
+        "--num-images", type=positive, default=4, metavar="N", help="of the test set (4)"
     )
     parser.add_argument("--images", nargs="+", metavar="FILE", help="these instead")
     parser.add_argument(
@@ -300,7 +297,7 @@ def main() -> int:
         if args.images:
             records = [{"file_name": file_name} for file_name in args.images]
         else:
-            records = sample_records(cfg, args.pictures)
+            records = sample_records(cfg, args.num_images)
         output = Path(args.output or os.path.join(args.output_dir, "regions"))
         visualize(cfg, records, args.regions, output)
     except (InputError, OSError) as error:

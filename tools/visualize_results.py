@@ -3,7 +3,7 @@
 
 Writes
   OUTPUT/training_curve.png             loss and mAP over the iterations, where it was a training
-  OUTPUT/inference/NAME/predictions.png a sheet of pictures of each data set that was evaluated,
+  OUTPUT/inference/NAME/predictions.png a sheet of images of each data set that was evaluated,
                                         with the labels found, wrongly found and missed
 
 Example:
@@ -22,7 +22,7 @@ from ia_gcn.errors import InputError
 from ia_gcn.visualization import draw_prediction_sheet, plot_training_curve, read_training_log
 
 
-def visualize(output_dir: str, num_pictures: int) -> None:
+def visualize(output_dir: str, num_images: int) -> None:
     cfg = setup_cfg(os.path.join(output_dir, "config.yaml"))
     log = os.path.join(output_dir, "metrics.json")
     if os.path.exists(log):
@@ -35,16 +35,14 @@ def visualize(output_dir: str, num_pictures: int) -> None:
             continue
         with np.load(os.path.join(folder, "predictions.npz")) as predictions:
             predictions = dict(predictions)
-        pictures = sample_pictures(name, predictions, num_pictures)
+        images = sample_images(name, predictions, num_images)
         path = os.path.join(folder, "predictions.png")
-        draw_prediction_sheet(
-            pictures, predictions["label_names"].tolist(), cfg.TEST.THRESHOLD, path
-        )
+        draw_prediction_sheet(images, predictions["label_names"].tolist(), cfg.TEST.THRESHOLD, path)
         print(path)
 
 
-def sample_pictures(dataset_name: str, predictions, count: int):
-    """Some of a data set's pictures with their scores, always the same ones."""
+def sample_images(dataset_name: str, predictions, count: int):
+    """Some of a data set's images with their scores, always the same ones."""
     files = {
         record["image_id"]: record["file_name"] for record in get_multilabel_dicts([dataset_name])
     }
@@ -65,10 +63,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output_dir", help="OUTPUT_DIR of the run")
-    parser.add_argument("--pictures", type=int, default=24, help="per sheet (default 24)")
+    parser.add_argument("--num-images", type=int, default=24, help="per sheet (default 24)")
     args = parser.parse_args()
     try:
-        visualize(args.output_dir, args.pictures)
+        visualize(args.output_dir, args.num_images)
     except InputError as error:
         print(f"visualize_results: {error}", file=sys.stderr)
         return 1

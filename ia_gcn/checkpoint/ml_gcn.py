@@ -101,7 +101,7 @@ def edge_counts(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Counts of which `statistical_lcm` makes a given A: 1 for a label and an edge, 0 for no edge.
 
-    They are no statistics: as if each label had one picture, which also shows all labels that it
+    They are no statistics: as if each label had one image, which also shows all labels that it
     has an edge to. Which those were is all that A tells of the training set.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..safe_pickle import load_plain_pickle
+from ..io.plain_pickle import load_plain_pickle
 from .checkpointer import read_pth
 
 

@@ -1,4 +1,4 @@
-from ..pictures import UnreadableImage
+from ..io.images import UnreadableImage
 from . import datasets
 from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
 from .build import (

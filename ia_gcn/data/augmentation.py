@@ -1,7 +1,7 @@
 """What the papers' training views are made of, as detectron2 Augmentations.
 
 They draw from numpy's global generator, as detectron2's do, and only in `get_transform`: what it
-returns does the same to every picture it is applied to.
+returns does the same to every image it is applied to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..errors import InputError
 
-# torch's kernel for 8-bit pictures needs AVX2. Without, torch takes twice Pillow's time, and is
+# torch's kernel for 8-bit images needs AVX2. Without, torch takes twice Pillow's time, and is
 # wrong about what gets one pixel wide.
 HAS_FAST_KERNEL = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
@@ -31,7 +31,7 @@ class Warp(T.Resize):
 
 
 class WarpTransform(T.ResizeTransform):
-    """detectron2's bilinear ResizeTransform, sooner for (H, W, C) uint8 pictures.
+    """detectron2's bilinear ResizeTransform, sooner for (H, W, C) uint8 images.
 
     What comes out is Pillow's within rounding: of a photo, one value in a hundred at most differs,
     by one of 256 levels. In memory it is (C, H, W).
@@ -90,15 +90,15 @@ class MultiScaleCrop(T.Augmentation):
 
 
 class Cutout(T.Augmentation):
-    """A rectangle of one random colour, of the picture's proportions, that hides what is there.
+    """A rectangle of one random colour, of the image's proportions, that hides what is there.
 
-    Its centre is uniform over the picture; what reaches over the border is cut off. Boxes stay.
+    Its centre is uniform over the image; what reaches over the border is cut off. Boxes stay.
     """
 
     def __init__(self, share: float):
         """
         Args:
-            share: the rectangle's sides by the picture's, in [0, 1).
+            share: the rectangle's sides by the image's, in [0, 1).
         Raises:
             InputError: share is out of range.
         """
@@ -140,16 +140,16 @@ class CutoutTransform(T.Transform):
 class RandAugment(T.Augmentation):
     """torchvision's RandAugment: random operations on colours and geometry, one after the other.
 
-    The picture keeps its size; what moves into it is black. Boxes can't follow.
+    The image keeps its size; what moves into it is black. Boxes can't follow.
     """
 
     def __init__(self, num_ops: int, magnitude: int, image_format: str = "RGB"):
         """
         Args:
-            num_ops: operations per picture.
+            num_ops: operations per image.
             magnitude: how strong they are, 0 to 30.
-            image_format: the pictures', as detectron2's `read_image` takes it. Some operations
-                need to know which channel is red; in BGR, a picture gets what it gets in RGB.
+            image_format: the images', as detectron2's `read_image` takes it. Some operations
+                need to know which channel is red; in BGR, an image gets what it gets in RGB.
         Raises:
             InputError: a number is out of range.
         """
@@ -168,19 +168,19 @@ class RandAugment(T.Augmentation):
 
 
 class RandAugmentTransform(T.Transform):
-    """What a torchvision policy makes of a picture where torch's generator starts with `seed`."""
+    """What a torchvision policy makes of an image where torch's generator starts with `seed`."""
 
     def __init__(self, policy: torch.nn.Module, seed: int, image_format: str):
         super().__init__()
         self._set_attributes(locals())
 
     def apply_image(self, image: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(utils.convert_image_to_rgb(image, self.image_format))
+        augmented = Image.fromarray(utils.convert_image_to_rgb(image, self.image_format))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would see to the GPUs as well.
             torch.default_generator.manual_seed(self.seed)
-            picture = self.policy(picture)
-        return utils.convert_PIL_to_numpy(picture, self.image_format)
+            augmented = self.policy(augmented)
+        return utils.convert_PIL_to_numpy(augmented, self.image_format)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         raise NotImplementedError("RandAugment does not say where it moves things")

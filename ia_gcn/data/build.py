@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
-from ..pictures import UnreadableImage
+from ..io.images import UnreadableImage
 from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets.vg500 import read_label_file
 from .proposals import add_proposals
@@ -133,7 +133,7 @@ def get_test_dicts(cfg, dataset_name: str) -> List[Dict]:
 def load_multilabel_dicts(name: str) -> List[Dict]:
     """The dicts of a registered data set, whether or not its images are there.
 
-    A detection data set will do: without `labels`, a picture has those of its annotations.
+    A detection data set will do: without `labels`, an image has those of its annotations.
 
     Raises:
         InputError: the data set is not registered or is empty, or a label is outside its

@@ -15,12 +15,12 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..errors import InputError
-from ..pictures import ORIENTATION, decode_picture, upright_8_bit
+from ..io.images import ORIENTATION, decode_image, upright_8_bit
 from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
 
 
 class MultiLabelDatasetMapper:
-    """Reads a picture, takes its training or test view, and makes its target vector.
+    """Reads an image, takes its training or test view, and makes its target vector.
 
     A data set dict has detectron2's `file_name` and `image_id`, and
         labels: indices of the labels that are present;
@@ -43,7 +43,7 @@ class MultiLabelDatasetMapper:
     ):
         """
         Args:
-            augmentations: applied in order, to the picture and its boxes.
+            augmentations: applied in order, to the image and its boxes.
             image_format: as detectron2's `read_image` takes it, such as RGB.
             num_labels: C.
             with_boxes: whether training samples get `instances`.
@@ -79,20 +79,20 @@ class MultiLabelDatasetMapper:
         Returns:
             the dict without its labels and annotations, and with
                 image: (3, H, W) uint8 tensor, after augmentation;
-                height, width: of the picture before augmentation, in pixels;
+                height, width: of the image before augmentation, in pixels;
                 labels: (C,) float32 tensor in {1, 0, -1 = ignored};
                 instances: detectron2's Instances with gt_boxes and gt_classes, where asked for;
                 proposals: Instances with proposal_boxes and objectness_logits, best first, where
                     the dict has some.
         Raises:
-            UnreadableImage: the file is missing, truncated, too large, or no picture at all.
+            UnreadableImage: the file is missing, truncated, too large, or no image at all.
         """
         sample = {
             key: value
             for key, value in dataset_dict.items()
             if key not in ("labels", "ignored_labels", "annotations")
         }
-        image = read_picture(sample["file_name"], self.image_format)
+        image = read_image(sample["file_name"], self.image_format)
         sample["height"], sample["width"] = image.shape[:2]
 
         view = T.AugInput(image)
@@ -123,8 +123,8 @@ class MultiLabelDatasetMapper:
         return sample
 
 
-def read_picture(file_name: str, image_format: str = "RGB") -> np.ndarray:
-    """Decode a picture as detectron2's `read_image` does, and 16-bit greys as well.
+def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
+    """Decode an image as detectron2's `read_image` does, and 16-bit greys as well.
 
     Args:
         file_name: local or of a kind that PathManager knows.
@@ -132,23 +132,23 @@ def read_picture(file_name: str, image_format: str = "RGB") -> np.ndarray:
     Returns:
         (H, W, 3) uint8, turned as its EXIF orientation says.
     Raises:
-        UnreadableImage: the file is missing, truncated, too large, or no picture at all.
+        UnreadableImage: the file is missing, truncated, too large, or no image at all.
     """
     convert = partial(convert_file, image_format=image_format)
-    return decode_picture(file_name, convert, partial(PathManager.open, mode="rb"))
+    return decode_image(file_name, convert, partial(PathManager.open, mode="rb"))
 
 
 def convert_file(image: Image.Image, image_format: str) -> np.ndarray:
-    """What `read_picture` returns, of a file that Pillow has opened and not read yet."""
+    """What `read_image` returns, of a file that Pillow has opened and not read yet."""
     if (image.format, image.mode, image_format) == ("JPEG", "RGB", "RGB"):
         pixels = decode_upright_jpeg(image)
         if pixels is not None:
             return pixels
-    return convert_picture(image, image_format)
+    return convert_image(image, image_format)
 
 
 def decode_upright_jpeg(image: Image.Image) -> np.ndarray | None:
-    """What `read_picture` returns, of a JPEG in colour; None where that is better left to Pillow.
+    """What `read_image` returns, of a JPEG in colour; None where that is better left to Pillow.
 
     The decoder is Pillow's, and so are the pixels, but Pillow goes by way of a fourth channel.
     """
@@ -168,8 +168,8 @@ def decode_upright_jpeg(image: Image.Image) -> np.ndarray | None:
     return pixels if pixels.shape[:2] == image.size[::-1] else None
 
 
-def convert_picture(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
-    """What `read_picture` returns, of a picture that Pillow has opened."""
+def convert_image(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
+    """What `read_image` returns, of an image that Pillow has opened."""
     image = upright_8_bit(image)
     if image.mode == image_format == "RGB":
         # To convert it would be to copy it once more.
@@ -187,7 +187,7 @@ def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
 
 def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
     """Training view: MultiScaleCrop, flip, Cutout and RandAugment, as far as INPUT asks for them;
-    test view: the picture warped to INPUT.IMAGE_SIZE.
+    test view: the image warped to INPUT.IMAGE_SIZE.
 
     Raises:
         InputError: a key is out of range, or RandAugment would leave boxes or proposals behind.

@@ -12,6 +12,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from scipy import sparse
 
+from ..io.files import write_atomically
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +56,7 @@ def cached_label_statistics(
         pass
     statistics = count_labels(dataset_dicts, len(label_names))
     PathManager.mkdirs(os.path.dirname(path) or ".")
-    with PathManager.open(path, "wb") as file:
+    with write_atomically(path) as file:
         np.savez_compressed(
             file, fingerprint=fingerprint, label_names=label_names, **statistics._asdict()
         )

@@ -9,7 +9,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
-from ..safe_pickle import load_plain_pickle
+from ..io.plain_pickle import load_plain_pickle
 
 # What Detectron 1 called them.
 OLD_NAMES = {"ids": "indexes", "objectness_logits": "scores"}

@@ -1,7 +1,7 @@
-"""Label heads trained on frozen features: what a network makes of a picture is computed once.
+"""Label heads trained on frozen features: what a network makes of an image is computed once.
 
 A training then takes seconds, and a comparison of heads as many seeds as it needs. B, N, C, D and K
-are the numbers of pictures, regions, labels, and channels of a picture's and of a region's feature.
+are the numbers of images, regions, labels, and channels of an image's and of a region's feature.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FROZEN_PARTS = ("backbone", "proposal_generator")
 
 
 class FrozenFeatures(NamedTuple):
-    """What a network makes of B pictures, and what is in them."""
+    """What a network makes of B images, and what is in them."""
 
     x: torch.Tensor
     """(B, D)."""
@@ -33,9 +33,9 @@ class FrozenFeatures(NamedTuple):
     targets: torch.Tensor
     """(B, C) in {1, 0, -1 = ignored}."""
 
-    def pick(self, pictures) -> FrozenFeatures:
-        """Those of some pictures: indices or a slice."""
-        return FrozenFeatures(*(values[pictures] for values in self))
+    def pick(self, images) -> FrozenFeatures:
+        """Those of some images: indices or a slice."""
+        return FrozenFeatures(*(values[images] for values in self))
 
     def save(self, path: str) -> None:
         save_file(self._asdict(), path)
@@ -49,7 +49,7 @@ class FrozenFeatures(NamedTuple):
 def extract_features(
     model: InstanceAwareRecognizer, batches: Iterable[List[Dict]]
 ) -> FrozenFeatures:
-    """The features of all pictures of a data loader, in its order.
+    """The features of all images of a data loader, in its order.
 
     Args:
         model: with the network; its heads are not asked.
@@ -68,7 +68,7 @@ def extract_features(
 
 
 class HeadsOnFeatures(nn.Module):
-    """A recogniser that gets features instead of pictures; its network stays as it is."""
+    """A recogniser that gets features instead of images; its network stays as it is."""
 
     def __init__(self, model: MultiLabelRecognizer):
         super().__init__()
@@ -94,7 +94,7 @@ class HeadsOnFeatures(nn.Module):
 
     @torch.no_grad()
     def predict(self, features: FrozenFeatures, batch_size: int = 500) -> torch.Tensor:
-        """Logits of any number of pictures, (B, C), in evaluation mode."""
+        """Logits of any number of images, (B, C), in evaluation mode."""
         self.eval()
         starts = range(0, len(features.x), batch_size)
         return torch.cat([self(features.pick(slice(i, i + batch_size))) for i in starts])
@@ -103,7 +103,7 @@ class HeadsOnFeatures(nn.Module):
 def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatures):
     """Train a recogniser's heads for SOLVER.MAX_ITER iterations.
 
-    The pictures come in the order that a training on pictures with the same SEED has; there is no
+    The images come in the order that a training on images with the same SEED has; there is no
     augmentation.
 
     Args:
@@ -132,5 +132,5 @@ class _Batches:
     def __iter__(self) -> Iterator[FrozenFeatures]:
         order = iter(self.sampler)
         while True:
-            pictures = [next(order)[1] for _ in range(self.batch_size)]
-            yield self.features.pick(pictures)
+            images = [next(order)[1] for _ in range(self.batch_size)]
+            yield self.features.pick(images)

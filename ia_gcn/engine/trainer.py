@@ -14,7 +14,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import MultiLabelCheckpointer
+from ..checkpoint import MultiLabelCheckpointer, build_model
 from ..data import (
     build_multilabel_test_loader,
     build_multilabel_train_loader,
@@ -23,10 +23,11 @@ from ..data import (
     get_test_dicts,
     label_embeddings,
 )
+from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError
 from ..evaluation import MultiLabelEvaluator
+from ..inference.test_time_augmentation import MultiLabelTTA
 from ..modeling import InstanceAwareRecognizer, LabelGraph
-from ..modeling.test_time_augmentation import DatasetMapperTTA, MultiLabelTTA
 from .accumulation import AccumulatingTrainer
 from .hooks import (
     BestCheckpointer,
@@ -156,11 +157,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg):
-        """As DefaultTrainer's; a name that no registry has, or keys at odds, are an InputError."""
-        try:
-            return super().build_model(cfg)
-        except (AssertionError, KeyError) as error:
-            raise InputError(f"MODEL: {' '.join(map(str, error.args))}") from error
+        return build_model(cfg)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -181,7 +178,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """As DefaultTrainer's; with TEST.AUG.ENABLED, on several views of each picture."""
+        """As DefaultTrainer's; with TEST.AUG.ENABLED, on several views of each image."""
         if cfg.TEST.AUG.ENABLED:
             model = MultiLabelTTA(model)
         return super().test(cfg, model, evaluators)

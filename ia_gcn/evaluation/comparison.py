@@ -1,4 +1,4 @@
-"""Comparing trainings over several seeds: means, deviations, paired differences, pictures."""
+"""Comparing trainings over several seeds: means, deviations, paired differences, images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """second - first, seed by seed, with Student's 95 % confidence interval of the mean.
 
-    What a seed brings to both, such as the order of the pictures, falls out of the difference.
+    What a seed brings to both, such as the order of the images, falls out of the difference.
 
     Args:
         first, second: a figure by seed.

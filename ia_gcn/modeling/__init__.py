@@ -6,7 +6,7 @@ from .graph_conv import (
     graph_layers,
     similarity_graph,
 )
-from .inference import optimize_for_inference
+from .instance_aware import InstanceAwareRecognizer
 from .label_graph import LabelGraph, graph_scale, propagate, statistical_lcm
 from .label_heads import (
     LABEL_HEAD_REGISTRY,
@@ -23,8 +23,8 @@ from .losses import (
     build_multi_label_loss,
     multi_label_bce,
 )
-from .meta_arch import InstanceAwareRecognizer, MultiLabelRecognizer
 from .pooling import GlobalPooling, MeanROIPooler, valid_cells
+from .recognizer import MultiLabelRecognizer
 from .region_heads import (
     RegionGCN,
     Regions,
@@ -62,7 +62,6 @@ __all__ = [
     "graph_layers",
     "graph_scale",
     "multi_label_bce",
-    "optimize_for_inference",
     "propagate",
     "region_affinity",
     "similarity_graph",

@@ -53,7 +53,7 @@ class VariationalROIHeads(nn.Module):
 
     A region's weight is z ~ N(zµ, σ²) with zµ = µ₀ + X wµ and log σ² = X wσ, where µ₀ is the
     prior's mean, 0 in the paper: in training z = zµ + σ ε; in evaluation z = zµ, or each of a
-    number of draws that are the same for every picture. The weighted features X_w = z ⊙ X get their
+    number of draws that are the same for every image. The weighted features X_w = z ⊙ X get their
     rough scores A_I^w = sigmoid(f(X_w)), f a 1×1 convolution, that is a linear layer.
     """
 

@@ -223,9 +223,7 @@ def add_evaluator(subcommands, common: argparse.ArgumentParser) -> None:
         default=[(40504, 80), (10000, 500)],
         help="numbers of images and labels (default 40504x80,10000x500: COCO's and VG-500's)",
     )
-    parser.add_argument(
-        "--batch", type=positive, default=16, help="pictures in a batch (default 16)"
-    )
+    parser.add_argument("--batch", type=positive, default=16, help="images in a batch (default 16)")
 
 
 EVALUATOR_EXAMPLES = """

@@ -1,4 +1,4 @@
-"""Loading of pictures, beside torchvision's."""
+"""Loading of images, beside torchvision's."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ia_gcn.data import MultiLabelDatasetMapper
 from ia_gcn.data.build import TrainingSamples
-from ia_gcn.data.dataset_mapper import read_picture
+from ia_gcn.data.dataset_mapper import read_image
 from ia_gcn.data.samplers import mix_seeds
 from ia_gcn.engine import setup_cfg
 
@@ -35,20 +35,20 @@ from .arguments import positive
 from .measuring import Table, measure, measure_memory, timed_rows
 from .networks import CONFIGS
 
-# Height and width of COCO's commonest pictures.
+# Height and width of COCO's commonest images.
 PHOTO_SIZES = ((480, 640), (640, 480), (427, 640), (640, 427))
 # With it, the photos below have about the bytes of COCO's.
 JPEG_QUALITY = 95
 
 
 class Place(NamedTuple):
-    """What is seen of a picture: top, left, height and width in pixels, and whether mirrored."""
+    """What is seen of an image: top, left, height and width in pixels, and whether mirrored."""
 
     box: tuple
     flip: bool
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """(view, labels) of each file, as torchvision's users write it."""
 
     def __init__(self, view: Callable, files: List[str], places: List[Place], num_labels: int):
@@ -81,7 +81,7 @@ def build_loaders(size: int, batch: int, is_train: bool, files: List[str]) -> Di
     places = [find_place(mapper, i, file) for i, file in enumerate(files)]
     loader = partial(DataLoader, batch_size=batch)
     loaders = {
-        name: loader(Pictures(view, files, places, mapper.num_labels))
+        name: loader(Images(view, files, places, mapper.num_labels))
         for name, view in torchvision_views((size, size), cfg).items()
     }
     # The place in the stream decides over crop and flip; of the test view, over nothing.
@@ -131,7 +131,7 @@ def compare_loading(is_train: bool, files: List[str], args) -> Table:
 
 
 def with_pillow_alone(load: Callable) -> None:
-    """Call load(), with pictures decoded by Pillow and warped by detectron2's ResizeTransform."""
+    """Call load(), with images decoded by Pillow and warped by detectron2's ResizeTransform."""
     with (
         mock.patch("ia_gcn.data.dataset_mapper.decode_upright_jpeg", return_value=None),
         mock.patch("ia_gcn.data.augmentation.HAS_FAST_KERNEL", False),
@@ -168,8 +168,8 @@ def torchvision_views(size: tuple, cfg: CfgNode) -> Dict[str, Callable]:
 
 
 def find_place(mapper: MultiLabelDatasetMapper, index: int, file: str) -> Place:
-    """What `mapper` shows of the picture that is number `index` in the stream of seed 0."""
-    image = read_picture(file)
+    """What `mapper` shows of the image that is number `index` in the stream of seed 0."""
+    image = read_image(file)
     np.random.seed(mix_seeds(0, index))
     transforms = mapper.augmentations(T.AugInput(image)).transforms
     box = (0, 0, *image.shape[:2])
@@ -185,12 +185,12 @@ def stack(samples: List[Dict]) -> tuple:
 
 
 def rate_rows(
-    seconds: Dict[str, List[float]], pictures: int, memory: Mapping[str, Dict] | None = None
+    seconds: Dict[str, List[float]], images: int, memory: Mapping[str, Dict] | None = None
 ) -> List[Dict]:
-    """The rows of a table of pictures per second, compared with the first's.
+    """The rows of a table of images per second, compared with the first's.
 
     Args:
-        seconds: that each takes for so many pictures, by name.
+        seconds: that each takes for so many images, by name.
         memory: what `measure_memory` returned, by name.
     """
     memory = memory or {}
@@ -198,9 +198,9 @@ def rate_rows(
     return [
         {
             "name": row["name"],
-            "per_second": pictures / row["median_s"],
-            "min_per_second": pictures / row["max_s"],
-            "max_per_second": pictures / row["min_s"],
+            "per_second": images / row["median_s"],
+            "min_per_second": images / row["max_s"],
+            "max_per_second": images / row["min_s"],
             "speed": 1 / row["ratio"],
             **memory.get(row["name"], {}),
         }
@@ -228,15 +228,15 @@ def write_photos(folder: Path, number: int) -> List[str]:
 
 
 def run_loading(args) -> Iterator[Table]:
-    """Count the pictures per second and core that are decoded, cropped and collated to batches.
+    """Count the images per second and core that are decoded, cropped and collated to batches.
 
     ia_gcn's data loading, and torchvision's of the same pieces of the same JPEGs:
     on Pillow images, to uint8 and to normalised floats, and on tensors; ia_gcn's also as it was
     with Pillow alone. Training view, which is cropped and mirrored, and test view, which is not.
-    What is counted are pictures of one process; pixels are compared with the first row's.
+    What is counted are images of one process; pixels are compared with the first row's.
     """
     with TemporaryDirectory() as folder:
-        files = write_photos(Path(folder), args.pictures)
+        files = write_photos(Path(folder), args.num_images)
         for is_train in (True, False):
             yield compare_loading(is_train, files, args)
 
@@ -244,19 +244,17 @@ def run_loading(args) -> Iterator[Table]:
 def add_loading(subcommands, common: argparse.ArgumentParser) -> None:
     parser = subcommands.add_parser(
         "loading",
-        help="decoding, cropping and collating of pictures",
+        help="decoding, cropping and collating of images",
         description=inspect.getdoc(run_loading),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
-    # Pictures per core are those of one thread.
+    # Images per core are those of one thread.
     parser.set_defaults(run=run_loading, threads=1)
     parser.add_argument(
-        "--pictures", type=positive, default=64, help="how many each round loads (default 64)"
+        "--num-images", type=positive, default=64, help="how many each round loads (default 64)"
     )
-    parser.add_argument(
-        "--batch", type=positive, default=16, help="pictures in a batch (default 16)"
-    )
+    parser.add_argument("--batch", type=positive, default=16, help="images in a batch (default 16)")
     parser.add_argument(
         "--size", type=positive, default=448, help="a view's height and width (default 448)"
     )

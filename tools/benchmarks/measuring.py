@@ -94,9 +94,9 @@ COLUMNS: Dict[str, tuple] = {
         "max difference from ours, %",
         lambda row: f"{row['metric_difference']:.1e}",
     ),
-    "per_second": ("pictures/s", lambda row: f"{row['per_second']:.0f}"),
+    "per_second": ("images/s", lambda row: f"{row['per_second']:.0f}"),
     "min_per_second": (
-        "min–max pictures/s",
+        "min–max images/s",
         lambda row: f"{row['min_per_second']:.0f}–{row['max_per_second']:.0f}",
     ),
     "speed": ("times as many", lambda row: f"{row['speed']:.2f}"),

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ia_gcn.errors import InputError
-from ia_gcn.modeling import optimize_for_inference
+from ia_gcn.inference import optimize_for_inference
 
 from .arguments import positive, positive_numbers
 from .label_graph import compare_label_graph
@@ -115,7 +115,7 @@ COMPARISONS = {
 
 
 def run_model(args) -> Iterator[Table]:
-    """Time recognisers and the label graph, on pictures, weights and label statistics of chance.
+    """Time recognisers and the label graph, on images, weights and label statistics of chance.
 
     inference    a forward pass. ResNets: torchvision's and timm's with a linear head; ours with a
                  linear head, ML-GCN, IA-GCN and two dearer ways to its regions. TResNets: timm's
@@ -153,7 +153,7 @@ def add_model(subcommands, common: argparse.ArgumentParser) -> None:
         default=",".join(COMPARISONS),
         help="comparisons to run (default all)",
     )
-    parser.add_argument("--batch", type=positive, default=4, help="pictures in a batch (default 4)")
+    parser.add_argument("--batch", type=positive, default=4, help="images in a batch (default 4)")
     parser.add_argument(
         "--size", type=positive, default=448, help="their height and width in pixels (default 448)"
     )
@@ -173,7 +173,7 @@ MODEL_EXAMPLES = """
 Examples:
   the times of a forward pass, on 8 threads:
     tools/benchmark.py model --only inference --threads 8
-  one picture at a time, with a smaller network:
+  one image at a time, with a smaller network:
     tools/benchmark.py model --batch 1 MODEL.RESNETS.DEPTH 50
   the label graph with 2000 labels:
     tools/benchmark.py model --only label-graph --labels 2000

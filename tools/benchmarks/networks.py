@@ -24,7 +24,7 @@ from .label_graph import fill_sparsely
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "COCO"
 
-BOXES_PER_PICTURE = 7
+BOXES_PER_IMAGE = 7
 
 
 class Network(NamedTuple):
@@ -112,7 +112,7 @@ def build_network(recipe: Recipe, batch: int, size: int, opts: List[str]) -> Net
     """A network whose weights are random, in evaluation mode, and what it is run on.
 
     Args:
-        batch: pictures.
+        batch: images.
         size: their height and width in pixels.
         opts: config keys and values. A recipe's own go before them: a row is what its name says.
     Raises:
@@ -183,12 +183,12 @@ def peer_loss(criterion: nn.Module, model: nn.Module, batch) -> torch.Tensor:
 
 
 def random_batch(batch: int, size: int, num_labels: int) -> List[Dict]:
-    """What `MultiLabelRecognizer` takes: pictures of noise, with labels and boxes."""
+    """What `MultiLabelRecognizer` takes: images of noise, with labels and boxes."""
     generator = torch.Generator().manual_seed(0)
     uniform = partial(torch.rand, generator=generator)
     inputs = []
     for _ in range(batch):
-        boxes = random_boxes(BOXES_PER_PICTURE, size, generator)
+        boxes = random_boxes(BOXES_PER_IMAGE, size, generator)
         inputs.append(
             {
                 "image": (256 * uniform(3, size, size)).to(torch.uint8),
@@ -200,7 +200,7 @@ def random_batch(batch: int, size: int, num_labels: int) -> List[Dict]:
 
 
 def random_boxes(number: int, size: int, generator: torch.Generator) -> Boxes:
-    """Boxes of a tenth to a half of a picture's height and width, which are `size` pixels."""
+    """Boxes of a tenth to a half of an image's height and width, which are `size` pixels."""
     sides = size * (0.1 + 0.4 * torch.rand(number, 2, generator=generator))
     corners = (size - sides) * torch.rand(number, 2, generator=generator)
     return Boxes(torch.cat([corners, corners + sides], dim=1))

@@ -196,13 +196,13 @@ def before_and_after(build: Callable[[], Network]) -> Dict[str, Network]:
 
 
 def run_profile(args) -> Iterator[Table]:
-    """Tell where a training step of an IA-GCN goes, on pictures and weights of chance.
+    """Tell where a training step of an IA-GCN goes, on images and weights of chance.
 
     Two tables have the seconds of each part, forward and backward, by torch's profiler: of the step
     as it is, and as it was with detectron2's ROIAlign in place of MeanROIPooler and an Adam that
     goes through the weights one by one in place of the fused one. A third has the time of whole
     steps, without the profiler, with one change or the other. What the third change, to the warping
-    and decoding of pictures, is worth, `loading` tells.
+    and decoding of images, is worth, `loading` tells.
     """
     # The profiler's own remarks, to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -235,7 +235,7 @@ def add_profile(subcommands, common: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_profile)
     default = os.path.relpath(CONFIGS / "ia_gcn_R_101.yaml")
     parser.add_argument("--config-file", default=default, help="default %(default)s")
-    parser.add_argument("--batch", type=positive, default=4, help="pictures in a batch (default 4)")
+    parser.add_argument("--batch", type=positive, default=4, help="images in a batch (default 4)")
     parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config keys and values")
 
 

@@ -42,7 +42,7 @@ class Heads(NamedTuple):
 
 
 def build_heads(num_labels: int, num_regions: int, batch: int, size: int, opts) -> Heads:
-    """Heads of random weights in evaluation mode, for pictures of `size` by `size` pixels."""
+    """Heads of random weights in evaluation mode, for images of `size` by `size` pixels."""
     opts = [
         *opts,
         *("MODEL.DEVICE", "cpu", "MODEL.LABEL_HEAD.NUM_LABELS", str(num_labels)),

@@ -22,7 +22,7 @@ def register_multilabel_coco(
 ) -> None:
     """Register a data set in COCO's JSON format.
 
-    A picture has a label when it has an annotation of that category; boxes may be missing.
+    An image has a label when it has an annotation of that category; boxes may be missing.
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
@@ -137,7 +137,7 @@ def _category_names(content: Dict, json_file: str) -> Dict[int, str]:
 def _box(annotation: Dict, label: int, json_file: str) -> Dict:
     bbox = annotation["bbox"]
     numbers = isinstance(bbox, list) and all(isinstance(value, (int, float)) for value in bbox)
-    # No picture is as large as this, and NaN is not less than anything.
+    # No image is as large as this, and NaN is not less than anything.
     if not numbers or len(bbox) != 4 or not all(abs(value) < 1e9 for value in bbox):
         raise InputError(f"{json_file}: a bbox is not [x, y, width, height]: {str(bbox)[:200]}")
     return {

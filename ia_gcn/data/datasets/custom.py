@@ -82,7 +82,7 @@ def load_multilabel_csv(csv_file: str, image_root: str, label_names: Sequence[st
     """Data set dicts of a CSV, in the file's order; image_id is the file name as written.
 
     Raises:
-        InputError: naming the file and what is wrong: an unknown label name, a picture that is
+        InputError: naming the file and what is wrong: an unknown label name, an image that is
             listed twice, a file name that leads out of the root, or see `read_csv`.
     """
     index = {label: i for i, label in enumerate(label_names)}
@@ -91,7 +91,7 @@ def load_multilabel_csv(csv_file: str, image_root: str, label_names: Sequence[st
     if unknown:
         raise InputError(f"{csv_file}: unknown label name(s): {', '.join(unknown)}")
     if len({file_name for file_name, _ in rows}) < len(rows):
-        raise InputError(f"{csv_file}: a picture is listed twice")
+        raise InputError(f"{csv_file}: an image is listed twice")
     return [
         {
             "file_name": join_inside(image_root, file_name, csv_file),

@@ -39,13 +39,13 @@ def register_multilabel_voc(name: str, root: str, split: str, year: int) -> None
 def load_multilabel_voc(root: str, split: str) -> List[Dict]:
     """Data set dicts of a VOC split, in the order of the split's file.
 
-    A label of which a picture has only "difficult" objects is ignored: neither present nor absent.
+    A label of which an image has only "difficult" objects is ignored: neither present nor absent.
 
     Returns:
         a dict per image, see `MultiLabelDatasetMapper`; image_id is the file's name without ending.
     Raises:
         InputError: naming the file: one is missing, is not VOC's XML, has an unknown label name,
-            or a picture is listed twice.
+            or an image is listed twice.
     """
     split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
     try:
@@ -56,11 +56,11 @@ def load_multilabel_voc(root: str, split: str) -> List[Dict]:
     except UnicodeDecodeError:
         raise InputError(f"{split_file}: not text") from None
     if len(set(image_ids)) < len(image_ids):
-        raise InputError(f"{split_file}: a picture is listed twice")
-    return [_load_picture(root, image_id, split_file) for image_id in image_ids]
+        raise InputError(f"{split_file}: an image is listed twice")
+    return [_load_image(root, image_id, split_file) for image_id in image_ids]
 
 
-def _load_picture(root: str, image_id: str, split_file: str) -> Dict:
+def _load_image(root: str, image_id: str, split_file: str) -> Dict:
     xml_file = join_inside(os.path.join(root, "Annotations"), f"{image_id}.xml", split_file)
     present, difficult, boxes = set(), set(), []
     try:

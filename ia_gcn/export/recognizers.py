@@ -19,9 +19,9 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import nms
 
-from . import __version__
-from .errors import InputError
-from .modeling import (
+from .. import __version__
+from ..errors import InputError
+from ..modeling import (
     GCNHead,
     InstanceAwareRecognizer,
     LabelGraph,
@@ -41,7 +41,7 @@ def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
         cfg: of the model, with MODEL.WEIGHTS.
         label_names: C names.
     Returns:
-        label_names; preprocessing: from a picture to the model's input; and made_by.
+        label_names; preprocessing: from an image to the model's input; and made_by.
     Raises:
         InputError: INPUT.FORMAT is neither RGB nor BGR, which whole numbers can hold.
     """
@@ -76,7 +76,7 @@ def trace(recognizer: ExportableRecognizer) -> torch.export.ExportedProgram:
     """
     if not hasattr(torch.export, "default_decompositions"):
         raise InputError(f"torch {torch.__version__} is too old to export: 2.6 or later can")
-    # An example of one picture would make a program for one.
+    # An example of one image would make a program for one.
     batch = 2 if recognizer.dynamic_batch else 1
     images = torch.zeros(batch, 3, *recognizer.image_size, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("batch")}} if recognizer.dynamic_batch else None
@@ -161,11 +161,11 @@ def exportable(model: MultiLabelRecognizer, image_size: Sequence[int]) -> Export
 
 
 class ExportableRecognizer(nn.Module):
-    """A MultiLabelRecognizer in evaluation, on a batch of pictures of one size.
+    """A MultiLabelRecognizer in evaluation, on a batch of images of one size.
 
     Attributes:
         outputs: names of what forward returns, in order.
-        dynamic_batch: whether a batch may have any number of pictures, rather than one.
+        dynamic_batch: whether a batch may have any number of images, rather than one.
     """
 
     outputs = ("scores", "logits")
@@ -183,7 +183,7 @@ class ExportableRecognizer(nn.Module):
 
     @property
     def image_dependent(self) -> bool:
-        """Whether the label head's classifiers follow from the picture."""
+        """Whether the label head's classifiers follow from the image."""
         return False
 
     def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
@@ -210,7 +210,7 @@ class ExportableRecognizer(nn.Module):
 
 
 class ExportableInstanceAwareRecognizer(ExportableRecognizer):
-    """An InstanceAwareRecognizer in evaluation, with its RPN, on one picture of a fixed size."""
+    """An InstanceAwareRecognizer in evaluation, with its RPN, on one image of a fixed size."""
 
     outputs = ("scores", "logits", "boxes", "weights", "region_scores", "valid")
     dynamic_batch = False
@@ -321,7 +321,7 @@ class ExportableInstanceAwareRecognizer(ExportableRecognizer):
 
 
 class ConstantClassifiers(nn.Module):
-    """A GCNHead on its label graph alone: classifiers that are the same for every picture."""
+    """A GCNHead on its label graph alone: classifiers that are the same for every image."""
 
     def __init__(self, head: GCNHead):
         super().__init__()
@@ -345,7 +345,7 @@ def top_proposals(
     min_box_size: float,
     num_regions: int,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What detectron2's find_top_rpn_proposals finds in one picture, in tensors of fixed sizes.
+    """What detectron2's find_top_rpn_proposals finds in one image, in tensors of fixed sizes.
 
     A box is not removed: its logit becomes -inf, which sorts it behind all others.
 

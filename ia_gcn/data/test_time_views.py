@@ -1,27 +1,26 @@
-"""Evaluation on several views of each picture: at several sizes, and mirrored."""
+"""Several views of each image for evaluation: at several sizes, and mirrored."""
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
 import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from torch import nn
 
-from ..data.augmentation import Warp
-from ..data.dataset_mapper import MultiLabelDatasetMapper, read_picture, target_vector
 from ..errors import InputError
+from .augmentation import Warp
+from .dataset_mapper import MultiLabelDatasetMapper, read_image, target_vector
 
 PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode")
 
 
 class DatasetMapperTTA(MultiLabelDatasetMapper):
-    """Reads a picture once and makes the views that `MultiLabelTTA` takes.
+    """Reads an image once and makes the views that `MultiLabelTTA` takes.
 
-    Every view is warped from the picture itself: to enlarge the plain test view would add no
+    Every view is warped from the image itself: to enlarge the plain test view would add no
     detail. Proposals from a file are scaled and mirrored with it.
     """
 
@@ -65,9 +64,9 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
             what MultiLabelDatasetMapper does, but for image and proposals, which are in
                 views: a dict with image, and proposals where there are some, of each view.
         Raises:
-            UnreadableImage: the file is missing, truncated, too large, or no picture at all.
+            UnreadableImage: the file is missing, truncated, too large, or no image at all.
         """
-        image = read_picture(dataset_dict["file_name"], self.image_format)
+        image = read_image(dataset_dict["file_name"], self.image_format)
         left_out = ("labels", "ignored_labels", "annotations", *PROPOSAL_KEYS)
         sample = {key: value for key, value in dataset_dict.items() if key not in left_out}
         sample["height"], sample["width"] = image.shape[:2]
@@ -89,35 +88,3 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
             min_box_size=self.min_proposal_size,
         )
         return sample
-
-
-class MultiLabelTTA(nn.Module):
-    """A model's mean over the views of each picture.
-
-    The mean is of the logits, as the models themselves take it over branches and draws: no view is
-    cut off where its probability nears 0 or 1. Of a single view it is that view's logits.
-    """
-
-    def __init__(self, model: nn.Module):
-        """
-        Args:
-            model: in evaluation mode, list of dicts to list of dicts with logits (C,).
-        """
-        super().__init__()
-        self.model = model
-
-    def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, torch.Tensor]]:
-        """
-        Args:
-            batched_inputs: one dict per image, as `DatasetMapperTTA` makes them, with the same
-                number of views each.
-        Returns:
-            one dict per image of
-                scores: (C,) probabilities;
-                logits: (C,).
-        """
-        # A view of all images at a time: they have one size then, and need no padding.
-        views = zip(*(image["views"] for image in batched_inputs))
-        logits = [torch.stack([out["logits"] for out in self.model(list(view))]) for view in views]
-        mean = torch.stack(logits).mean(dim=0)
-        return [{"scores": row, "logits": logit} for row, logit in zip(mean.sigmoid(), mean)]

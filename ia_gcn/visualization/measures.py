@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: calibration, and precision against recall."""
+"""Images of an evaluation: calibration, and precision against recall."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .calibration import Calibration
+from ..evaluation.calibration import Calibration
 
 MEAN, GAP = "#424a53", "#cf222e"
 # How many of the best and how many of the worst labels have a curve of their own.

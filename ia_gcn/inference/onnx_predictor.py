@@ -1,4 +1,4 @@
-"""What is in a picture, by a model that tools/export_model.py wrote: without torch and detectron2.
+"""What is in an image, by a model that tools/export_model.py wrote: without torch and detectron2.
 
 C is the number of labels.
 """
@@ -13,13 +13,13 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 from PIL import Image
 
-from .errors import InputError
-from .pictures import Picture, decode_picture, picture_pixels, upright_8_bit
+from ..errors import InputError
+from ..io.images import ImageSource, decode_image, image_pixels, upright_8_bit
 from .prediction import PredictedRegions, Prediction
 
 
-class PictureView:
-    """From a picture to what an exported model takes; works without the model.
+class ImageView:
+    """From an image to what an exported model takes; works without the model.
 
     Pillow alone makes it, so that its pixels are those of evaluation within rounding, one level.
     """
@@ -33,36 +33,34 @@ class PictureView:
         self.image_format = preprocessing["format"]
         self.interpolation = Image.Resampling[preprocessing["interpolation"].upper()]
 
-    def __call__(self, picture: Picture) -> Dict:
+    def __call__(self, source: ImageSource) -> Dict:
         """
         Returns:
             image: (3, H, W) uint8 array, of the model's size;
-            height, width: of the picture, turned as its EXIF says, in pixels.
+            height, width: of the image, turned as its EXIF says, in pixels.
         Raises:
-            UnreadableImage: a file is missing, truncated, too large, or no picture at all.
-            InputError: it is none of the things that a `Picture` is.
+            UnreadableImage: a file is missing, truncated, too large, or no image at all.
+            InputError: it is none of the things that a `ImageSource` is.
         """
-        pixels = picture_pixels(
-            picture, self.convert, partial(decode_picture, convert=self.convert)
-        )
+        pixels = image_pixels(source, self.convert, partial(decode_image, convert=self.convert))
         resized = Image.fromarray(pixels).resize((self.width, self.height), self.interpolation)
         image = np.asarray(resized).transpose(2, 0, 1)
         return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
 
     def convert(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) uint8 of a picture that Pillow has opened."""
+        """(H, W, 3) uint8 of an image that Pillow has opened."""
         pixels = np.asarray(upright_8_bit(image).convert("RGB"))
         return pixels[:, :, ::-1] if self.image_format == "BGR" else pixels
 
 
 class OnnxPredictor:
-    """Says which labels are in a picture, as `MultiLabelPredictor` does.
+    """Says which labels are in an image, as `MultiLabelPredictor` does.
 
     Attributes:
         label_names: C names.
         metadata: what tools/export_model.py wrote into the file: label_names, preprocessing and
             made_by.
-        view: a `PictureView`.
+        view: a `ImageView`.
         has_regions: whether the model has a region branch.
     """
 
@@ -81,7 +79,7 @@ class OnnxPredictor:
             self.metadata = {
                 key: json.loads(stored[key]) for key in ("label_names", "preprocessing", "made_by")
             }
-            self.view = PictureView(self.metadata["preprocessing"])
+            self.view = ImageView(self.metadata["preprocessing"])
             self.label_names: List[str] = list(map(str, self.metadata["label_names"]))
             outputs = {output.name: output.shape for output in self.session.get_outputs()}
             if outputs["scores"][1] != len(self.label_names):
@@ -93,25 +91,25 @@ class OnnxPredictor:
         self.outputs = list(outputs)
         self.has_regions = "boxes" in self.outputs
 
-    def __call__(self, picture: Picture) -> Prediction:
+    def __call__(self, image: ImageSource) -> Prediction:
         """
         Raises:
-            UnreadableImage, InputError: see `PictureView`.
+            UnreadableImage, InputError: see `ImageView`.
         """
-        return self.predict_batch([picture])[0]
+        return self.predict_batch([image])[0]
 
-    def predict_batch(self, pictures: Sequence[Picture]) -> List[Prediction]:
-        """The same for several pictures, of any sizes."""
-        return self.predict_views([self.view(picture) for picture in pictures])
+    def predict_batch(self, images: Sequence[ImageSource]) -> List[Prediction]:
+        """The same for several images, of any sizes."""
+        return self.predict_views([self.view(image) for image in images])
 
     def predict_views(self, samples: Sequence[Dict]) -> List[Prediction]:
-        """The same for what `view` made of pictures.
+        """The same for what `view` made of images.
 
         Raises:
             InputError: what the model says is not finite.
         """
         predictions = []
-        # With a region branch, a batch is one picture.
+        # With a region branch, a batch is one image.
         size = 1 if self.has_regions else max(1, len(samples))
         for start in range(0, len(samples), size):
             batch = samples[start : start + size]
@@ -128,14 +126,14 @@ class OnnxPredictor:
         regions = None
         if self.has_regions:
             valid = outputs["valid"]
-            # From pixels of the model's input to the picture's.
+            # From pixels of the model's input to the image's.
             x, y = sample["width"] / self.view.width, sample["height"] / self.view.height
             boxes = outputs["boxes"][valid] * np.array([x, y, x, y], np.float32)
             regions = PredictedRegions(
                 boxes, outputs["weights"][valid], outputs["region_scores"][valid]
             )
         if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
-            raise InputError(f"what {self.path} says of a picture is not finite")
+            raise InputError(f"what {self.path} says of an image is not finite")
         return Prediction(self.label_names, scores, regions)
 
 

@@ -1,4 +1,4 @@
-"""Pictures from files, with Pillow alone: neither torch nor detectron2 is needed."""
+"""Images from files, with Pillow alone: neither torch nor detectron2 is needed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import BinaryIO, Callable, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from .errors import InputError
+from ..errors import InputError
 
 # A file; (H, W, 3) uint8 RGB; or one that Pillow has opened.
-Picture = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
+ImageSource = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
 
 # The EXIF tag; 1 is upright.
 ORIENTATION = 0x0112
@@ -31,15 +31,15 @@ class UnreadableImage(Exception):
         return f"{self.file_name}: {self.reason}"
 
 
-def decode_picture(
+def decode_image(
     file_name: str,
     convert: Callable[[Image.Image], np.ndarray],
     open_file: Callable[[str], BinaryIO] = partial(open, mode="rb"),
 ) -> np.ndarray:
-    """What `convert` makes of the picture in a file.
+    """What `convert` makes of the image in a file.
 
     Raises:
-        UnreadableImage: the file is missing, truncated, too large, or no picture at all.
+        UnreadableImage: the file is missing, truncated, too large, or no image at all.
     """
     try:
         with open_file(file_name) as file, warnings.catch_warnings():
@@ -53,7 +53,7 @@ def decode_picture(
 
 
 def upright_8_bit(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF orientation says, and with 16-bit greys scaled to 8 bits.
+    """An image turned as its EXIF orientation says, and with 16-bit greys scaled to 8 bits.
 
     One that has neither to be done is returned itself.
     """
@@ -66,26 +66,26 @@ def upright_8_bit(image: Image.Image) -> Image.Image:
     return image
 
 
-def picture_pixels(
-    picture: Picture,
+def image_pixels(
+    image: ImageSource,
     convert: Callable[[Image.Image], np.ndarray],
     read: Callable[[str], np.ndarray],
 ) -> np.ndarray:
-    """(H, W, 3) uint8 of a `Picture`, by `convert` of one in memory and by `read` of a file.
+    """(H, W, 3) uint8 of a `ImageSource`, by `convert` of one in memory and by `read` of a file.
 
     Raises:
-        InputError: it is none of the things that a `Picture` is.
+        InputError: it is none of the things that a `ImageSource` is.
     """
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.shape[2:] != (3,) or not picture.size:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
             raise InputError(
-                f"a picture is an (H, W, 3) array of uint8, not {picture.shape} of {picture.dtype}"
+                f"an image is an (H, W, 3) array of uint8, not {image.shape} of {image.dtype}"
             )
-        picture = Image.fromarray(picture)
-    if isinstance(picture, Image.Image):
-        return convert(picture)
-    if isinstance(picture, (str, os.PathLike)):
-        return read(os.fspath(picture))
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return convert(image)
+    if isinstance(image, (str, os.PathLike)):
+        return read(os.fspath(image))
     raise InputError(
-        f"a picture is a file name, an array or a Pillow image, not a {type(picture).__name__}"
+        f"an image is a file name, an array or a Pillow image, not a {type(image).__name__}"
     )

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 _rebuild_array = np.zeros(0).__reduce__()[0]
 _rebuild_scalar = np.float64(0).__reduce__()[0]

@@ -1,6 +1,6 @@
-"""What is in a picture, by a trained model: from its checkpoint and nothing else.
+"""What is in an image, by a trained model: from its checkpoint and nothing else.
 
-C is the number of labels, n of a picture's regions.
+C is the number of labels, n of an image's regions.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 
-from .checkpoint import MultiLabelCheckpointer, read_checkpoint
-from .config import add_ia_gcn_config
-from .data.dataset_mapper import build_augmentation, convert_picture, read_picture
-from .engine import Trainer
-from .errors import InputError
-from .modeling import InstanceAwareRecognizer, optimize_for_inference
-from .pictures import Picture, picture_pixels
+from ..checkpoint import load_model, read_checkpoint
+from ..config import add_ia_gcn_config
+from ..data.dataset_mapper import build_augmentation, convert_image, read_image
+from ..errors import InputError
+from ..io.images import ImageSource, image_pixels
+from ..modeling import InstanceAwareRecognizer
+from .optimize import optimize_for_inference
 from .prediction import PredictedRegions, Prediction
 
 
 class EvaluationView:
-    """From a picture to what a model takes, as it does in evaluation; works without the model."""
+    """From an image to what a model takes, as it does in evaluation; works without the model."""
 
     def __init__(self, cfg: CfgNode):
         self.image_format = cfg.INPUT.FORMAT
         self.augmentations = T.AugmentationList(build_augmentation(cfg, is_train=False))
 
-    def __call__(self, picture: Picture) -> Dict:
+    def __call__(self, source: ImageSource) -> Dict:
         """
         Returns:
             image: (3, H, W) uint8 tensor, the test view;
-            height, width: of the picture, turned as its EXIF says, in pixels.
+            height, width: of the image, turned as its EXIF says, in pixels.
         Raises:
-            UnreadableImage: a file is missing, truncated, too large, or no picture at all.
-            InputError: it is none of the things that a `Picture` is.
+            UnreadableImage: a file is missing, truncated, too large, or no image at all.
+            InputError: it is none of the things that a `ImageSource` is.
         """
-        convert = partial(convert_picture, image_format=self.image_format)
-        read = partial(read_picture, image_format=self.image_format)
-        view = T.AugInput(picture_pixels(picture, convert, read))
+        convert = partial(convert_image, image_format=self.image_format)
+        read = partial(read_image, image_format=self.image_format)
+        view = T.AugInput(image_pixels(source, convert, read))
         height, width = view.image.shape[:2]
         self.augmentations(view)
         image = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
@@ -51,12 +51,12 @@ class EvaluationView:
 
 
 class MultiLabelPredictor:
-    """Says which labels are in a picture.
+    """Says which labels are in an image.
 
         p = MultiLabelPredictor(weights="model.pth")
         p("photo.jpg").above(0.5)  # [("cat", 0.93), ("sofa", 0.71)]
 
-    Pictures are prepared as in evaluation, and the scores are those of evaluation, of the one test
+    Images are prepared as in evaluation, and the scores are those of evaluation, of the one test
     view: TEST.AUG has no effect.
 
     Attributes:
@@ -98,20 +98,20 @@ class MultiLabelPredictor:
         self.view = EvaluationView(cfg)
         self.model = _load_model(cfg, self.label_names, ema)
 
-    def __call__(self, picture: Picture) -> Prediction:
+    def __call__(self, image: ImageSource) -> Prediction:
         """
         Raises:
             UnreadableImage, InputError: see `EvaluationView`.
         """
-        return self.predict_batch([picture])[0]
+        return self.predict_batch([image])[0]
 
-    def predict_batch(self, pictures: Sequence[Picture]) -> List[Prediction]:
-        """The same for several pictures, of any sizes, which go through the model at once."""
-        return self.predict_views([self.view(picture) for picture in pictures])
+    def predict_batch(self, images: Sequence[ImageSource]) -> List[Prediction]:
+        """The same for several images, of any sizes, which go through the model at once."""
+        return self.predict_views([self.view(image) for image in images])
 
     @torch.no_grad()
     def predict_views(self, samples: Sequence[Dict]) -> List[Prediction]:
-        """The same for what `view` made of pictures.
+        """The same for what `view` made of images.
 
         Raises:
             InputError: what the model says is not finite.
@@ -125,7 +125,7 @@ class MultiLabelPredictor:
         scores, regions = _to_numpy(result["scores"]), None
         if "regions" in result:
             found = result["regions"]
-            # From pixels of the model's input to the picture's.
+            # From pixels of the model's input to the image's.
             height, width = found.image_size
             boxes = found.proposal_boxes.clone()
             boxes.scale(sample["width"] / width, sample["height"] / height)
@@ -133,7 +133,7 @@ class MultiLabelPredictor:
             regions = PredictedRegions(*map(_to_numpy, parts))
         if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
             raise InputError(
-                f"MODEL.WEIGHTS: what {self.cfg.MODEL.WEIGHTS} says of a picture is not finite"
+                f"MODEL.WEIGHTS: what {self.cfg.MODEL.WEIGHTS} says of an image is not finite"
             )
         return Prediction(self.label_names, scores, regions)
 
@@ -183,15 +183,12 @@ def _check_device(device: str | None) -> str:
 
 
 def _load_model(cfg: CfgNode, label_names: List[str], ema: bool) -> torch.nn.Module:
-    model = Trainer.build_model(cfg)
+    model = load_model(cfg, label_names, ema=ema)
     if isinstance(model, InstanceAwareRecognizer) and model.proposal_generator is None:
         raise InputError(
             f"MODEL.PROPOSAL_GENERATOR.NAME is {cfg.MODEL.PROPOSAL_GENERATOR.NAME}: this model "
-            "takes regions from a file, and a picture alone has none"
+            "takes regions from a file, and an image alone has none"
         )
-    checkpointer = MultiLabelCheckpointer(model, label_names=label_names, load_ema=ema)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    checkpointer.check_complete()
     if cfg.TEST.OPTIMIZE_MODEL:
         model = optimize_for_inference(model)
     return model.eval().requires_grad_(False)

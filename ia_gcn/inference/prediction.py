@@ -1,6 +1,6 @@
-"""What a model says of a picture, without torch and detectron2.
+"""What a model says of an image, without torch and detectron2.
 
-C is the number of labels, n of a picture's regions.
+C is the number of labels, n of an image's regions.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 
 
 class PredictedRegions(NamedTuple):
-    """The regions that IA-GCN looked at in a picture, the best by objectness first."""
+    """The regions that IA-GCN looked at in an image, the best by objectness first."""
 
     boxes: np.ndarray
-    """(n, 4) float32 of x0, y0, x1, y1 in the picture's pixels, turned as its EXIF says."""
+    """(n, 4) float32 of x0, y0, x1, y1 in the image's pixels, turned as its EXIF says."""
     weights: np.ndarray
     """z, (n,) float32 of any sign."""
     scores: np.ndarray
@@ -22,7 +22,7 @@ class PredictedRegions(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a model says of a picture."""
+    """What a model says of an image."""
 
     labels: List[str]
     """C names."""

@@ -1,0 +1,51 @@
+"""From a config and a checkpoint to a model that is ready for use."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model as build_d2_model
+from torch import nn
+
+from ..errors import InputError
+from .checkpointer import MultiLabelCheckpointer
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model of a config, with random weights, on MODEL.DEVICE.
+
+    Raises:
+        InputError: a registry has no such name, keys contradict each other, or
+            MODEL.META_ARCHITECTURE is no multi-label recogniser.
+    """
+    try:
+        model = build_d2_model(cfg)
+    except (AssertionError, KeyError) as error:
+        raise InputError(f"MODEL: {' '.join(map(str, error.args))}") from error
+    if not hasattr(model, "label_head"):
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} is no multi-label recogniser"
+        )
+    return model
+
+
+def load_model(
+    cfg: CfgNode, label_names: Sequence[str], *, path: str = "", ema: bool = False
+) -> nn.Module:
+    """The model of a config with all its weights from a checkpoint, in evaluation mode.
+
+    Args:
+        cfg: of the model; MODEL.LABEL_HEAD.NUM_LABELS is the number of `label_names`.
+        label_names: C names, in the order of the model's outputs.
+        path: of the checkpoint; "": MODEL.WEIGHTS.
+        ema: take the EMA of the weights, which the checkpoint holds beside them.
+    Raises:
+        InputError: see `build_model` and `MultiLabelCheckpointer.load`; or the checkpoint lacks a
+            part of the model.
+    """
+    model = build_model(cfg)
+    checkpointer = MultiLabelCheckpointer(model, label_names=label_names, load_ema=ema)
+    checkpointer.load(path or cfg.MODEL.WEIGHTS)
+    checkpointer.check_complete()
+    return model.eval()

@@ -1,0 +1,3 @@
+from .recognizers import describe, exportable, to_onnx, top_proposals, trace
+
+__all__ = ["describe", "exportable", "to_onnx", "top_proposals", "trace"]

@@ -1,0 +1,25 @@
+"""Using a trained model: on images, from a checkpoint or from an exported file.
+
+Where torch or detectron2 is missing, there is `OnnxPredictor` alone.
+"""
+
+from importlib.util import find_spec
+
+from .onnx_predictor import OnnxPredictor
+from .prediction import PredictedRegions, Prediction
+
+__all__ = ["OnnxPredictor", "PredictedRegions", "Prediction"]
+
+if find_spec("torch") and find_spec("detectron2"):
+    from .label_selection import SelectLabels
+    from .optimize import optimize_for_inference
+    from .predictor import EvaluationView, MultiLabelPredictor
+    from .test_time_augmentation import MultiLabelTTA
+
+    __all__ += [
+        "EvaluationView",
+        "MultiLabelPredictor",
+        "MultiLabelTTA",
+        "SelectLabels",
+        "optimize_for_inference",
+    ]

@@ -1,0 +1,27 @@
+from .label_graph import plot_label_graph
+from .measures import plot_precision_recall, plot_reliability
+from .prediction_sheet import draw_prediction_sheet
+from .regions import (
+    Recognition,
+    draw_recognition,
+    draw_region_sheet,
+    labels_to_show,
+    region_light,
+    thumbnail,
+)
+from .training_curve import plot_training_curve, read_training_log
+
+__all__ = [
+    "Recognition",
+    "draw_prediction_sheet",
+    "draw_recognition",
+    "draw_region_sheet",
+    "labels_to_show",
+    "plot_label_graph",
+    "plot_precision_recall",
+    "plot_reliability",
+    "plot_training_curve",
+    "read_training_log",
+    "region_light",
+    "thumbnail",
+]

@@ -9,6 +9,9 @@ def add_ia_gcn_config(cfg: CN) -> None:
     Where a comment starts with a symbol, it is the paper's; B, C, D and d are the numbers of
     images, labels, feature channels and label embedding dimensions.
     """
+    # Modules and .py files that the model's code is in, as given with --import. They are only
+    # named here: a config or checkpoint never makes anything be imported.
+    cfg.IMPORTS = ()
     _add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_training_keys(cfg)

@@ -1,0 +1,53 @@
+"""What the command lines share: their parser, and errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable
+
+from ..errors import InputError
+from ..io.images import UnreadableImage
+
+
+def make_parser(doc: str, **kwargs) -> argparse.ArgumentParser:
+    """A parser whose help is a command's docstring as it is written.
+
+    Args:
+        doc: of the module.
+        kwargs: of argparse.ArgumentParser.
+    """
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+    )
+
+
+def add_import_option(parser: argparse.ArgumentParser) -> None:
+    """--import, for `ia_gcn.extensions.import_extensions`, as `imports`."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        nargs="+",
+        default=[],
+        action="extend",
+        help="a module or .py file of your own, which registers heads, losses or data sets",
+    )
+
+
+def run(name: str, work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Call `work` and return an exit status; what a user can mend is printed as one line.
+
+    Args:
+        name: of the command, for the line.
+        work: returns an exit status, or None for 0.
+        interrupted: what the line says after Ctrl-C.
+    """
+    try:
+        return work() or 0
+    except (InputError, OSError, UnreadableImage, FloatingPointError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: {interrupted}", file=sys.stderr)
+        return 130

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Sequence
+from typing import Sequence, Tuple
 
 from .errors import InputError
 
@@ -23,14 +23,23 @@ def import_extensions(modules: Sequence[str]) -> None:
     """
     for module in modules:
         try:
-            _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(
-                module
-            )
+            if module.endswith(".py"):
+                _import_file(Path(module))
+            else:
+                importlib.import_module(module)
         except InputError:
             raise
         except Exception as error:  # the code of a user may raise anything
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"--import {module}: {' '.join(reason.split())}") from error
+
+
+def merge_extensions(*lists: Sequence[str]) -> Tuple[str, ...]:
+    """Several lists as one, each module once, under the name that comes first."""
+    modules = {}
+    for module in itertools.chain(*lists):
+        modules.setdefault(_module_name(module), module)
+    return tuple(modules.values())
 
 
 def check_extensions(needed: Sequence[str]) -> None:
@@ -53,7 +62,7 @@ def _module_name(module: str) -> str:
     return Path(module).stem if module.endswith(".py") else module
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> None:
     name = path.stem
     if not path.is_file():
         raise InputError(f"--import {path}: no such file")
@@ -61,7 +70,7 @@ def _import_file(path: Path) -> ModuleType:
         known = getattr(sys.modules[name], "__file__", None)
         if known is None or not path.samefile(known):
             raise InputError(f"--import {path}: a module {name} is there already; rename the file")
-        return sys.modules[name]
+        return
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
@@ -69,4 +78,3 @@ def _import_file(path: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    return module

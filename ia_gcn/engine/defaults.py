@@ -13,13 +13,19 @@ from detectron2.utils.file_io import PathManager
 from ..config import add_ia_gcn_config
 from ..data import get_label_names, register_custom
 from ..errors import InputError
+from ..extensions import check_extensions, import_extensions, merge_extensions
 from .label_matching import checkpoint_labels, weights_path
 
 logger = logging.getLogger(__name__)
 
 
 def setup_cfg(
-    config_file: str, opts: Sequence[str] = (), *, eval_only: bool = False, resume: bool = False
+    config_file: str,
+    opts: Sequence[str] = (),
+    *,
+    eval_only: bool = False,
+    resume: bool = False,
+    imports: Sequence[str] = (),
 ) -> CfgNode:
     """Read a config, register DATASETS.CUSTOM, and fill in what follows from data and machine.
 
@@ -33,11 +39,13 @@ def setup_cfg(
             a CSV for DATASETS.CUSTOM.TEST has the checkpoint's labels, unless
             DATASETS.CUSTOM.LABELS is given.
         resume: whether that checkpoint is the last one in OUTPUT_DIR, see `weights_path`.
+        imports: modules to import first, of which the config keeps the names as IMPORTS.
     Returns:
         the config, not frozen.
     Raises:
         InputError: a file, key or value that can't be used.
     """
+    import_extensions(imports)
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
     try:
@@ -54,6 +62,8 @@ def setup_cfg(
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
+    cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
+    check_extensions(cfg.IMPORTS)
     custom = cfg.DATASETS.CUSTOM
     # A CSV doesn't say which labels there might be besides those that it names.
     if eval_only and custom.TEST.lower().endswith(".csv") and not custom.LABELS:

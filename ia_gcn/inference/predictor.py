@@ -19,6 +19,7 @@ from ..checkpoint import load_model, read_checkpoint
 from ..config import add_ia_gcn_config
 from ..data.dataset_mapper import build_augmentation, convert_image, read_image
 from ..errors import InputError
+from ..extensions import check_extensions
 from ..io.images import ImageSource, image_pixels
 from ..modeling import InstanceAwareRecognizer
 from .optimize import optimize_for_inference
@@ -169,6 +170,7 @@ def _read_config(
         *(ValueError, yaml.YAMLError),
     ) as error:
         raise InputError(f"{source}: {' '.join(str(error).split())}") from None
+    check_extensions(cfg.IMPORTS)
     return cfg
 
 

@@ -28,18 +28,20 @@ def _add_model_keys(cfg: CN) -> None:
     # the backbone too: neither of the two is read then.
     cfg.MODEL.TIMM.WEIGHTS_FILE = ""
 
-    # How the backbone's feature map becomes x, the feature of the whole image.
+    # How pooled heads make x, the feature of the whole image, of a feature map.
     cfg.MODEL.GLOBAL_POOLING = CN()
-    # Which of the backbone's feature maps.
-    cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = "res5"
+    # What MODEL.LABEL_HEAD.IN_FEATURES was called in version 0.1; read where that is empty.
+    cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = ""
     # max (ML-GCN, IA-GCN), mean, or gem: the generalised mean (mean of v^p)^(1/p), p learned.
     cfg.MODEL.GLOBAL_POOLING.NAME = "max"
     # p: where gem's power starts.
     cfg.MODEL.GLOBAL_POOLING.GEM_POWER = 3.0
 
     cfg.MODEL.LABEL_HEAD = CN()
-    # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead or AdaptiveGCNHead.
+    # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead, AdaptiveGCNHead or CSRAHead.
     cfg.MODEL.LABEL_HEAD.NAME = "GCNHead"
+    # The backbone's feature maps that the head reads. (): the deepest one.
+    cfg.MODEL.LABEL_HEAD.IN_FEATURES = ()
     # C: number of labels. 0: as many as the data set has; the tools fill it in.
     cfg.MODEL.LABEL_HEAD.NUM_LABELS = 0
 
@@ -88,6 +90,14 @@ def _add_model_keys(cfg: CN) -> None:
     # to nearly C.
     cfg.MODEL.ADAPTIVE_GCN.SIMILARITY_NORM = "row"
 
+    # Residual attention, of CSRAHead.
+    cfg.MODEL.CSRA = CN()
+    # T of each head, whose logits are added up; from 99 on it stands for the maximum. The paper
+    # has (1,), (1, 99), (1, 2, 4, 99), (1, ..., 5, 99) and (1, ..., 7, 99).
+    cfg.MODEL.CSRA.TEMPERATURES = (1.0,)
+    # λ: of the attended scores beside their mean over the image.
+    cfg.MODEL.CSRA.ATTENTION_WEIGHT = 0.1
+
     # The region branch of InstanceAwareRecognizer, beside MODEL.PROPOSAL_GENERATOR, MODEL.RPN,
     # MODEL.ROI_HEADS and the pooler's keys in MODEL.ROI_BOX_HEAD, which are detectron2's.
     cfg.MODEL.REGION_BRANCH = CN()
@@ -131,6 +141,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LOSS.CLIP = 0.05
     # Whether that weighting has a gradient; the published training has none.
     cfg.MODEL.LOSS.FOCUSING_GRADIENT = False
+    # Of the losses of a head's auxiliary logits, as "name=weight"; 1 for those not named.
+    cfg.MODEL.LOSS.AUX_WEIGHTS = ()
     # Of the KL divergence of z from its prior; 1 in the paper.
     cfg.MODEL.LOSS.KL_WEIGHT = 1.0
     # Of a BCE on a, the regions' rough scores of the whole image; the paper has none.

@@ -293,7 +293,7 @@ def test_ml_gcn_on_coco_gives_the_same_logits_by_label(convert, ml_gcn, tmp_path
     network, embeddings = ml_gcn(80, prefix)
     given = ["--embeddings", tmp_path / "word2vec.pkl"]
     path, out = convert(tmp_path / "checkpoint.pth.tar", "ml_gcn", *given)
-    assert groups_of(out, "taken")["label_head.label_graph"] == 3
+    assert groups_of(out, "taken")["label_graph"] == 3
     assert groups_of(out, "left in the file") is None
 
     checkpoint = read_checkpoint(str(path))
@@ -367,7 +367,7 @@ def test_ml_gcn_on_voc_and_embeddings_by_name(convert, fails, ml_gcn, tmp_path):
     checkpoint = read_checkpoint(str(path))
     assert checkpoint["label_names"] == VOC_LABELS
     assert config_of(path).DATASETS.TEST == ("voc_2007_test_multilabel",)
-    embeddings = checkpoint["model"]["label_head.label_graph.embeddings"]
+    embeddings = checkpoint["model"]["label_graph.embeddings"]
     np.testing.assert_allclose(embeddings, vectors, rtol=1e-6)
     opts[1] = tmp_path / "none.txt"
     error = fails(source, "ml_gcn", *opts)
@@ -459,7 +459,7 @@ def test_an_npz_of_one_array_is_taken(convert, ml_gcn, tmp_path):
     np.savez(tmp_path / "one.npz", embeddings)
     given = ["--embeddings", tmp_path / "one.npz"]
     path, _ = convert(tmp_path / "checkpoint.pth.tar", "ml_gcn", *given)
-    kept = read_checkpoint(str(path))["model"]["label_head.label_graph.embeddings"]
+    kept = read_checkpoint(str(path))["model"]["label_graph.embeddings"]
     np.testing.assert_array_equal(kept, embeddings)
 
 
@@ -749,7 +749,7 @@ def test_an_fpn_model_in_a_model_with_an_fpn(convert, zoo):
         "MODEL.RPN.CONV_DIMS": [-1],
         "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
         "MODEL.ROI_HEADS.IN_FEATURES": ["p5"],
-        "MODEL.GLOBAL_POOLING.IN_FEATURE": "p5",
+        "MODEL.LABEL_HEAD.IN_FEATURES": ["p5"],
     }
     opts = [item for pair in fpn.items() for item in pair]
     path, out = convert(source, "detectron2", *opts)

@@ -19,7 +19,7 @@ from torch import nn
 from ia_gcn import MultiLabelPredictor
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.data import UnreadableImage
-from ia_gcn.engine import Trainer, label_graphs, setup_cfg
+from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.export import exportable, top_proposals
 from ia_gcn.inference import OnnxPredictor
@@ -58,7 +58,7 @@ FPN = {
     "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
     "MODEL.FPN.OUT_CHANNELS": 8,
-    "MODEL.GLOBAL_POOLING.IN_FEATURE": "p5",
+    "MODEL.LABEL_HEAD.IN_FEATURES": ["p5"],
     "MODEL.RPN.IN_FEATURES": ["p3", "p4", "p5"],
     "MODEL.ROI_HEADS.IN_FEATURES": ["p3", "p4", "p5"],
     "MODEL.ANCHOR_GENERATOR.SIZES": [[16], [32], [64]],
@@ -135,7 +135,8 @@ def build(config, **options):
     cfg = setup_cfg(str(ROOT / "configs" / "DigitScenes" / f"{config}.yaml"), opts)
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
-    for graph in label_graphs(model):
+    if model.label_graph is not None:
+        graph = model.label_graph
         pairs = torch.tensor([[100, 60, 5], [60, 90, 50], [5, 50, 80]])
         graph.fill(pairs.diagonal(), pairs, graph.embeddings)
     if hasattr(model, "proposal_generator"):

@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from helpers.heads import HeadOnVectors
 from test_label_graph import assert_close
 from test_label_heads import dense_logits, fill
 from test_region_heads import dense_region_logits
 
-from ia_gcn.engine import build_optimizer, label_graphs, setup_cfg
+from ia_gcn.engine import build_optimizer, setup_cfg
 from ia_gcn.engine.trainer import wrap_in_ddp
 from ia_gcn.modeling import InstanceAwareRecognizer
 
@@ -25,6 +26,7 @@ GLOBAL_ALONE = {"MODEL.FUSION.GLOBAL_WEIGHT": 1.0}
 REGIONS_ON_FUSED_GRAPH = {"MODEL.FUSION.GLOBAL_WEIGHT": 0.0}
 REGIONS_ALONE = {**REGIONS_ON_FUSED_GRAPH, **INDIVIDUAL}
 LINEAR = {"MODEL.LABEL_HEAD.NAME": "LinearHead", **INDIVIDUAL}
+LINEAR_AND_REGIONS_ON_FUSED_GRAPH = {"MODEL.LABEL_HEAD.NAME": "LinearHead"}
 NOT_VARIATIONAL = {"MODEL.REGION_BRANCH.VARIATIONAL": False}
 OVER_REGIONS = {"MODEL.REGION_GCN.READING": "regions"}
 DRAWS = {"MODEL.REGION_BRANCH.EVAL_SAMPLES": 3}
@@ -38,6 +40,7 @@ ROWS = [
     REGIONS_ALONE,
     REGIONS_ON_FUSED_GRAPH,
     LINEAR,
+    LINEAR_AND_REGIONS_ON_FUSED_GRAPH,
     NOT_VARIATIONAL,
     OVER_REGIONS,
     {**OVER_REGIONS, **INDIVIDUAL},
@@ -76,7 +79,8 @@ def make_model(make_cfg):
     def make(options=(), dtype=torch.float64, seed=0):
         torch.manual_seed(seed)
         model = build_model(make_cfg(options))
-        for graph in label_graphs(model):
+        if model.label_graph is not None:
+            graph = model.label_graph
             fill(graph)
         # Else objectness and boxes are all but the same everywhere, and z is near µ₀.
         with torch.no_grad():
@@ -126,12 +130,17 @@ def make_inputs(batch=3, seed=0, counts=None, boxes=True):
 
 @torch.no_grad()
 def evaluate(model, inputs):
-    """Its outputs, and x (B, D)."""
-    kept = []
-    hook = model.pooling.register_forward_hook(lambda module, args, out: kept.append(out))
+    """Its outputs, and x (B, D), which its label head pools; None without a label head."""
     outputs = model.eval()(inputs)
-    hook.remove()
-    return outputs, kept[0]
+    if model.label_head is None:
+        return outputs, None
+    features, _ = model.extract_features(inputs)
+    return outputs, model.label_head.image_features(features.maps, features.masks)
+
+
+def global_logits(model, x, presence=None):
+    """Those of the label head for vectors x (B, D)."""
+    return HeadOnVectors(model.label_head, model.label_graph)(x, presence)
 
 
 def tensors(output):
@@ -199,16 +208,17 @@ def test_fusion_and_branches_are_the_dense_formula(make_model, options):
     presence = torch.stack([output["presence"] for output in outputs])
     weights = {"logits_global": model.global_weight, "logits_region": 1 - model.global_weight}
     expected = {}
-    if model.label_head is not None and hasattr(model.label_head, "label_graph"):
-        a = None if "MODEL.LABEL_GRAPH.IMAGE_DEPENDENT" in options else presence
-        expected["logits_global"] = dense_logits(model.label_head, x, a)
-    elif model.label_head is not None:
+    if options.get("MODEL.LABEL_HEAD.NAME") == "LinearHead":
         expected["logits_global"] = model.label_head.classifier(x)
+    elif model.label_head is not None:
+        a = None if "MODEL.LABEL_GRAPH.IMAGE_DEPENDENT" in options else presence
+        head = HeadOnVectors(model.label_head, model.label_graph)
+        expected["logits_global"] = dense_logits(head, x, a)
     if model.region_gcn is not None:
         if "MODEL.REGION_GCN.LCM" in options:
             lcm = torch.ones(NUM_LABELS, NUM_LABELS, dtype=torch.float64)
         else:
-            lcm = label_graphs(model)[0].lcm
+            lcm = model.label_graph.lcm
         expected["logits_region"] = [
             dense_region_logits(model.region_gcn, output["regions"].scores, a, lcm)
             for output, a in zip(outputs, presence)
@@ -237,7 +247,7 @@ def test_a_branch_without_weight_is_not_there(make_model, weight, lcm):
 def test_the_row_of_two_graphs_has_ml_gcn_as_its_global_branch(make_model):
     model = make_model({**STATISTICAL, **INDIVIDUAL})
     outputs, x = evaluate(model, make_inputs())
-    for output, logits in zip(outputs, model.label_head(x)):
+    for output, logits in zip(outputs, global_logits(model, x)):
         assert_close(output["logits_global"], logits)
 
 
@@ -302,7 +312,9 @@ def test_the_loss_is_bce_of_the_fused_logits(make_model, options):
     for name in ("label_head", "region_gcn"):
         if getattr(model, name) is not None:
             getattr(model, name).register_forward_hook(
-                lambda module, args, out, name=name: kept.update({name: out})
+                lambda module, args, out, name=name: kept.update(
+                    {name: out["logits"] if name == "label_head" else out}
+                )
             )
     losses, stored = train_step(model, inputs)
     names = {"loss_multi_label", "loss_rpn_cls", "loss_rpn_loc"}
@@ -451,7 +463,7 @@ def test_any_number_of_proposals(make_model, options):
     outputs, x = evaluate(model, inputs)
     assert [len(output["regions"]) for output in outputs] == [0, 1, NUM_REGIONS, NUM_REGIONS]
     # Without a region, the statistical graph and a bias are all there is.
-    assert_close(outputs[0]["logits_global"], model.label_head(x)[0])
+    assert_close(outputs[0]["logits_global"], global_logits(model, x)[0])
     assert_close(outputs[0]["logits_region"], model.region_gcn.classifier.bias)
     assert_close(outputs[1]["presence"], outputs[1]["regions"].scores[0])
     for i, output in enumerate(outputs[1:], start=1):
@@ -498,7 +510,8 @@ def test_inputs_are_left_alone(make_model):
         ),
         ({"MODEL.REGION_GCN.LCM": "both"}, ["MODEL.REGION_GCN.LCM", "'both'"]),
         ({"MODEL.REGION_GCN.READING": "pixels"}, ["MODEL.REGION_GCN.READING", "'pixels'"]),
-        ({"MODEL.LABEL_HEAD.NAME": "LinearHead"}, ["MODEL.REGION_GCN.LCM", "LinearHead"]),
+        ({"MODEL.ROI_HEADS.NAME": "StandardROIHeads"}, ["StandardROIHeads has no region_features"]),
+        ({"MODEL.ROI_HEADS.NAME": "Res5ROIHeads"}, ["Res5ROIHeads has no region_features"]),
         (
             {**STATISTICAL, **GLOBAL_ALONE, **FROZEN},
             ["MODEL.LABEL_GRAPH.IMAGE_DEPENDENT", "MODEL.FUSION.GLOBAL_WEIGHT"],
@@ -517,7 +530,9 @@ def test_keys_that_do_not_go_together_are_refused(make_cfg, error_line, options,
 def test_an_rpn_may_be_trained_beside_a_head_that_makes_no_use_of_regions(make_model, options):
     model, inputs = make_model({**options, **GLOBAL_ALONE, **NOT_VARIATIONAL}), make_inputs()
     outputs, x = evaluate(model, inputs)
-    assert_close(torch.stack([output["logits"] for output in outputs]), model.label_head(x))
+    graph = None if options is LINEAR else model.label_graph
+    expected = HeadOnVectors(model.label_head, graph)(x)
+    assert_close(torch.stack([output["logits"] for output in outputs]), expected)
     losses, _ = train_step(model, inputs)
     assert set(losses) == {"loss_multi_label", "loss_rpn_cls", "loss_rpn_loc"}
     assert model.backbone.stem.conv1.weight.grad.any()

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from helpers.heads import HeadOnVectors, on_vectors
 from test_label_graph import assert_close, dense_fused, dense_normalized
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +17,7 @@ from ia_gcn.modeling import (
     GCNHead,
     GraphConv,
     LabelGraph,
+    LabelHead,
     LinearHead,
     RegionGCN,
     Regions,
@@ -35,7 +38,8 @@ def fill(graph, seed=0):
 
 def make_head(hidden_dims=(8,), negative_slope=0.2, bias=False):
     torch.manual_seed(0)
-    head = GCNHead(
+    head = on_vectors(
+        GCNHead,
         feature_dim=FEATURE_DIM,
         label_graph=LabelGraph(NUM_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25),
         hidden_dims=hidden_dims,
@@ -44,7 +48,7 @@ def make_head(hidden_dims=(8,), negative_slope=0.2, bias=False):
     )
     fill(head.label_graph)
     if bias:
-        nn.init.normal_(head.bias)
+        nn.init.normal_(head.head.bias)
     return head
 
 
@@ -244,8 +248,8 @@ def test_a_label_that_is_absent_for_sure_scores_nothing():
 def test_the_bias_starts_at_zero_and_is_absent_by_default():
     graph = LabelGraph(NUM_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25)
     options = {"feature_dim": FEATURE_DIM, "hidden_dims": (), "negative_slope": 0.2}
-    assert GCNHead(label_graph=graph, **options).bias is None
-    assert GCNHead(label_graph=graph, bias=True, **options).bias.tolist() == [0] * NUM_LABELS
+    assert on_vectors(GCNHead, graph, **options).bias is None
+    assert on_vectors(GCNHead, graph, bias=True, **options).bias.tolist() == [0] * NUM_LABELS
 
 
 def test_presence_of_another_batch_is_not_kept():
@@ -263,7 +267,7 @@ BATCH, MANY_LABELS, REGIONS = 3, 50, 7
 def take_gcn_head(presence, scores):
     graph = LabelGraph(MANY_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25)
     fill(graph)
-    head = GCNHead(feature_dim=FEATURE_DIM, label_graph=graph, hidden_dims=(8, 9), negative_slope=0)
+    head = on_vectors(GCNHead, graph, feature_dim=FEATURE_DIM, hidden_dims=(8, 9), negative_slope=0)
     return head(make_features(BATCH), presence)
 
 
@@ -300,19 +304,19 @@ def test_no_graph_of_an_image_is_ever_written_out(take):
 )
 def test_parameter_count(hidden_dims, expected):
     graph = LabelGraph(80, 300, threshold=0.4, reweight=0.25)
-    head = GCNHead(feature_dim=2048, label_graph=graph, hidden_dims=hidden_dims, negative_slope=0.2)
+    head = on_vectors(GCNHead, graph, feature_dim=2048, hidden_dims=hidden_dims, negative_slope=0.2)
     assert sum(parameter.numel() for parameter in head.parameters()) == expected
 
 
 def test_a_bare_head_is_not_trained_and_can_be_evaluated():
     graph = LabelGraph(NUM_LABELS, EMBEDDING_DIM, threshold=0.4, reweight=0.25)
-    head = GCNHead(feature_dim=FEATURE_DIM, label_graph=graph, hidden_dims=(8,), negative_slope=0.2)
+    head = on_vectors(GCNHead, graph, feature_dim=FEATURE_DIM, hidden_dims=(8,), negative_slope=0.2)
     with pytest.raises(RuntimeError, match="bare"):
         head(make_features())
     assert head.eval()(make_features()).shape == (3, NUM_LABELS)
 
 
-# What evaluation keeps of the classifiers from batch to batch.
+# What is computed once for a model that is only evaluated.
 
 
 def count_passes(head):
@@ -322,137 +326,73 @@ def count_passes(head):
     return passes
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_evaluation_computes_the_classifiers_once(mode):
+def test_fixed_classifiers_are_computed_once(mode, fixed):
     head = make_head().eval()
-    passes = count_passes(head)
     with mode():
-        for batch in (3, 1, 5):
-            head(make_features(batch))
-    assert len(passes) == 1
-
-
-def test_training_computes_the_classifiers_every_time():
-    head = make_head().train()
-    passes = count_passes(head)
-    head(make_features())
-    with torch.no_grad():
-        head(make_features())
-    assert len(passes) == 2
-
-
-def step_of_sgd(head):
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.5)
-    head(make_features()).sum().backward()
-    optimizer.step()
-
-
-def step_of_adam(head):
-    optimizer = torch.optim.Adam(head.parameters(), lr=0.5)
-    head(make_features()).sum().backward()
-    optimizer.step()
-
-
-def training_step(head):
-    step_of_sgd(head.train())
-    head.eval()
-
-
-def other_state_dict(head):
-    return {
-        name: 2 * value if value.is_floating_point() else value
-        for name, value in head.state_dict().items()
-    }
+        expected = head(make_features())
+        passes = count_passes(head)
+        if fixed:
+            head.fix_classifiers()
+        for _ in range(3):
+            assert head(make_features()).equal(expected)
+    assert len(passes) == (1 if fixed else 3)
 
 
 def load(head):
-    head.load_state_dict(other_state_dict(head))
+    head.load_state_dict(head.state_dict())
 
 
-def load_by_assignment(head):
-    head.load_state_dict(other_state_dict(head), assign=True)
+def train_and_evaluate(head):
+    head.train().eval()
 
 
-def refill(head):
-    fill(head.label_graph, seed=int(head.label_graph.pair_counts.sum()))
-
-
-def copy_in_place(head):
-    with torch.no_grad():
-        head.layers[0].weight.copy_(2 * head.layers[0].weight)
-
-
-def replace_data(head):
-    head.layers[0].weight.data = 2 * head.layers[0].weight.data
-
-
-def replace_parameter(head):
-    head.layers[0].weight = nn.Parameter(2 * head.layers[0].weight.detach())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        step_of_sgd,
-        step_of_adam,
-        training_step,
-        load,
-        load_by_assignment,
-        refill,
-        copy_in_place,
-        replace_data,
-        replace_parameter,
-    ],
-)
-def test_evaluation_computes_the_classifiers_anew_after(change):
+@pytest.mark.parametrize("release", [load, train_and_evaluate])
+def test_fixed_classifiers_are_given_up_when_weights_may_change(release):
     head, x = make_head().eval(), make_features()
-    # Twice, as the second change meets what the first one left behind.
-    for _ in range(2):
-        with torch.no_grad():
-            before = head(x)
-        change(head)
-        with torch.no_grad():
-            after = head(x)
-            expected = x @ head.classifiers().T
-        assert after.equal(expected)
-        assert not torch.allclose(after, before)
-
-
-def test_evaluation_follows_the_dtype():
-    head = make_head().eval()
+    head.fix_classifiers()
+    release(head)
     with torch.no_grad():
-        head(make_features())
-        x = make_features(dtype=torch.float64)
-        logits = head.double()(x)
-    np.testing.assert_allclose(logits.tolist(), loop_logits(head, x, 0.2), rtol=1e-9)
+        before = head(x)
+        head.layers[0].weight.data *= 2
+        after = head(x)
+    assert not torch.allclose(after, before)
+    assert after.equal(x @ head.classifiers().T)
 
 
-def test_autocast_leaves_nothing_behind():
+def test_fixed_classifiers_are_no_part_of_a_checkpoint_and_follow_a_move():
+    head = make_head().eval()
+    names = list(head.state_dict())
+    head.fix_classifiers()
+    assert list(head.state_dict()) == names
+    x = make_features(dtype=torch.float64)
+    expected = loop_logits(head.double(), x, 0.2)
+    np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-6)
+
+
+def test_fixed_classifiers_are_in_full_precision():
     head, x = make_head().eval(), make_features()
     with torch.no_grad():
         with torch.autocast("cpu", dtype=torch.bfloat16):
+            head.fix_classifiers()
             assert head(x).dtype == torch.bfloat16
         assert head(x).equal(x @ head.classifiers().T)
 
 
-def test_gradient_mode_in_evaluation_goes_through_the_graph():
-    head, x = make_head().eval(), make_features()
-    with torch.no_grad():
-        expected = head(x)
-        for parameter in head.parameters():
-            parameter.add_(0)
-        head(x)
-    logits = head(x)
-    assert torch.allclose(logits, expected)
-    logits.sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+def test_presence_goes_round_fixed_classifiers():
+    head, x, presence = make_head().eval(), make_features(), make_presence(torch.float32)
+    expected = head(x, presence)
+    head.fix_classifiers()
+    assert head(x, presence).equal(expected)
 
 
-def test_a_copy_of_an_evaluated_head_is_independent():
+def test_a_copy_of_a_fixed_head_is_independent():
     head, x = make_head().eval(), make_features()
+    head.fix_classifiers()
     with torch.no_grad():
         expected = head(x)
-        twin = copy.deepcopy(head)
+        twin = copy.deepcopy(head).train().eval()
         for parameter in twin.parameters():
             parameter.mul_(2)
         assert not torch.allclose(twin(x), expected)
@@ -463,7 +403,7 @@ def test_a_copy_of_an_evaluated_head_is_independent():
 
 
 def test_linear_head_is_a_product_and_a_bias():
-    head = LinearHead(feature_dim=FEATURE_DIM, num_labels=NUM_LABELS).double()
+    head = on_vectors(LinearHead, feature_dim=FEATURE_DIM, num_labels=NUM_LABELS).double()
     x = make_features(dtype=torch.float64)
     weight, bias = head.classifier.weight.tolist(), head.classifier.bias.tolist()
     expected = [
@@ -471,7 +411,6 @@ def test_linear_head_is_a_product_and_a_bias():
         for image in x.tolist()
     ]
     np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-10)
-    assert head(x, make_presence()).equal(head(x))
 
 
 # From a config
@@ -485,10 +424,23 @@ def make_cfg(name, num_labels=NUM_LABELS):
     return cfg
 
 
+SHAPES = {"res4": ShapeSpec(channels=3, stride=16), "res5": ShapeSpec(channels=4, stride=32)}
+
+
+def make_maps(batch=2):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(batch, shape.channels, 64 // shape.stride, 3, generator=generator)
+        for name, shape in SHAPES.items()
+    }
+
+
 def test_linear_head_from_a_config():
-    head = build_label_head(make_cfg("LinearHead"), FEATURE_DIM)
-    assert isinstance(head, LinearHead)
-    assert head.classifier.weight.shape == (NUM_LABELS, FEATURE_DIM)
+    head = build_label_head(make_cfg("LinearHead"), SHAPES)
+    assert head.classifier.weight.shape == (NUM_LABELS, 4)
+    maps = make_maps()
+    outputs = head(maps, dict.fromkeys(maps))
+    assert_close(outputs["logits"], head.classifier(maps["res5"].amax(dim=(2, 3))), 1e-6)
 
 
 def test_gcn_head_from_a_config():
@@ -496,26 +448,77 @@ def test_gcn_head_from_a_config():
     cfg.MODEL.LABEL_GCN.HIDDEN_DIMS = (8, 7)
     cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE = 0.3
     cfg.MODEL.LABEL_EMBEDDINGS.DIM = EMBEDDING_DIM
-    cfg.MODEL.LABEL_GRAPH.THRESHOLD = 0.3
-    cfg.MODEL.LABEL_GRAPH.REWEIGHT = 0.6
-    head = build_label_head(cfg, FEATURE_DIM)
+    head = build_label_head(cfg, SHAPES)
     assert head.bias is None
+    assert head.needs == {"label_graph"}
+    assert head.uses == {"presence"}
     cfg.MODEL.LABEL_GCN.BIAS = True
-    assert build_label_head(cfg, FEATURE_DIM).bias.shape == (NUM_LABELS,)
-    fill(head.label_graph)
+    assert build_label_head(cfg, SHAPES).bias.shape == (NUM_LABELS,)
     assert [layer.weight.shape for layer in head.layers] == [(6, 8), (8, 7), (7, 4)]
-    assert (head.label_graph.threshold, head.label_graph.reweight) == (0.3, 0.6)
-    x = make_features()
-    np.testing.assert_allclose(head(x).tolist(), loop_logits(head, x, 0.3), rtol=1e-4, atol=1e-6)
+    graph = LabelGraph(NUM_LABELS, EMBEDDING_DIM)
+    fill(graph)
+    maps = make_maps()
+    logits = head(maps, dict.fromkeys(maps), label_graph=graph)["logits"]
+    expected = loop_logits(HeadOnVectors(head, graph), maps["res5"].amax(dim=(2, 3)), 0.3)
+    np.testing.assert_allclose(logits.tolist(), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["LinearHead", "GCNHead"])
 def test_the_number_of_labels_has_to_be_set(name):
     with pytest.raises(InputError, match=r"MODEL\.LABEL_HEAD\.NUM_LABELS"):
-        build_label_head(make_cfg(name, num_labels=0), FEATURE_DIM)
+        build_label_head(make_cfg(name, num_labels=0), SHAPES)
 
 
-def test_a_head_of_ones_own_is_called_with_config_and_dimension(monkeypatch):
-    monkeypatch.setitem(LABEL_HEAD_REGISTRY._obj_map, "Mine", lambda cfg, dim: (cfg, dim))
-    cfg = make_cfg("Mine")
-    assert build_label_head(cfg, 7) == (cfg, 7)
+# The contract
+
+
+def test_a_head_reads_the_deepest_map_or_the_one_that_is_asked_for():
+    cfg = make_cfg("LinearHead")
+    assert build_label_head(cfg, SHAPES).in_features == ("res5",)
+    # What it was called in version 0.1.
+    cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = "res4"
+    assert build_label_head(cfg, SHAPES).in_features == ("res4",)
+    cfg.MODEL.LABEL_HEAD.IN_FEATURES = ["res5"]
+    assert build_label_head(cfg, SHAPES).in_features == ("res5",)
+
+
+@pytest.mark.parametrize("name", ["LinearHead", "CSRAHead"])
+def test_a_map_that_is_not_there_and_one_too_many_are_refused(name):
+    cfg = make_cfg(name)
+    cfg.MODEL.LABEL_HEAD.IN_FEATURES = ["res3"]
+    with pytest.raises(InputError, match=r"IN_FEATURES: res3; the backbone has res4, res5"):
+        build_label_head(cfg, SHAPES)
+    cfg.MODEL.LABEL_HEAD.IN_FEATURES = ["res4", "res5"]
+    with pytest.raises(InputError, match=f"{name} reads one feature map"):
+        build_label_head(cfg, SHAPES)
+
+
+class OldHead(nn.Linear):
+    """As heads were in version 0.1: x (B, D) to logits (B, C)."""
+
+    def __init__(self, cfg, feature_dim):
+        super().__init__(feature_dim, NUM_LABELS)
+
+
+class NosyHead(LabelHead):
+    needs = frozenset({"weather"})
+
+
+class ReadsTooMuch(LabelHead):
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.in_features = ("res4", "p7")
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (OldHead, "OldHead has no uses, needs, fix_classifiers; a label head derives from"),
+        (NosyHead, "NosyHead asks for weather; there is label_embeddings, label_graph,"),
+        (ReadsTooMuch, "ReadsTooMuch reads p7; the backbone has res4, res5"),
+    ],
+)
+def test_heads_of_another_contract_are_refused_with_the_reason(monkeypatch, head, message):
+    monkeypatch.setitem(LABEL_HEAD_REGISTRY._obj_map, head.__name__, head)
+    with pytest.raises(InputError, match=message):
+        build_label_head(make_cfg(head.__name__), SHAPES)

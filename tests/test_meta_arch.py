@@ -10,7 +10,7 @@ from torch import nn
 
 from ia_gcn import add_ia_gcn_config
 from ia_gcn.errors import InputError
-from ia_gcn.modeling import MultiLabelRecognizer
+from ia_gcn.modeling import LABEL_HEAD_REGISTRY, LabelHead, MultiLabelRecognizer
 
 NUM_LABELS = 5
 POOLINGS = ["max", "mean", "gem"]
@@ -126,11 +126,14 @@ def test_training_returns_the_loss():
 # No image changes another's result.
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    ("head", "pooling"),
+    [*(("LinearHead", pooling) for pooling in POOLINGS), ("GCNHead", "max"), ("CSRAHead", "max")],
+)
 @pytest.mark.parametrize("backbone", ["CellBackbone", "PointBackbone"])
 @pytest.mark.parametrize("sizes", [[(64, 96), (30, 40)], [(70, 40), (28, 100), (20, 20)]])
-def test_images_of_different_sizes_keep_to_themselves(backbone, pooling, sizes):
-    model = make_model(make_cfg(backbone, pooling))
+def test_images_of_different_sizes_keep_to_themselves(backbone, head, pooling, sizes):
+    model = make_model(make_cfg(backbone, pooling, head))
     inputs = make_inputs(sizes)
     alone = [logits_of(model, [x])[0] for x in inputs]
     for order in itertools.permutations(range(len(inputs))):
@@ -138,7 +141,7 @@ def test_images_of_different_sizes_keep_to_themselves(backbone, pooling, sizes):
         torch.testing.assert_close(logits, torch.stack([alone[i] for i in order]))
 
 
-@pytest.mark.parametrize("head", ["LinearHead", "GCNHead"])
+@pytest.mark.parametrize("head", ["LinearHead", "GCNHead", "CSRAHead"])
 def test_images_of_one_size_keep_to_themselves_in_a_resnet(head):
     model = make_model(make_slim_resnet_cfg(head))
     inputs = make_inputs([(64, 96)] * 4)
@@ -173,7 +176,7 @@ def test_pixels_are_normalised_channel_by_channel():
     mean_pixel = torch.stack(channels).mean(dim=(1, 2)).float()
     # All that follows is linear.
     weight, bias = model.backbone.projection.weight[:, :, 0, 0], model.backbone.projection.bias
-    expected = model.label_head(weight @ mean_pixel + bias)
+    expected = model.label_head.classifier(weight @ mean_pixel + bias)
     torch.testing.assert_close(logits_of(model, [x])[0], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -198,10 +201,10 @@ def test_inputs_are_left_alone():
     assert all(x[key].equal(value) for key, value in before.items())
 
 
-def test_another_feature_map_can_be_pooled():
+def test_another_feature_map_can_be_read():
     cfg = make_slim_resnet_cfg()
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res5"]
-    cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = "res3"
+    cfg.MODEL.LABEL_HEAD.IN_FEATURES = ["res3"]
     model = make_model(cfg)
     assert model.label_head.classifier.in_features == 32
     assert logits_of(model, make_inputs([(64, 64)])).shape == (1, NUM_LABELS)
@@ -224,16 +227,88 @@ def test_building_reads_no_data():
     cfg.DATASETS.TEST = ("no_such_data_set",)
     cfg.MODEL.LABEL_EMBEDDINGS.SOURCE = "no/such/file.txt"
     cfg.MODEL.WEIGHTS = "no/such/weights.pth"
-    assert make_model(cfg).label_head.label_graph.is_bare
+    assert make_model(cfg).label_graph.is_bare
 
 
 def test_a_checkpoint_is_complete_in_itself():
     cfg = make_cfg("CellBackbone", "gem", head="GCNHead")
     model, restored = make_model(cfg, seed=0), make_model(cfg, seed=1)
     pair_counts = torch.tensor([[9, 8, 1], [8, 9, 0], [1, 0, 9]]).repeat(2, 2)[:5, :5]
-    model.label_head.label_graph.fill(pair_counts.diag(), pair_counts, torch.randn(5, 300))
+    model.label_graph.fill(pair_counts.diag(), pair_counts, torch.randn(5, 300))
     inputs = make_inputs([(64, 64), (32, 64)])
     expected = logits_of(model, inputs)
     assert not torch.allclose(logits_of(restored, inputs), expected)
     restored.load_state_dict(model.state_dict())
     assert logits_of(restored, inputs).equal(expected)
+
+
+# What a head gets beside the feature maps
+
+
+class ContextHead(LabelHead):
+    """Keeps what it was given."""
+
+    in_features = ("res5",)
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(NUM_LABELS))
+
+    def forward(self, features, masks, **context):
+        self.context = context
+        return {"logits": features["res5"].mean() + self.bias.expand(len(features["res5"]), -1)}
+
+
+def context_model(monkeypatch, uses=(), needs=(), **changes):
+    kind = type("Kind", (ContextHead,), {"uses": frozenset(uses), "needs": frozenset(needs)})
+    monkeypatch.setitem(LABEL_HEAD_REGISTRY._obj_map, "Kind", kind)
+    cfg = make_cfg("CellBackbone", head="Kind")
+    for key, value in changes.items():
+        setattr(cfg.MODEL, key, value)
+    return make_model(cfg)
+
+
+def test_a_head_that_asks_for_nothing_gets_nothing(monkeypatch):
+    model = context_model(monkeypatch)
+    logits_of(model, make_inputs([(64, 64)]))
+    assert model.label_head.context == {}
+    assert model.label_graph is None
+
+
+def test_label_embeddings_come_without_counts(monkeypatch):
+    model = context_model(monkeypatch, needs={"label_embeddings"})
+    assert list(model.label_graph.state_dict()) == ["embeddings"]
+    assert model.label_graph.is_bare
+    embeddings = torch.randn(NUM_LABELS, 300)
+    model.label_graph.fill(None, None, embeddings)
+    assert not model.label_graph.is_bare
+    logits_of(model, make_inputs([(64, 64)]))
+    assert model.label_head.context["label_embeddings"].equal(embeddings)
+    restored = context_model(monkeypatch, needs={"label_embeddings"})
+    restored.load_state_dict(model.state_dict())
+    assert not restored.label_graph.is_bare
+
+
+def test_label_states_are_those_of_the_inputs_and_else_unknown(monkeypatch):
+    model = context_model(monkeypatch, uses={"label_states"})
+    inputs = make_inputs([(64, 64), (64, 64)])
+    logits_of(model, inputs)
+    assert model.label_head.context["label_states"].tolist() == [[-1] * NUM_LABELS] * 2
+    inputs[1]["label_states"] = [1, 0, -1, -1, 0]
+    logits_of(model, inputs)
+    expected = [[-1] * NUM_LABELS, [1, 0, -1, -1, 0]]
+    assert model.label_head.context["label_states"].tolist() == expected
+
+
+def test_a_head_whose_needs_cannot_be_met_is_refused_with_both_keys(monkeypatch):
+    with pytest.raises(InputError) as caught:
+        context_model(monkeypatch, needs={"presence"})
+    message = str(caught.value)
+    assert "MODEL.LABEL_HEAD.NAME: Kind needs presence" in message
+    assert "MODEL.META_ARCHITECTURE MultiLabelRecognizer does not have" in message
+
+
+def test_a_head_that_could_use_presence_does_without(monkeypatch):
+    model = context_model(monkeypatch, uses={"presence"})
+    logits_of(model, make_inputs([(64, 64)]))
+    assert model.label_head.context == {}

@@ -14,7 +14,7 @@ from test_dataset_mapper import IMAGES, UNREADABLE, ramp
 from ia_gcn import MultiLabelPredictor
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.data import UnreadableImage, get_multilabel_dicts
-from ia_gcn.engine import Trainer, fill_label_graphs
+from ia_gcn.engine import Trainer, fill_label_graph
 from ia_gcn.errors import InputError
 from ia_gcn.inference import Prediction
 
@@ -35,7 +35,7 @@ def save_checkpoint(make_cfg, *opts, config="ml_gcn", saved=()):
     cfg = make_cfg("run", "INPUT.IMAGE_SIZE", (96, 64), *opts, config=config)
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
-    fill_label_graphs(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), COLOURS)
+    fill_label_graph(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), COLOURS)
     carried = cfg.clone()
     carried.defrost()
     carried.merge_from_list(list(saved))

@@ -492,6 +492,7 @@ def test_res5_of_a_config_goes_over_every_region():
     cfg.MODEL.REGION_BRANCH.RES5 = True
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION = 14
     heads = build_heads(cfg).eval()
+    heads.res5 = build_backbone(cfg).res5.eval().double()
     features = {"res4": torch.randn(5, 16, 5, 6).double()}
     regions = pooled_regions(features, make_proposals(), 14, heads.res5)
     assert {len(x) for image in regions for x in image} == {32}

@@ -193,7 +193,7 @@ def test_a_bad_loss_stops_the_run_and_says_where(make_cfg, monkeypatch, tmp_path
 
 def test_the_model_is_filled_from_the_training_set(make_cfg, tmp_path):
     trainer = Trainer(make_cfg("run"))
-    graph = trainer.model.label_head.label_graph
+    graph = trainer.model.label_graph
     # Over 7 images, every combination of the three labels occurs once.
     assert graph.label_counts.tolist() == [8, 8, 8]
     assert graph.pair_counts.tolist() == [[8, 4, 4], [4, 8, 4], [4, 4, 8]]

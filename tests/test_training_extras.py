@@ -99,8 +99,8 @@ def test_a_training_that_starts_from_weights_starts_its_mean_there(make_cfg, tmp
     trainer.resume_or_load(False)
     for name, value in trained.model.state_dict().items():
         assert value.equal(trainer.ema.module.state_dict()[name]), name
-    lcm = trained.model.label_head.label_graph.lcm
-    assert trainer.ema.module.label_head.label_graph.lcm.equal(lcm)
+    lcm = trained.model.label_graph.lcm
+    assert trainer.ema.module.label_graph.lcm.equal(lcm)
 
 
 def test_a_checkpoint_s_mean_can_be_evaluated(make_cfg, tmp_path):

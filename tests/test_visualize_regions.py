@@ -74,7 +74,7 @@ def make_run(tiny_coco, repository, tmp_path):
         if hasattr(model.label_head, "label_graph"):
             counts = np.array([[4, 2, 3], [2, 4, 1], [3, 1, 5]])
             embeddings = np.random.default_rng(0).normal(size=(3, 300))
-            model.label_head.label_graph.fill(counts.diagonal(), counts, embeddings)
+            model.label_graph.fill(counts.diagonal(), counts, embeddings)
         folder = tmp_path / "run"
         folder.mkdir()
         (folder / "config.yaml").write_text(cfg.dump())
@@ -179,7 +179,7 @@ def check_content(content, model, mapper, record):
     graph = content["label_graph"]
     order = result["scores"].argsort(descending=True)
     assert graph["labels"] == [("red", "green", "blue")[i] for i in order]
-    lcm = model.label_head.label_graph.lcm[order][:, order]
+    lcm = model.label_graph.lcm[order][:, order]
     individual = result["presence"][order].outer(result["presence"][order])
     torch.testing.assert_close(torch.tensor(graph["statistical"]), lcm, atol=1e-4, rtol=0)
     torch.testing.assert_close(torch.tensor(graph["individual"]), individual, atol=1e-4, rtol=0)

@@ -54,9 +54,8 @@ from ia_gcn.data import (
     get_label_names,
     get_multilabel_dicts,
 )
-from ia_gcn.engine import Trainer, fill_label_graphs, setup_cfg
+from ia_gcn.engine import Trainer, fill_label_graph, setup_cfg
 from ia_gcn.engine.frozen_features import (
-    FROZEN_PARTS,
     FrozenFeatures,
     HeadsOnFeatures,
     extract_features,
@@ -234,7 +233,7 @@ def write_features(spec: Spec, start: Start, opts: Sequence) -> None:
         progress = tqdm(loader, f"features of {dataset}", disable=None)
         extract_features(model, progress).save(str(start.features(dataset)))
     state = model.state_dict()
-    kept = {name: state[name] for name in state if name.startswith(FROZEN_PARTS)}
+    kept = {name: state[name] for name in state if name.startswith(model.network)}
     torch.save({"model": kept, "label_names": names}, start.network)
 
 
@@ -275,11 +274,11 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     train, test = (
         FrozenFeatures.load(str(start.features(name))) for name in (spec.train, spec.test)
     )
-    epochs_to_iterations(cfg, len(train.x))
+    epochs_to_iterations(cfg, len(train.targets))
     seed_all_rng(cfg.SEED)
     model = Trainer.build_model(cfg)
     label_names = get_label_names(cfg.DATASETS.TRAIN)
-    fill_label_graphs(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), label_names)
+    fill_label_graph(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), label_names)
     heads, storage = train_heads(cfg, model, train)
     return {
         **measure_heads(heads, test, cfg),

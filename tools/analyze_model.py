@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import sys
 import timeit
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Callable, Dict, List, Sequence, Tuple
@@ -40,7 +41,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from ia_gcn.engine import Trainer, label_graphs, setup_cfg
+from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -121,7 +122,7 @@ def num_parameters(module: nn.Module | None) -> int:
     """Parameters, and the elements of the A of each label graph; 0 of None."""
     if module is None:
         return 0
-    matrices = [graph.lcm for graph in label_graphs(module)]
+    matrices = [graph.lcm for graph in module.modules() if hasattr(graph, "lcm")]
     return sum(tensor.numel() for tensor in [*module.parameters(), *matrices])
 
 
@@ -142,7 +143,8 @@ def prepare(model: nn.Module, image: List[Dict]) -> None:
 
     As random weights start out, activations overflow, and an RPN finds no regions in them.
     """
-    for graph in label_graphs(model):
+    graph = model.label_graph
+    if graph is not None:
         counts = torch.ones_like(graph.label_counts), torch.ones_like(graph.pair_counts)
         graph.fill(*counts, graph.embeddings)
     for module in model.eval().modules():
@@ -156,13 +158,13 @@ def prepare(model: nn.Module, image: List[Dict]) -> None:
 def count_multiply_adds(model: nn.Module, image: List[Dict]) -> Tuple[int, int]:
     """Those of an image, and those that came once, before the first one."""
     totals = []
-    for _ in range(2):
+    for call in (model.fix_classifiers, partial(model, image)):
         with FlopCounterMode(display=False) as counter:
-            model(image)
+            call()
         # It counts a multiplication and an addition.
         totals.append(counter.get_total_flops() // 2)
-    first, second = totals
-    return second, first - second
+    once, per_image = totals
+    return per_image, once
 
 
 @torch.no_grad()

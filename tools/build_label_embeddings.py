@@ -108,10 +108,12 @@ def probabilities(model: MultiLabelRecognizer, images: List[Dict]) -> torch.Tens
 
 def features(model: MultiLabelRecognizer, images: List[Dict]) -> torch.Tensor:
     """x (B, D)."""
-    pooled = []
-    with model.pooling.register_forward_hook(lambda module, args, x: pooled.append(x)):
-        model(images)
-    return pooled[0]
+    if model.label_head is None:
+        raise InputError(
+            "--kind features: with MODEL.FUSION.GLOBAL_WEIGHT 0 there is no label head"
+        )
+    found, _ = model.extract_features(images)
+    return model.label_head.image_features(found.maps, found.masks)
 
 
 OUTPUTS = {"scores": probabilities, "features": features}

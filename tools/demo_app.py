@@ -33,7 +33,7 @@ from ia_gcn import MultiLabelPredictor
 from ia_gcn.data import UnreadableImage
 from ia_gcn.errors import InputError
 from ia_gcn.inference import Prediction
-from ia_gcn.modeling import InstanceAwareRecognizer, LabelGraph
+from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import draw_recognition, plot_label_graph
 from ia_gcn.visualization.regions import MAX_LABELS
 
@@ -66,8 +66,9 @@ def describe(predictor: MultiLabelPredictor, image: str, threshold: float) -> De
         UnreadableImage: the file is no image.
         InputError: what the model says is not finite.
     """
-    model, graph = predictor.model, statistical_graph(predictor)
-    if isinstance(model, InstanceAwareRecognizer):
+    model = predictor.model
+    graph = model.label_graph
+    if model.has_regions:
         sample = predictor.view(image)
         # None of the labels is known to be there.
         sample["labels"] = torch.zeros(len(predictor.label_names))
@@ -80,13 +81,8 @@ def describe(predictor: MultiLabelPredictor, image: str, threshold: float) -> De
         figure = read_png(content)
     else:
         scores = predictor(image).scores
-        figure = draw_graph(graph, scores, predictor.label_names) if graph else None
+        figure = draw_graph(graph, scores, predictor.label_names) if graph is not None else None
     return Description(Prediction(predictor.label_names, scores, None).above(threshold), figure)
-
-
-def statistical_graph(predictor: MultiLabelPredictor) -> LabelGraph | None:
-    """That of the label head, if it has one."""
-    return getattr(predictor.model.label_head, "label_graph", None)
 
 
 def draw_graph(graph: LabelGraph, scores: np.ndarray, label_names: List[str]) -> Image.Image:
@@ -174,9 +170,9 @@ def build_page(predictor: MultiLabelPredictor, examples: List[str]) -> gradio.Bl
 
 def figure_title(predictor: MultiLabelPredictor) -> str:
     """Of what `describe` draws; "" if it draws nothing."""
-    if isinstance(predictor.model, InstanceAwareRecognizer):
+    if predictor.model.has_regions:
         return "Regions, scores and label graph of this image"
-    if statistical_graph(predictor):
+    if predictor.model.label_graph is not None:
         return "Label graph of the training set, of this image's likeliest labels"
     return ""
 

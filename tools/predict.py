@@ -59,7 +59,6 @@ if HAS_DETECTRON2:
 
     from ia_gcn import MultiLabelPredictor
     from ia_gcn.data.dataset_mapper import read_image
-    from ia_gcn.modeling import InstanceAwareRecognizer
     from ia_gcn.visualization.regions import MAX_LABELS, PRESENT, thumbnail
 
 # What counts as an image in a folder.
@@ -150,7 +149,7 @@ def load_predictor(args: argparse.Namespace) -> MultiLabelPredictor | OnnxPredic
             args.weights, config_file=args.config_file, device=args.device
         )
         model = predictor.cfg.MODEL.META_ARCHITECTURE
-        has_regions = isinstance(predictor.model, InstanceAwareRecognizer)
+        has_regions = predictor.model.has_regions
     if args.regions and not has_regions:
         raise InputError(f"--regions: {model} has no region branch")
     return predictor

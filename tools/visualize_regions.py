@@ -81,7 +81,7 @@ def visualize(cfg, records: Sequence[Dict], max_regions: int, output: Path) -> N
 def load_recognizer(cfg, label_names: Sequence[str]) -> InstanceAwareRecognizer:
     """The model of MODEL.WEIGHTS, in evaluation mode."""
     model = load_model(cfg, label_names)
-    if not isinstance(model, InstanceAwareRecognizer):
+    if not model.has_regions:
         raise InputError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} has no region branch"
         )
@@ -169,11 +169,9 @@ def label_graph(model: InstanceAwareRecognizer, presence: torch.Tensor) -> Dict[
     """
     individual = presence[:, None] * presence
     graph = {"individual": individual}
-    statistics = model.label_graph or getattr(model.label_head, "label_graph", None)
-    if statistics is not None:
-        graph["statistical"] = statistics.lcm
-        in_regions = model.region_gcn is not None and not model.individual_regions
-        if model.image_dependent or in_regions:
+    if model.label_graph is not None:
+        graph["statistical"] = model.label_graph.lcm
+        if model.has_image_dependent_graph:
             graph["fused"] = graph["statistical"] * individual
     return {name: to_numpy(lcm) for name, lcm in graph.items()}
 

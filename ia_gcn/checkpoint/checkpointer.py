@@ -10,7 +10,6 @@ from torch import nn
 
 from ..data.build import describe_mismatch
 from ..errors import InputError
-from ..modeling import LabelGraph
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 
@@ -53,6 +52,21 @@ def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
     if not isinstance(content["model"], dict):
         raise InputError(f"MODEL.WEIGHTS: {shown_path} holds no state dict")
     return content
+
+
+def rename_old_tensors(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """A state dict of version 0.1 under today's names; any other as it is.
+
+    The label graph and the pooling were elsewhere then.
+    """
+    renamed = {}
+    for name, value in state_dict.items():
+        prefix, name = ("module.", name[7:]) if name.startswith("module.") else ("", name)
+        name = name.replace("label_head.label_graph.", "label_graph.", 1)
+        if name.startswith("pooling."):
+            name = f"label_head.{name}"
+        renamed[prefix + name] = value
+    return renamed
 
 
 class MultiLabelCheckpointer(DetectionCheckpointer):
@@ -104,7 +118,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
                 label graph is bare.
         """
         self.check_loaded("")
-        if any(isinstance(m, LabelGraph) and m.is_bare for m in self.model.modules()):
+        if self.model.label_graph is not None and self.model.label_graph.is_bare:
             raise InputError(f"MODEL.WEIGHTS: the label graph in {self._path} is bare")
 
     def check_loaded(self, prefix: str) -> None:
@@ -143,6 +157,9 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         content = read_checkpoint(filename, self._path)
         if self.load_ema:
             content["model"] = self._running_mean(content)
+        for part in ("model", "ema"):
+            if isinstance(content.get(part), dict):
+                content[part] = rename_old_tensors(content[part])
         if is_torchvision_resnet(content["model"]):
             content["model"] = convert_torchvision_resnet(content["model"])
         if all(str(name).startswith("backbone.") for name in content["model"]):

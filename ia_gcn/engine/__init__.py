@@ -3,7 +3,7 @@ from .hooks import BestCheckpointer, SeedEveryStep, StopOnBadLoss
 from .label_matching import checkpoint_labels, match_labels, weights_path
 from .launch import launch
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
-from .trainer import Trainer, check_labels, fill_label_graphs, label_graphs
+from .trainer import Trainer, check_labels, fill_label_graph
 
 __all__ = [
     "BestCheckpointer",
@@ -15,8 +15,7 @@ __all__ = [
     "check_labels",
     "checkpoint_labels",
     "epochs_to_iterations",
-    "fill_label_graphs",
-    "label_graphs",
+    "fill_label_graph",
     "launch",
     "match_labels",
     "setup_cfg",

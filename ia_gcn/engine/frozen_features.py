@@ -1,70 +1,108 @@
-"""Label heads trained on frozen features: what a network makes of an image is computed once.
+"""Label heads trained on frozen features: the network runs on each image once.
 
-A training then takes seconds, and a comparison of heads as many seeds as it needs. B, N, C, D and K
-are the numbers of images, regions, labels, and channels of an image's and of a region's feature.
+A training then takes seconds, and a comparison of heads can have as many seeds as it needs. B, N,
+C, D and K are the numbers of images, regions, labels, and channels of a feature map and of a
+region's feature.
 """
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Union
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Union
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, hooks
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from ..data.samplers import PositionSampler
-from ..modeling import InstanceAwareRecognizer, MultiLabelRecognizer
+from ..errors import InputError
+from ..io.files import write_atomically
+from ..modeling import ImageFeatures, MultiLabelRecognizer
 from .schedule import build_lr_scheduler, build_optimizer
 
-FROZEN_PARTS = ("backbone", "proposal_generator")
+# In a file, in front of a feature map's name and of its mask's.
+MAP, MASK = "map.", "mask."
 
 
 class FrozenFeatures(NamedTuple):
-    """What a network makes of B images, and what is in them."""
+    """The features of B images, and their labels."""
 
-    x: torch.Tensor
-    """(B, D)."""
-    regions: torch.Tensor
-    """X, (B, N, K): of the regions, best first by objectness; 0 where there is none."""
-    valid: torch.Tensor
-    """(B, N) bool, true for a region that is there."""
+    features: ImageFeatures
+    """On the CPU, without proposals."""
     targets: torch.Tensor
     """(B, C) in {1, 0, -1 = ignored}."""
 
     def pick(self, images) -> FrozenFeatures:
         """Those of some images: indices or a slice."""
-        return FrozenFeatures(*(values[images] for values in self))
+        found = self.features
+        picked = found._replace(
+            maps={name: value[images] for name, value in found.maps.items()},
+            masks={name: _pick(value, images) for name, value in found.masks.items()},
+            label_states=_pick(found.label_states, images),
+            regions=_pick(found.regions, images),
+            valid=_pick(found.valid, images),
+        )
+        return FrozenFeatures(picked, self.targets[images])
 
     def save(self, path: str) -> None:
-        save_file(self._asdict(), path)
+        """Write them as safetensors."""
+        found = self.features
+        tensors = {
+            "targets": self.targets,
+            "label_states": found.label_states,
+            "regions": found.regions,
+            "valid": found.valid,
+            **{f"{MAP}{name}": value for name, value in found.maps.items()},
+            **{f"{MASK}{name}": value for name, value in found.masks.items()},
+        }
+        tensors = {name: t.contiguous() for name, t in tensors.items() if t is not None}
+        with write_atomically(path) as file:
+            file.write(save(tensors))
 
     @classmethod
     def load(cls, path: str) -> FrozenFeatures:
-        return cls(**load_file(path))
+        tensors = load_file(path)
+        maps = {name[len(MAP) :]: t for name, t in tensors.items() if name.startswith(MAP)}
+        features = ImageFeatures(
+            maps,
+            {name: tensors.get(f"{MASK}{name}") for name in maps},
+            tensors.get("label_states"),
+            tensors.get("regions"),
+            tensors.get("valid"),
+        )
+        return cls(features, tensors["targets"])
+
+
+def _pick(values: torch.Tensor | None, images) -> torch.Tensor | None:
+    return None if values is None else values[images]
 
 
 @torch.no_grad()
-def extract_features(
-    model: InstanceAwareRecognizer, batches: Iterable[List[Dict]]
-) -> FrozenFeatures:
+def extract_features(model: MultiLabelRecognizer, batches: Iterable[List[Dict]]) -> FrozenFeatures:
     """The features of all images of a data loader, in its order.
 
     Args:
-        model: with the network; its heads are not asked.
-        batches: of a test loader, whose samples have `labels`.
+        model: with the network; of its heads, only which feature maps they read has an effect.
+        batches: of a test loader, whose samples have `labels`. All images have one size.
     """
     model.eval()
     parts = []
     for inputs in batches:
-        images = model.preprocess_image(inputs)
-        features = model.backbone(images.tensor)
-        x = model.global_feature(features, images)
-        proposals, _ = model.propose_regions(images, features, inputs)
-        regions, valid = model.roi_heads.region_features(features, proposals)
-        parts.append(FrozenFeatures(x, regions, valid, model.targets(inputs)))
-    return FrozenFeatures(*map(torch.cat, zip(*parts)))
+        features, _ = model.extract_features(inputs)
+        parts.append(FrozenFeatures(features._replace(proposals=None), model.targets(inputs)))
+    features, targets = zip(*parts)
+    maps, masks, *rest = zip(*features)
+    joined = ImageFeatures(
+        {name: torch.cat([part[name] for part in maps]).cpu() for name in maps[0]},
+        {name: _join([part[name] for part in masks]) for name in masks[0]},
+        *map(_join, rest),
+    )
+    return FrozenFeatures(joined, torch.cat(targets).cpu())
+
+
+def _join(values: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    return None if values[0] is None else torch.cat(values).cpu()
 
 
 class HeadsOnFeatures(nn.Module):
@@ -73,30 +111,33 @@ class HeadsOnFeatures(nn.Module):
     def __init__(self, model: MultiLabelRecognizer):
         super().__init__()
         self.model = model
-        for name in FROZEN_PARTS:
-            part = getattr(model, name, None)
+        for name in model.network:
+            part = getattr(model, name)
             if part is not None:
                 part.requires_grad_(False)
 
-    def forward(self, features: FrozenFeatures) -> Union[Dict[str, torch.Tensor], torch.Tensor]:
-        """In training the losses, as the recogniser names them; else the logits (B, C)."""
-        model, losses = self.model, {}
-        if isinstance(model, InstanceAwareRecognizer):
-            regions = features.regions[:, : model.roi_heads.num_regions]
-            valid = features.valid[:, : model.roi_heads.num_regions]
-            draws, losses = model.roi_heads.weigh_regions(regions, valid, features.targets)
-            logits = model.fuse(model.mean_branch_logits(features.x, draws))
-        else:
-            logits = model.label_head(features.x)
+    def forward(self, batch: FrozenFeatures) -> Union[Dict[str, torch.Tensor], torch.Tensor]:
+        """In training the losses, as the recogniser names them; else the logits (B, C).
+
+        Raises:
+            InputError: the label head reads a feature map that is not there.
+        """
+        missing = [name for name in self.model.in_features if name not in batch.features.maps]
+        if missing:
+            raise InputError(
+                f"MODEL.LABEL_HEAD.IN_FEATURES: the label head reads {', '.join(missing)}, and the "
+                f"frozen features are of {', '.join(batch.features.maps)}"
+            )
         if not self.training:
-            return logits
-        return {"loss_multi_label": model.loss(logits, features.targets), **losses}
+            return self.model.apply_heads(batch.features)[0]["logits"]
+        outputs, losses = self.model.apply_heads(batch.features, batch.targets)
+        return {**self.model.criterion(outputs, batch.targets), **losses}
 
     @torch.no_grad()
     def predict(self, features: FrozenFeatures, batch_size: int = 500) -> torch.Tensor:
         """Logits of any number of images, (B, C), in evaluation mode."""
         self.eval()
-        starts = range(0, len(features.x), batch_size)
+        starts = range(0, len(features.targets), batch_size)
         return torch.cat([self(features.pick(slice(i, i + batch_size))) for i in starts])
 
 
@@ -108,7 +149,7 @@ def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatu
 
     Args:
         cfg: of which SOLVER and SEED, 0 or more, count.
-        model: its label graphs filled in.
+        model: its label graph filled in.
         features: of the training set.
     Returns:
         the `HeadsOnFeatures`, and detectron2's EventStorage with the losses and regions/*.
@@ -127,7 +168,7 @@ class _Batches:
     def __init__(self, features: FrozenFeatures, cfg: CfgNode):
         self.features = features
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH
-        self.sampler = PositionSampler(len(features.x), cfg.SEED)
+        self.sampler = PositionSampler(len(features.targets), cfg.SEED)
 
     def __iter__(self) -> Iterator[FrozenFeatures]:
         order = iter(self.sampler)

@@ -27,7 +27,6 @@ from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError
 from ..evaluation import MultiLabelEvaluator
 from ..inference.test_time_augmentation import MultiLabelTTA
-from ..modeling import InstanceAwareRecognizer, LabelGraph
 from .accumulation import AccumulatingTrainer
 from .hooks import (
     BestCheckpointer,
@@ -71,7 +70,7 @@ class Trainer(DefaultTrainer):
 
         seed_all_rng(self.seed)
         model = self.build_model(cfg)
-        fill_label_graphs(cfg, model, data_loader.dataset, label_names)
+        fill_label_graph(cfg, model, data_loader.dataset, label_names)
         optimizer = self.build_optimizer(cfg, model)
         decay = cfg.SOLVER.EMA_DECAY
         if not 0 <= decay < 1:
@@ -103,9 +102,8 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of images goes on where the checkpoint was written."""
         super().resume_or_load(resume)
-        proposal_generator = getattr(self.checkpointer.model, "proposal_generator", None)
-        if self.cfg.MODEL.RPN.FROZEN and proposal_generator is not None:
-            self.checkpointer.check_loaded("proposal_generator.")
+        for part in self.checkpointer.model.parts_to_load:
+            self.checkpointer.check_loaded(part)
         self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH, self.seed)
 
     def build_hooks(self):
@@ -211,29 +209,26 @@ def check_labels(cfg: CfgNode) -> List[str]:
     return label_names
 
 
-def label_graphs(model: nn.Module) -> List[LabelGraph]:
-    """The label graphs in a model; none in one whose head needs none."""
-    return [module for module in model.modules() if isinstance(module, LabelGraph)]
-
-
-def fill_label_graphs(
+def fill_label_graph(
     cfg: CfgNode, model: nn.Module, dataset: Sequence[Dict], label_names: Sequence[str]
 ) -> None:
-    """Give a model's label graphs the training set's statistics and its labels' embeddings.
+    """Give a recogniser's label graph, if it has one, what the training set says of the labels.
 
-    The statistics stay as label_statistics.npz in OUTPUT_DIR.
+    That is the embeddings of their names and, where a head asks for them, the statistics, which
+    stay as label_statistics.npz in OUTPUT_DIR.
     """
-    graphs = label_graphs(model)
-    if not graphs:
+    graph = model.label_graph
+    if graph is None:
         return
-    path = os.path.join(cfg.OUTPUT_DIR, "label_statistics.npz")
-    statistics = cached_label_statistics(dataset, label_names, path)
+    statistics = None, None
+    if graph.has_statistics:
+        path = os.path.join(cfg.OUTPUT_DIR, "label_statistics.npz")
+        statistics = cached_label_statistics(dataset, label_names, path)
     source = cfg.MODEL.LABEL_EMBEDDINGS
     embeddings = label_embeddings(
         label_names, source.SOURCE, source.DIM, source.ALIASES, source.NORM
     )
-    for graph in graphs:
-        graph.fill(*statistics, embeddings)
+    graph.fill(*statistics, embeddings)
 
 
 def wrap_in_ddp(model: nn.Module) -> nn.Module:
@@ -245,6 +240,5 @@ def wrap_in_ddp(model: nn.Module) -> nn.Module:
         model,
         device_ids=device_ids,
         broadcast_buffers=False,
-        # Where no image of a process has a region, what they pass through gets no gradient.
-        find_unused_parameters=isinstance(model, InstanceAwareRecognizer),
+        find_unused_parameters=model.has_unused_parameters,
     )

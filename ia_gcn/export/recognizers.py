@@ -21,14 +21,7 @@ from torchvision.ops import nms
 
 from .. import __version__
 from ..errors import InputError
-from ..modeling import (
-    GCNHead,
-    InstanceAwareRecognizer,
-    LabelGraph,
-    MultiLabelRecognizer,
-    VariationalROIHeads,
-    valid_cells,
-)
+from ..modeling import MultiLabelRecognizer, VariationalROIHeads
 
 # What torch.onnx starts from.
 OLDEST_OPSET = 18
@@ -144,24 +137,12 @@ def exportable(model: MultiLabelRecognizer, image_size: Sequence[int]) -> Export
     Raises:
         InputError: the model has a part that has no such form.
     """
-    kinds = {
-        MultiLabelRecognizer: ExportableRecognizer,
-        InstanceAwareRecognizer: ExportableInstanceAwareRecognizer,
-    }
-    if type(model) not in kinds:
-        raise InputError(
-            f"MODEL.META_ARCHITECTURE: a {type(model).__name__} can't be exported, but "
-            + " and ".join(kind.__name__ for kind in kinds)
-        )
-    for module in model.modules():
-        if isinstance(module, LabelGraph):
-            # It looks at its values, which a trace has none of, but only once.
-            module.check_filled()
-    return kinds[type(model)](model, image_size).eval().requires_grad_(False)
+    kind = ExportableInstanceAwareRecognizer if model.has_regions else ExportableRecognizer
+    return kind(model, image_size).eval().requires_grad_(False)
 
 
 class ExportableRecognizer(nn.Module):
-    """A MultiLabelRecognizer in evaluation, on a batch of images of one size.
+    """A recogniser in evaluation, on a batch of images of one size.
 
     Attributes:
         outputs: names of what forward returns, in order.
@@ -178,13 +159,10 @@ class ExportableRecognizer(nn.Module):
         # As ImageList.from_tensors pads a batch of this size.
         multiple = max(1, model.backbone.size_divisibility)
         self.padding = (0, -width % multiple, 0, -height % multiple)
-        if isinstance(model.label_head, GCNHead) and not self.image_dependent:
-            model.label_head = ConstantClassifiers(model.label_head)
-
-    @property
-    def image_dependent(self) -> bool:
-        """Whether the label head's classifiers follow from the image."""
-        return False
+        model.fix_classifiers()
+        if model.label_graph is not None:
+            # It looks at its values, which a trace has none of, but only once.
+            model.label_graph.check_filled()
 
     def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
@@ -194,28 +172,24 @@ class ExportableRecognizer(nn.Module):
             scores: (B, C) probabilities;
             logits: (B, C).
         """
-        _, x = self.features(images)
-        logits = self.model.label_head(x)
-        return {"scores": logits.sigmoid(), "logits": logits}
+        maps = self.feature_maps(images)
+        features = self.model.collect_features(maps, [self.image_size])
+        outputs, _ = self.model.apply_heads(features)
+        return {"scores": outputs["logits"].sigmoid(), "logits": outputs["logits"]}
 
-    def features(self, images: torch.Tensor) -> Tuple[Dict[str, torch.Tensor], torch.Tensor]:
-        """The backbone's feature maps, and x (B, D), the feature of each whole image."""
-        model = self.model
-        images = (images - model.pixel_mean) / model.pixel_std
-        if any(self.padding):
-            images = F.pad(images, self.padding)
-        features = model.backbone(images)
-        pooled = features[model.in_feature]
-        return features, model.pooling(pooled, valid_cells(pooled, [self.image_size], model.stride))
+    def feature_maps(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """The backbone's."""
+        images = (images - self.model.pixel_mean) / self.model.pixel_std
+        return self.model.backbone(F.pad(images, self.padding) if any(self.padding) else images)
 
 
 class ExportableInstanceAwareRecognizer(ExportableRecognizer):
-    """An InstanceAwareRecognizer in evaluation, with its RPN, on one image of a fixed size."""
+    """A recogniser with regions in evaluation, with its RPN, on one image of a fixed size."""
 
     outputs = ("scores", "logits", "boxes", "weights", "region_scores", "valid")
     dynamic_batch = False
 
-    def __init__(self, model: InstanceAwareRecognizer, image_size: Sequence[int]):
+    def __init__(self, model: MultiLabelRecognizer, image_size: Sequence[int]):
         """
         Raises:
             InputError: the proposals are not detectron2's RPN's, or the regions not pooled by
@@ -225,14 +199,7 @@ class ExportableInstanceAwareRecognizer(ExportableRecognizer):
         refuse_other_than("MODEL.ROI_HEADS.NAME", model.roi_heads, VariationalROIHeads)
         for pooler in model.roi_heads.pooler.level_poolers:
             refuse_other_than("MODEL.ROI_BOX_HEAD.POOLER_TYPE", pooler, ROIAlign)
-        # The region GCN keeps it, also where the label head goes.
-        label_graph = model.label_graph or getattr(model.label_head, "label_graph", None)
         super().__init__(model, image_size)
-        self.model.label_graph = copy.deepcopy(label_graph)
-
-    @property
-    def image_dependent(self) -> bool:
-        return self.model.image_dependent
 
     def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
         """
@@ -246,26 +213,20 @@ class ExportableInstanceAwareRecognizer(ExportableRecognizer):
             region_scores: (N, C) A_I^w;
             valid: (N,) bool, which regions are there: the first ones; the others are zeros.
         """
-        model, heads = self.model, self.model.roi_heads
-        features, x = self.features(images)
-        boxes, valid = self.propose_regions(features)
-        regions = self.region_features(features, boxes, valid)[None]
-        valid = valid[None]
-        weights = [valid.to(regions.dtype)]
-        if heads.variational:
-            weights = heads.draw_weights(*heads.weight_distribution(regions))
-        draws = [heads.score(regions, valid, z.masked_fill(~valid, 0))[0] for z in weights]
-        branches = [model.branch_logits(x, draw) for draw in draws]
-        logits = model.fuse(
-            {name: torch.stack([draw[name] for draw in branches]).mean(0) for name in branches[0]}
+        maps = self.feature_maps(images)
+        boxes, valid = self.propose_regions(maps)
+        regions = self.region_features(maps, boxes, valid)
+        features = self.model.collect_features(maps, [self.image_size])
+        outputs, _ = self.model.apply_heads(
+            features._replace(regions=regions[None], valid=valid[None])
         )
         return {
-            "scores": logits.sigmoid(),
-            "logits": logits,
+            "scores": outputs["logits"].sigmoid(),
+            "logits": outputs["logits"],
             "boxes": boxes,
-            "weights": torch.stack([draw.weights for draw in draws]).mean(0)[0],
-            "region_scores": torch.stack([draw.scores for draw in draws]).mean(0)[0],
-            "valid": valid[0],
+            "weights": outputs["region_weights"][0],
+            "region_scores": outputs["region_scores"][0],
+            "valid": valid,
         }
 
     def propose_regions(
@@ -318,20 +279,6 @@ class ExportableInstanceAwareRecognizer(ExportableRecognizer):
         if heads.res5 is not None:
             pooled = heads.res5(pooled)
         return pooled.mean(dim=(2, 3)).masked_fill(~valid[:, None], 0)
-
-
-class ConstantClassifiers(nn.Module):
-    """A GCNHead on its label graph alone: classifiers that are the same for every image."""
-
-    def __init__(self, head: GCNHead):
-        super().__init__()
-        with torch.no_grad():
-            self.register_buffer("weight", head.classifiers())
-        self.bias = head.bias
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (B, D) to logits (B, C)."""
-        return F.linear(x, self.weight, self.bias)
 
 
 def top_proposals(

@@ -22,6 +22,7 @@ def optimize_for_inference(model: nn.Module) -> nn.Module:
         the model, in evaluation mode.
     """
     model.eval()
+    model.fix_classifiers()
     for module in model.modules():
         if not isinstance(module, Conv2d):
             continue

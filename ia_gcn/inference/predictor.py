@@ -21,7 +21,6 @@ from ..data.dataset_mapper import build_augmentation, convert_image, read_image
 from ..errors import InputError
 from ..extensions import check_extensions
 from ..io.images import ImageSource, image_pixels
-from ..modeling import InstanceAwareRecognizer
 from .optimize import optimize_for_inference
 from .prediction import PredictedRegions, Prediction
 
@@ -186,7 +185,7 @@ def _check_device(device: str | None) -> str:
 
 def _load_model(cfg: CfgNode, label_names: List[str], ema: bool) -> torch.nn.Module:
     model = load_model(cfg, label_names, ema=ema)
-    if isinstance(model, InstanceAwareRecognizer) and model.proposal_generator is None:
+    if model.needs_proposals:
         raise InputError(
             f"MODEL.PROPOSAL_GENERATOR.NAME is {cfg.MODEL.PROPOSAL_GENERATOR.NAME}: this model "
             "takes regions from a file, and an image alone has none"

@@ -1,18 +1,27 @@
-"""IA-GCN: the recogniser with regions and a label graph for every image."""
+"""IA-GCN: the recogniser with regions and a label graph for every image.
+
+B, C, N and K are the numbers of images, labels, regions and of channels of a region's feature.
+"""
 
 from __future__ import annotations
 
-from typing import Dict, List, Tuple, Union
+import copy
+from typing import Dict, FrozenSet, List, Tuple
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, build_proposal_generator, build_roi_heads
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    build_proposal_generator,
+    build_roi_heads,
+)
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from ..errors import InputError
-from .label_graph import LabelGraph
-from .recognizer import MultiLabelRecognizer
+from .features import ImageFeatures
+from .recognizer import MultiLabelRecognizer, build_label_graph
 from .region_heads import RegionGCN, Regions
 
 
@@ -21,9 +30,13 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
     """IA-GCN: a global branch and a region branch, with a label graph built for every image.
 
     Regions of a proposal generator → their weighted features' rough scores (VariationalROIHeads)
-    → the image-dependent label graph, on which the label head scores the feature of the whole image
-    (ŷ_w) and the region GCN the regions' scores (ŷ_r); ŷ_f = λ ŷ_w + (1 - λ) ŷ_r.
+    → presence a, and with it the image-dependent label graph, on which the label head scores the
+    whole image (ŷ_w) and the region GCN the regions' scores (ŷ_r); ŷ_f = λ ŷ_w + (1 - λ) ŷ_r.
     """
+
+    has_regions = True
+    network = ("backbone", "proposal_generator")
+    has_unused_parameters = True  # where no image of a process has a region
 
     @configurable
     def __init__(
@@ -32,24 +45,20 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         proposal_generator: nn.Module | None,
         freeze_proposals: bool,
         roi_heads: nn.Module,
-        image_dependent: bool,
         region_gcn: nn.Module | None,
         individual_regions: bool,
         global_weight: float,
-        label_graph: LabelGraph | None = None,
         **kwargs,
     ):
         """
         Args:
             proposal_generator: detectron2's RPN; None: each image comes with its `proposals`.
             freeze_proposals: keep the RPN's weights and ask for no boxes.
-            roi_heads: features and proposals to `Regions`, and losses.
-            image_dependent: whether the label head gets A_F or A_S.
+            roi_heads: features and proposals to `Regions`, and losses; see VariationalROIHeads.
             region_gcn: `Regions` and a label graph to logits (B, C).
             individual_regions: whether the region GCN gets A_I instead of A_F.
             global_weight: λ in [0, 1]; with 0 there needs to be no label_head, with 1 no
                 region_gcn.
-            label_graph: A_S for the region GCN; None: that of the label head.
             kwargs: those of MultiLabelRecognizer.
         """
         super().__init__(**kwargs)
@@ -58,16 +67,13 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         if freeze_proposals and proposal_generator is not None:
             proposal_generator.requires_grad_(False).eval()
         self.roi_heads = roi_heads
-        self.image_dependent = image_dependent
         self.region_gcn = region_gcn
         self.individual_regions = individual_regions
         self.global_weight = global_weight
-        self.label_graph = label_graph
 
     @classmethod
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
-        label_graph = getattr(ret["label_head"], "label_graph", None)
         global_weight = cfg.MODEL.FUSION.GLOBAL_WEIGHT
         if not 0 <= global_weight <= 1:
             raise InputError(f"MODEL.FUSION.GLOBAL_WEIGHT must be in [0, 1], not {global_weight}")
@@ -77,40 +83,59 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
                 "MODEL.REGION_GCN.LCM must be individual or image_dependent, not "
                 f"{cfg.MODEL.REGION_GCN.LCM!r}"
             )
-        if global_weight < 1 and not individual and label_graph is None:
-            raise InputError(
-                f"MODEL.REGION_GCN.LCM: {cfg.MODEL.LABEL_HEAD.NAME} has no label graph; individual "
-                "needs none"
-            )
-        image_dependent = cfg.MODEL.LABEL_GRAPH.IMAGE_DEPENDENT and label_graph is not None
         # A trained RPN's losses are of use to the backbone all the same.
         rpn_learns = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" and not cfg.MODEL.RPN.FROZEN
-        if global_weight == 1 and not image_dependent and not rpn_learns:
+        if global_weight == 1 and "presence" not in ret["context"] and not rpn_learns:
             raise InputError(
-                "MODEL.FUSION.GLOBAL_WEIGHT is 1, the label head gets no image-dependent graph "
+                "MODEL.FUSION.GLOBAL_WEIGHT is 1, the label head makes no use of the regions "
                 "(MODEL.LABEL_GRAPH.IMAGE_DEPENDENT, MODEL.LABEL_HEAD.NAME), and no RPN is "
-                "trained: the regions are of no use; MODEL.META_ARCHITECTURE MultiLabelRecognizer "
-                "does without them"
+                "trained: the regions have no effect; use MODEL.META_ARCHITECTURE "
+                "MultiLabelRecognizer instead"
             )
+        _check_roi_heads(cfg.MODEL.ROI_HEADS.NAME)
         if global_weight == 0:
-            ret["label_head"] = None
+            ret["label_head"], ret["context"] = None, frozenset()
+        fuses_graph = global_weight < 1 and not individual
+        graph_users = ret["context"] | ({"label_graph"} if fuses_graph else set())
         shape = ret["backbone"].output_shape()
+        roi_heads = build_roi_heads(cfg, shape)
+        if cfg.MODEL.REGION_BRANCH.RES5:
+            # It starts as the backbone's own and is trained apart from it.
+            roi_heads.res5 = copy.deepcopy(ret["backbone"].res5)
         return {
             **ret,
+            "label_graph": build_label_graph(cfg, graph_users),
             "proposal_generator": build_proposal_generator(cfg, shape),
             "freeze_proposals": cfg.MODEL.RPN.FROZEN,
-            "roi_heads": build_roi_heads(cfg, shape),
-            "image_dependent": cfg.MODEL.LABEL_GRAPH.IMAGE_DEPENDENT,
+            "roi_heads": roi_heads,
             "region_gcn": RegionGCN(cfg) if global_weight < 1 else None,
             "individual_regions": individual,
             "global_weight": global_weight,
-            # Without a label head, its graph is the model's own.
-            "label_graph": label_graph if global_weight == 0 and not individual else None,
         }
 
-    def forward(
-        self, batched_inputs: List[Dict]
-    ) -> Union[Dict[str, torch.Tensor], List[Dict[str, torch.Tensor]]]:
+    @classmethod
+    def available_context(cls, cfg) -> FrozenSet[str]:
+        presence = {"presence"} if cfg.MODEL.LABEL_GRAPH.IMAGE_DEPENDENT else set()
+        return super().available_context(cfg) | presence
+
+    @property
+    def parts_to_load(self) -> Tuple[str, ...]:
+        frozen = self.freeze_proposals and self.proposal_generator is not None
+        return ("proposal_generator.",) if frozen else ()
+
+    @property
+    def has_image_dependent_graph(self) -> bool:
+        """Whether the label graph is fused with a of each image, A_F = A_S ⊙ a aᵀ."""
+        in_label_head = {"label_graph", "presence"} <= self.context
+        in_region_gcn = self.region_gcn is not None and not self.individual_regions
+        return in_label_head or in_region_gcn
+
+    @property
+    def needs_proposals(self) -> bool:
+        """Whether an image must come with its regions, for there is no RPN to find them."""
+        return self.proposal_generator is None
+
+    def forward(self, batched_inputs: List[Dict]):
         """
         Args:
             batched_inputs: as `MultiLabelRecognizer` takes them, and with
@@ -118,27 +143,26 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
                 proposals: Instances with proposal_boxes, best first by objectness_logits, where
                     there is no RPN.
         Returns:
-            in training the losses: loss_multi_label, those of the ROI heads and of the RPN;
-            else one dict per image of
-                scores: (C,) probabilities of ŷ_f;
-                logits: (C,) ŷ_f, the mean of those of all draws of z;
+            in training the losses: those of the criterion, of the ROI heads and of the RPN;
+            else one dict per image of what `MultiLabelRecognizer` returns, of ŷ_f, and
                 logits_global, logits_region: (C,) ŷ_w and ŷ_r, of the branches there are;
                 presence: (C,) a;
                 regions: Instances with proposal_boxes (n, 4) in pixels of the model's input,
                     objectness_logits (n,), weights (n,) z and scores (n, C) A_I^w.
+            All are means over the draws of z.
         """
+        return super().forward(batched_inputs)
+
+    def extract_features(
+        self, batched_inputs: List[Dict]
+    ) -> Tuple[ImageFeatures, Dict[str, torch.Tensor]]:
+        """As `MultiLabelRecognizer` does, with regions; the losses are those of a trained RPN."""
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        x = self.global_feature(features, images)
-        proposals, losses = self.propose_regions(images, features, batched_inputs)
-        targets = self.targets(batched_inputs) if self.training else None
-        draws, region_losses = self.roi_heads(images, features, proposals, targets)
-        branches = self.mean_branch_logits(x, draws)
-        logits = self.fuse(branches)
-        if self.training:
-            loss = self.loss(logits, targets)
-            return {"loss_multi_label": loss, **region_losses, **losses}
-        return self.describe(logits, branches, draws, proposals)
+        maps = self.backbone(images.tensor)
+        proposals, losses = self.propose_regions(images, maps, batched_inputs)
+        features = self.collect_features(maps, images.image_sizes, batched_inputs)
+        regions, valid = self.roi_heads.region_features(maps, proposals)
+        return features._replace(regions=regions, valid=valid, proposals=proposals), losses
 
     def propose_regions(
         self, images: ImageList, features: Dict[str, torch.Tensor], batched_inputs: List[Dict]
@@ -161,58 +185,62 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
             boxes = [x["instances"].to(self.device) for x in batched_inputs]
         return self.proposal_generator(images, features, boxes)
 
-    def mean_branch_logits(self, x: torch.Tensor, draws: List[Regions]) -> Dict[str, torch.Tensor]:
-        """`branch_logits`, on average over the draws of z."""
-        logits = [self.branch_logits(x, regions) for regions in draws]
-        return {name: torch.stack([draw[name] for draw in logits]).mean(0) for name in logits[0]}
+    def apply_heads(
+        self, features: ImageFeatures, targets: torch.Tensor | None = None
+    ) -> Tuple[Dict[str, torch.Tensor], Dict[str, torch.Tensor]]:
+        """As `MultiLabelRecognizer` does; the outputs are means over the draws of z.
 
-    def branch_logits(self, x: torch.Tensor, regions: Regions) -> Dict[str, torch.Tensor]:
-        """logits_global ŷ_w (Eq. 6) and logits_region ŷ_r (Eq. 10), (B, C) each."""
-        logits = {}
+        Returns:
+            the outputs, and with them logits_global and logits_region (B, C), presence (B, C),
+            region_weights (B, N) and region_scores (B, N, C); and the ROI heads' losses.
+        """
+        num_regions = self.roi_heads.num_regions
+        draws, losses = self.roi_heads.weigh_regions(
+            features.regions[:, :num_regions], features.valid[:, :num_regions], targets
+        )
+        outputs = _mean_outputs([self.apply_branches(features, regions) for regions in draws])
+        outputs["logits"] = self.fuse(outputs)
+        return outputs, losses
+
+    def apply_branches(self, features: ImageFeatures, regions: Regions) -> Dict:
+        """What both branches say for one draw of z: ŷ_w (Eq. 6) and ŷ_r (Eq. 10), and a."""
+        outputs = {}
         if self.label_head is not None:
-            presence = (regions.presence,) if self.image_dependent else ()
-            logits["logits_global"] = self.label_head(x, *presence)
+            outputs = self.apply_label_head(features, regions.presence)
+            outputs["logits_global"] = outputs.pop("logits")
         if self.region_gcn is not None:
-            logits["logits_region"] = self.region_gcn(regions, self.region_lcm(regions))
-        return logits
+            outputs["logits_region"] = self.region_gcn(regions, self.region_lcm(regions))
+        return {
+            **outputs,
+            "presence": regions.presence,
+            "region_weights": regions.weights,
+            "region_scores": regions.scores,
+        }
 
     def region_lcm(self, regions: Regions) -> torch.Tensor:
         """What the region GCN fuses with a aᵀ: A_S (C, C), or ones for A_I = a aᵀ alone."""
         if self.individual_regions:
             num_labels = regions.presence.shape[1]
             return regions.presence.new_ones(1, 1).expand(num_labels, num_labels)
-        label_graph = self.label_graph or self.label_head.label_graph
-        label_graph.check_filled()
-        return label_graph.lcm
+        self.label_graph.check_filled()
+        return self.label_graph.lcm
 
-    def fuse(self, logits: Dict[str, torch.Tensor]) -> torch.Tensor:
+    def fuse(self, outputs: Dict[str, torch.Tensor]) -> torch.Tensor:
         """ŷ_f = λ ŷ_w + (1 - λ) ŷ_r (Eq. 11); a branch that is not there has no weight."""
         weights = {"logits_global": self.global_weight, "logits_region": 1 - self.global_weight}
-        return sum(weights[name] * value for name, value in logits.items())
+        return sum(weight * outputs[name] for name, weight in weights.items() if name in outputs)
 
-    def describe(self, logits, branches, draws, proposals) -> List[Dict]:
+    def describe(self, outputs: Dict, features: ImageFeatures) -> List[Dict]:
         """The dicts that `forward` returns in evaluation."""
-        presence, weights, scores = (
-            torch.stack([getattr(regions, name) for regions in draws]).mean(dim=0)
-            for name in ("presence", "weights", "scores")
-        )
-        # Of all at once, as elsewhere: a row alone may be rounded otherwise.
-        probabilities = logits.sigmoid()
-        results = []
-        for i, image_proposals in enumerate(proposals):
-            regions = image_proposals[: weights.shape[1]]
-            regions.weights = weights[i, : len(regions)]
-            regions.scores = scores[i, : len(regions)]
-            results.append(
-                {
-                    "scores": probabilities[i],
-                    "logits": logits[i],
-                    "presence": presence[i],
-                    "regions": regions,
-                    **{name: value[i] for name, value in branches.items()},
-                }
-            )
-        return results
+        described = super().describe(outputs, features)
+        for i, (image, proposals) in enumerate(zip(described, features.proposals)):
+            for name in ("logits_global", "logits_region", "presence"):
+                if name in outputs:
+                    image[name] = outputs[name][i]
+            image["regions"] = regions = proposals[: outputs["region_weights"].shape[1]]
+            regions.weights = outputs["region_weights"][i, : len(regions)]
+            regions.scores = outputs["region_scores"][i, : len(regions)]
+        return described
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -220,3 +248,24 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         if self.freeze_proposals and self.proposal_generator is not None:
             self.proposal_generator.eval()
         return self
+
+
+def _mean_outputs(draws: List[Dict]) -> Dict:
+    """The mean of each tensor over the draws of z, also of those in a dict of outputs."""
+    return {
+        name: _mean_outputs([draw[name] for draw in draws])
+        if isinstance(value, dict)
+        else torch.stack([draw[name] for draw in draws]).mean(dim=0)
+        for name, value in draws[0].items()
+    }
+
+
+def _check_roi_heads(name: str) -> None:
+    roi_heads = ROI_HEADS_REGISTRY.get(name)
+    parts = ("region_features", "weigh_regions")
+    lacking = [part for part in parts if not hasattr(roi_heads, part)]
+    if lacking:
+        raise InputError(
+            f"MODEL.ROI_HEADS.NAME: {name} has no {' and no '.join(lacking)}, which "
+            "InstanceAwareRecognizer needs; VariationalROIHeads has both"
+        )

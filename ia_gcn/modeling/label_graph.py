@@ -100,7 +100,7 @@ def propagate_scaled(nodes: torch.Tensor, lcm: torch.Tensor, scale: torch.Tensor
 
 
 class LabelGraph(nn.Module):
-    """What a model knows about its labels before it sees an image: statistics and embeddings.
+    """What a model knows about its labels before it sees an image: embeddings and statistics.
 
     They are buffers, so a checkpoint is complete in itself. A graph is *bare* until `fill` or a
     checkpoint fills it in: it then has no edges and random embeddings, enough to count a model's
@@ -113,12 +113,23 @@ class LabelGraph(nn.Module):
         lcm: (C, C) float32, the statistical LCM A_S; follows from the counts.
     """
 
-    def __init__(self, num_labels: int, embedding_dim: int, threshold: float, reweight: float):
+    def __init__(
+        self,
+        num_labels: int,
+        embedding_dim: int,
+        threshold: float = 0.4,
+        reweight: float = 0.25,
+        *,
+        statistics: bool = True,
+    ):
         """
         Args:
             num_labels: C.
             embedding_dim: d.
             threshold, reweight: τ and p of `statistical_lcm`.
+            statistics: False for the embeddings alone, without anything of C×C.
+        Raises:
+            InputError: τ outside [0, 1].
         """
         super().__init__()
         if not 0 <= threshold <= 1:
@@ -127,30 +138,35 @@ class LabelGraph(nn.Module):
         self.reweight = reweight
         generator = torch.Generator().manual_seed(0)
         embeddings = torch.randn(num_labels, embedding_dim, generator=generator)
-        self.register_buffer("label_counts", torch.zeros(num_labels, dtype=torch.int64))
-        self.register_buffer("pair_counts", torch.zeros(num_labels, num_labels, dtype=torch.int32))
+        self.has_statistics = statistics
+        if statistics:
+            counts = torch.zeros(num_labels, num_labels, dtype=torch.int32)
+            self.register_buffer("label_counts", torch.zeros(num_labels, dtype=torch.int64))
+            self.register_buffer("pair_counts", counts)
+            self.register_buffer("lcm", torch.eye(num_labels), persistent=False)
         self.register_buffer("embeddings", embeddings)
-        self.register_buffer("lcm", torch.eye(num_labels), persistent=False)
         self._known_filled = False
         self._warned = False
 
     @property
     def is_bare(self) -> bool:
         """Whether nothing was filled in: a training set has at least one label somewhere."""
-        return not bool(self.label_counts.any())
+        if self.has_statistics:
+            return not bool(self.label_counts.any())
+        return not self._known_filled
 
     @torch.no_grad()
     def fill(self, label_counts, pair_counts, embeddings) -> None:
         """Take the statistics (C,), (C, C) and the embeddings (C, d), arrays or tensors.
 
+        A graph without statistics takes None for them.
+
         Raises:
             ValueError: a shape is not the graph's; nothing is taken then.
         """
-        values = {
-            "label_counts": label_counts,
-            "pair_counts": pair_counts,
-            "embeddings": embeddings,
-        }
+        values = {"embeddings": embeddings}
+        if self.has_statistics:
+            values.update(label_counts=label_counts, pair_counts=pair_counts)
         for name, value in values.items():
             expected = tuple(getattr(self, name).shape)
             if tuple(value.shape) != expected:
@@ -158,7 +174,7 @@ class LabelGraph(nn.Module):
         for name, value in values.items():
             value = torch.tensor(value) if isinstance(value, np.ndarray) else value
             getattr(self, name).copy_(value)
-        self._update_lcm()
+        self._update()
 
     def check_filled(self) -> None:
         """Refuse to train a bare graph, and say once that it is bare in evaluation.
@@ -181,15 +197,17 @@ class LabelGraph(nn.Module):
             )
             self._warned = True
 
-    def _update_lcm(self) -> None:
-        self.lcm.copy_(
-            statistical_lcm(self.pair_counts, self.label_counts, self.threshold, self.reweight)
-        )
+    def _update(self) -> None:
+        # Without statistics there is nothing to tell a bare graph by.
+        self._known_filled = not self.has_statistics
+        if self.has_statistics:
+            counts = self.pair_counts, self.label_counts
+            self.lcm.copy_(statistical_lcm(*counts, self.threshold, self.reweight))
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        super()._load_from_state_dict(*args, **kwargs)
-        self._update_lcm()
-        self._known_filled = False
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self.has_statistics or f"{prefix}embeddings" in state_dict:
+            self._update()
 
     def extra_repr(self) -> str:
         num_labels, embedding_dim = self.embeddings.shape

@@ -1,4 +1,4 @@
-"""Multi-label losses: logits (B, C) and targets (B, C) to a scalar.
+"""Multi-label losses: logits (B, C) and targets (B, C) to a scalar; the criterion over them.
 
 A target is 1 (present), 0 (absent) or -1 (ignored: no gradient).
 """
@@ -6,6 +6,7 @@ A target is 1 (present), 0 (absent) or -1 (ignored: no gradient).
 from __future__ import annotations
 
 import math
+from typing import Dict, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,60 @@ Registry for multi-label losses. A registered class is called as `Loss(cfg)`.
 def build_multi_label_loss(cfg: CfgNode) -> nn.Module:
     """The loss that MODEL.LOSS.NAME asks for."""
     return MULTI_LABEL_LOSS_REGISTRY.get(cfg.MODEL.LOSS.NAME)(cfg)
+
+
+class MultiLabelCriterion(nn.Module):
+    """The losses of what a label head returns."""
+
+    @configurable
+    def __init__(self, *, loss: nn.Module, aux_weights: Dict[str, float] | None = None):
+        """
+        Args:
+            loss: logits (B, C) and targets (B, C) to a scalar.
+            aux_weights: of the auxiliary logits by name; 1 for those that are not in it.
+        """
+        super().__init__()
+        self.loss = loss
+        self.aux_weights = dict(aux_weights or {})
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {
+            "loss": build_multi_label_loss(cfg),
+            "aux_weights": dict(map(_parse_weight, cfg.MODEL.LOSS.AUX_WEIGHTS)),
+        }
+
+    def forward(
+        self, outputs: Dict[str, torch.Tensor], targets: torch.Tensor
+    ) -> Dict[str, torch.Tensor]:
+        """
+        Args:
+            outputs: logits (B, C), and aux_logits {name: (B, C)} where there are some.
+            targets: (B, C) in {1, 0, -1}.
+        Returns:
+            loss_multi_label, of the logits, and loss_<name> of each auxiliary, times its weight.
+        Raises:
+            InputError: a weight is of auxiliary logits that are not there.
+        """
+        aux_logits = outputs.get("aux_logits", {})
+        unknown = sorted(set(self.aux_weights) - set(aux_logits))
+        if unknown:
+            raise InputError(
+                f"MODEL.LOSS.AUX_WEIGHTS: the label head has no auxiliary logits {unknown[0]!r}, "
+                f"but {', '.join(aux_logits) or 'none'}"
+            )
+        losses = {"loss_multi_label": self.loss(outputs["logits"], targets)}
+        for name, logits in aux_logits.items():
+            losses[f"loss_{name}"] = self.aux_weights.get(name, 1.0) * self.loss(logits, targets)
+        return losses
+
+
+def _parse_weight(text: str) -> Tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise InputError(f"MODEL.LOSS.AUX_WEIGHTS: {text!r} is not name=weight") from None
 
 
 def multi_label_bce(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

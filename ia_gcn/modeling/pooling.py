@@ -63,29 +63,43 @@ class GlobalPooling(nn.Module):
             (B, D).
         """
         if self.name == "max":
-            return _masked_max(features, valid)
+            return masked_max(features, valid)
         if self.name == "mean":
-            return _masked_mean(features, valid)
+            return masked_mean(features, valid)
         features = features.clamp(min=1e-6)
         # Relative to the largest, whose power is 1: none overflows, and not all can vanish.
-        peak = _masked_max(features.detach(), valid)
+        peak = masked_max(features.detach(), valid)
         powers = (features / peak[:, :, None, None]) ** self.power
-        return peak * _masked_mean(powers, valid) ** (1 / self.power)
+        return peak * masked_mean(powers, valid) ** (1 / self.power)
 
     def extra_repr(self) -> str:
         return self.name
 
 
-def _masked_max(features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+def masked_max(features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Maximum over the valid cells: (B, D, H, W) and (B, 1, H, W) bool or None to (B, D)."""
     if valid is not None:
         features = features.masked_fill(~valid, -torch.inf)
     return features.amax(dim=(2, 3))
 
 
-def _masked_mean(features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+def masked_mean(features: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the valid cells: (B, D, H, W) and (B, 1, H, W) bool or None to (B, D)."""
     if valid is None:
         return features.mean(dim=(2, 3))
     return features.masked_fill(~valid, 0).sum(dim=(2, 3)) / valid.sum(dim=(2, 3))
+
+
+def masked_softmax(scores: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the valid cells of each channel, (B, C, H, W); 0 where `valid` is false.
+
+    Args:
+        scores: (B, C, H, W).
+        valid: (B, 1, H, W) bool, with a true cell in each image; or None for all.
+    """
+    if valid is not None:
+        scores = scores.masked_fill(~valid, -torch.inf)
+    return scores.flatten(2).softmax(dim=2).view_as(scores)
 
 
 class MeanROIPooler(ROIPooler):

@@ -1,81 +1,125 @@
-"""The plain recogniser: which of C labels are in an image."""
+"""The recogniser: which of C labels are in an image.
+
+B, C and D are the numbers of images, labels and feature channels.
+"""
 
 from __future__ import annotations
 
-from typing import Dict, List, Sequence, Union
+from typing import Dict, FrozenSet, List, Sequence, Tuple, Union
 
 import torch
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import ImageList
 from torch import nn
 
 from ..errors import InputError
-from .label_heads import build_label_head
-from .losses import build_multi_label_loss
-from .pooling import GlobalPooling, valid_cells
+from .features import ImageFeatures
+from .label_graph import LabelGraph
+from .label_heads import LabelHead, build_label_head
+from .losses import MultiLabelCriterion
+from .pooling import valid_cells
 
 
 @META_ARCH_REGISTRY.register()
 class MultiLabelRecognizer(nn.Module):
-    """Backbone → feature x of the whole image → label head → one logit per label."""
+    """Backbone → feature maps → label head → one logit per label → criterion, or scores.
+
+    Attributes:
+        label_graph: a `LabelGraph`, or None where no head asks for one.
+        has_regions: whether there is a region branch.
+        network: names of the modules that make the features, rather than logits of them.
+    """
+
+    has_regions = False
+    network: Tuple[str, ...] = ("backbone",)
 
     @configurable
     def __init__(
         self,
         *,
         backbone: nn.Module,
-        in_feature: str,
-        pooling: nn.Module,
-        label_head: nn.Module,
-        loss: nn.Module,
+        label_head: LabelHead | None,
+        label_graph: LabelGraph | None,
+        criterion: nn.Module,
+        num_labels: int,
+        context: FrozenSet[str] = frozenset(),
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ):
         """
         Args:
             backbone: a detectron2 Backbone.
-            in_feature: which of its feature maps is pooled to x.
-            pooling: feature map (B, D, H, W) and valid cells to x (B, D).
-            label_head: x to logits (B, C).
-            loss: logits (B, C) and targets (B, C) in {1, 0, -1} to a scalar.
+            label_head: see `LabelHead`; None of a model whose regions alone score the labels.
+            label_graph: what is known of the labels beforehand, where a head asks for it.
+            criterion: outputs of the head and targets (B, C) to losses by name.
+            num_labels: C.
+            context: what the head gets beside the feature maps, see `LabelHead`.
             pixel_mean, pixel_std: of each channel, in INPUT.FORMAT's order and the image's units.
         """
         super().__init__()
         self.backbone = backbone
-        self.in_feature = in_feature
-        self.stride = backbone.output_shape()[in_feature].stride
-        self.pooling = pooling
         self.label_head = label_head
-        self.loss = loss
+        self.label_graph = label_graph
+        self.criterion = criterion
+        self.num_labels = num_labels
+        self.context = context
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
     @classmethod
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
-        in_feature = cfg.MODEL.GLOBAL_POOLING.IN_FEATURE
-        if in_feature not in backbone.output_shape():
-            raise InputError(
-                f"MODEL.GLOBAL_POOLING.IN_FEATURE {in_feature}: the backbone has "
-                + ", ".join(backbone.output_shape())
-            )
-        feature_dim = backbone.output_shape()[in_feature].channels
+        head = build_label_head(cfg, backbone.output_shape())
+        context = cls.available_context(cfg)
+        _check_needs(cfg, head.needs - context)
+        context &= head.uses | head.needs
         return {
             "backbone": backbone,
-            "in_feature": in_feature,
-            "pooling": GlobalPooling(
-                cfg.MODEL.GLOBAL_POOLING.NAME, cfg.MODEL.GLOBAL_POOLING.GEM_POWER
-            ),
-            "label_head": build_label_head(cfg, feature_dim),
-            "loss": build_multi_label_loss(cfg),
+            "label_head": head,
+            "label_graph": build_label_graph(cfg, context),
+            "criterion": MultiLabelCriterion(cfg),
+            "num_labels": cfg.MODEL.LABEL_HEAD.NUM_LABELS,
+            "context": context,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
+    @classmethod
+    def available_context(cls, cfg: CfgNode) -> FrozenSet[str]:
+        """What the recogniser of a config can give a head beside the feature maps."""
+        return frozenset({"label_embeddings", "label_graph", "label_states"})
+
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
+
+    @property
+    def in_features(self) -> Tuple[str, ...]:
+        """Names of the feature maps that the label head reads."""
+        return () if self.label_head is None else self.label_head.in_features
+
+    @property
+    def has_unused_parameters(self) -> bool:
+        """Whether some parameters may get no gradient in a training step."""
+        shapes = self.backbone.output_shape()
+        deepest = max(shapes[name].stride for name in self.in_features)
+        return any(shape.stride > deepest for shape in shapes.values())
+
+    @property
+    def needs_proposals(self) -> bool:
+        """Whether an image must come with its regions."""
+        return False
+
+    @property
+    def has_image_dependent_graph(self) -> bool:
+        """Whether the label graph is fused with what each image's regions find, A_F."""
+        return False
+
+    @property
+    def parts_to_load(self) -> Tuple[str, ...]:
+        """Modules that a training does not start without weights for."""
+        return ()
 
     def forward(
         self, batched_inputs: List[Dict]
@@ -84,24 +128,101 @@ class MultiLabelRecognizer(nn.Module):
         Args:
             batched_inputs: one dict per image, as `MultiLabelDatasetMapper` makes them:
                 image: (3, H, W), uint8 or float, sizes may differ;
-                labels: (C,) float in {1, 0, -1 = ignored}; in training only.
+                labels: (C,) float in {1, 0, -1 = ignored}; in training only;
+                label_states: optional, (C,) in {1, 0, -1 = unknown}, for heads that use them.
         Returns:
-            in training {"loss_multi_label": scalar}, else one dict per image of
+            in training the losses of the criterion, loss_multi_label first; else one dict per
+            image of
                 scores: (C,) probabilities;
-                logits: (C,).
+                logits: (C,);
+                attention: (C, H, W), of heads that have it.
         """
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        logits = self.label_head(self.global_feature(features, images))
-        if self.training:
-            return {"loss_multi_label": self.loss(logits, self.targets(batched_inputs))}
-        scores = logits.sigmoid()
-        return [{"scores": row, "logits": logit} for row, logit in zip(scores, logits)]
+        features, losses = self.extract_features(batched_inputs)
+        if not self.training:
+            outputs, _ = self.apply_heads(features)
+            return self.describe(outputs, features)
+        targets = self.targets(batched_inputs)
+        outputs, head_losses = self.apply_heads(features, targets)
+        return {**self.criterion(outputs, targets), **head_losses, **losses}
 
-    def global_feature(self, features: Dict[str, torch.Tensor], images: ImageList) -> torch.Tensor:
-        """x (B, D), pooled from the backbone's feature maps where they show an image."""
-        features = features[self.in_feature]
-        return self.pooling(features, valid_cells(features, images.image_sizes, self.stride))
+    def extract_features(
+        self, batched_inputs: List[Dict]
+    ) -> Tuple[ImageFeatures, Dict[str, torch.Tensor]]:
+        """What the heads see of the images; and losses of what makes it."""
+        images = self.preprocess_image(batched_inputs)
+        maps = self.backbone(images.tensor)
+        return self.collect_features(maps, images.image_sizes, batched_inputs), {}
+
+    def collect_features(
+        self, maps: Dict[str, torch.Tensor], image_sizes, batched_inputs: Sequence[Dict] = ()
+    ) -> ImageFeatures:
+        """The feature maps that the label head reads, with their masks and what is known.
+
+        Args:
+            maps: the backbone's.
+            image_sizes: B pairs (height, width) in pixels, before padding.
+            batched_inputs: of `forward`; without them, no label is known.
+        """
+        shapes = self.backbone.output_shape()
+        maps = {name: maps[name] for name in self.in_features}
+        masks = {
+            name: valid_cells(features, image_sizes, shapes[name].stride)
+            for name, features in maps.items()
+        }
+        states = None
+        if "label_states" in self.context and any("label_states" in x for x in batched_inputs):
+            unknown = torch.full((self.num_labels,), -1.0)
+            states = [torch.as_tensor(x.get("label_states", unknown)) for x in batched_inputs]
+            states = torch.stack(states).to(self.device)
+        return ImageFeatures(maps, masks, states)
+
+    def apply_heads(
+        self, features: ImageFeatures, targets: torch.Tensor | None = None
+    ) -> Tuple[Dict[str, torch.Tensor], Dict[str, torch.Tensor]]:
+        """From features to outputs, the one way for training, evaluation and export.
+
+        Args:
+            features: of B images.
+            targets: (B, C) in {1, 0, -1 = ignored}; in training only.
+        Returns:
+            the outputs, see `LabelHead`; and losses beside those of the criterion.
+        """
+        return self.apply_label_head(features), {}
+
+    def apply_label_head(
+        self, features: ImageFeatures, presence: torch.Tensor | None = None
+    ) -> Dict[str, torch.Tensor]:
+        """The label head's outputs, with its context; presence (B, C) of the regions."""
+        context = {}
+        if "label_graph" in self.context:
+            context["label_graph"] = self.label_graph
+        if "label_embeddings" in self.context:
+            context["label_embeddings"] = self.label_graph.embeddings
+        if "label_states" in self.context:
+            states = features.label_states
+            if states is None:
+                (any_map, *_) = features.maps.values()
+                states = any_map.new_full((any_map.shape[0], self.num_labels), -1)
+            context["label_states"] = states
+        if "presence" in self.context:
+            context["presence"] = presence
+        return self.label_head(features.maps, features.masks, **context)
+
+    def describe(
+        self, outputs: Dict[str, torch.Tensor], features: ImageFeatures
+    ) -> List[Dict[str, torch.Tensor]]:
+        """The dicts that `forward` returns in evaluation."""
+        # Of all at once: a row alone may be rounded otherwise.
+        described = {"scores": outputs["logits"].sigmoid()}
+        for name in ("logits", "attention"):
+            if name in outputs:
+                described[name] = outputs[name]
+        return [dict(zip(described, values)) for values in zip(*described.values())]
+
+    def fix_classifiers(self) -> None:
+        """Compute what is the same for every image once, for a model that is only evaluated."""
+        if self.label_head is not None and "presence" not in self.context:
+            self.label_head.fix_classifiers(self.label_graph)
 
     def targets(self, batched_inputs: List[Dict]) -> torch.Tensor:
         """(B, C) in {1, 0, -1 = ignored}."""
@@ -112,3 +233,31 @@ class MultiLabelRecognizer(nn.Module):
         images = [x["image"].to(self.device) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+
+def build_label_graph(cfg: CfgNode, context: FrozenSet[str]) -> LabelGraph | None:
+    """The label graph for heads that ask for `context`; None if they ask for nothing of it."""
+    if not context & {"label_embeddings", "label_graph"}:
+        return None
+    return LabelGraph(
+        cfg.MODEL.LABEL_HEAD.NUM_LABELS,
+        cfg.MODEL.LABEL_EMBEDDINGS.DIM,
+        cfg.MODEL.LABEL_GRAPH.THRESHOLD,
+        cfg.MODEL.LABEL_GRAPH.REWEIGHT,
+        statistics="label_graph" in context,
+    )
+
+
+def _check_needs(cfg: CfgNode, missing: FrozenSet[str]) -> None:
+    if missing:
+        hint = ""
+        if "presence" in missing:
+            hint = (
+                "; MODEL.META_ARCHITECTURE InstanceAwareRecognizer with "
+                "MODEL.LABEL_GRAPH.IMAGE_DEPENDENT True has presence"
+            )
+        raise InputError(
+            f"MODEL.LABEL_HEAD.NAME: {cfg.MODEL.LABEL_HEAD.NAME} needs "
+            f"{', '.join(sorted(missing))}, which MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} does not have here{hint}"
+        )

@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Sequence, Tuple
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY, build_backbone
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
@@ -63,7 +63,7 @@ class VariationalROIHeads(nn.Module):
         *,
         in_features: Sequence[str],
         pooler: nn.Module,
-        res5: nn.Module | None,
+        res5: nn.Module | None = None,
         feature_dim: int,
         num_regions: int,
         num_labels: int,
@@ -77,8 +77,9 @@ class VariationalROIHeads(nn.Module):
         Args:
             in_features: names of the feature maps that regions are pooled from.
             pooler: detectron2's ROIPooler.
-            res5: from pooled regions (M, ., h, w) to (M, D, h', w'); None: they stay as they are.
-                X is their mean over height and width.
+            res5: a stage of a ResNet, from pooled regions (M, ., h, w) to (M, D, h', w'), which a
+                recogniser may also set later; None: they stay as they are. X is their mean over
+                height and width.
             feature_dim: D.
             num_regions: N; of more proposals, those of the highest objectness.
             num_labels: C.
@@ -122,19 +123,17 @@ class VariationalROIHeads(nn.Module):
             sampling_ratio=box_head.POOLER_SAMPLING_RATIO,
             pooler_type=box_head.POOLER_TYPE,
         )
-        res5, feature_dim = None, shapes[0].channels
+        feature_dim = shapes[0].channels
         if cfg.MODEL.REGION_BRANCH.RES5:
-            if list(in_features) != ["res4"]:
+            if list(in_features) != ["res4"] or "res5" not in input_shape:
                 raise InputError(
-                    "MODEL.REGION_BRANCH.RES5 takes MODEL.ROI_HEADS.IN_FEATURES [res4], not "
-                    f"{list(in_features)}"
+                    "MODEL.REGION_BRANCH.RES5 takes MODEL.ROI_HEADS.IN_FEATURES [res4] and a "
+                    f"backbone with res5, not {list(in_features)} and {', '.join(input_shape)}"
                 )
-            backbone = build_backbone(cfg)
-            res5, feature_dim = backbone.res5, backbone.output_shape()["res5"].channels
+            feature_dim = input_shape["res5"].channels
         return {
             "in_features": in_features,
             "pooler": pooler,
-            "res5": res5,
             "feature_dim": feature_dim,
             "num_regions": cfg.MODEL.REGION_BRANCH.NUM_REGIONS,
             "num_labels": cfg.MODEL.LABEL_HEAD.NUM_LABELS,

@@ -20,6 +20,7 @@ FEATURE_DIM = 2048
 
 class GraphProblem(NamedTuple):
     head: GCNHead
+    graph: LabelGraph
     x: torch.Tensor
     """(B, D)"""
     presence: torch.Tensor
@@ -60,12 +61,18 @@ def make_graph_problem(num_labels: int) -> GraphProblem:
     graph = LabelGraph(num_labels, EMBEDDING_DIM, threshold=0.4, reweight=0.25)
     fill_sparsely(graph)
     head = GCNHead(
-        feature_dim=FEATURE_DIM, label_graph=graph, hidden_dims=HIDDEN_DIMS, negative_slope=0.0
+        in_feature="res5",
+        pooling=torch.nn.Identity(),
+        feature_dim=FEATURE_DIM,
+        num_labels=num_labels,
+        embedding_dim=EMBEDDING_DIM,
+        hidden_dims=HIDDEN_DIMS,
+        negative_slope=0.0,
     )
     # Both have a gradient, as they come from the backbone and from the region branch.
     x = torch.randn(GRAPH_BATCH, FEATURE_DIM, requires_grad=True)
     presence = torch.rand(GRAPH_BATCH, num_labels, requires_grad=True)
-    return GraphProblem(head, x, presence)
+    return GraphProblem(head, graph, x, presence)
 
 
 @torch.no_grad()
@@ -83,17 +90,17 @@ def fill_sparsely(graph: LabelGraph, partners: int = 3) -> None:
 
 def rank_one_logits(problem: GraphProblem) -> torch.Tensor:
     """(B, C), as GCNHead has it: nothing of B×C×C, and no classifiers."""
-    return problem.head(problem.x, problem.presence)
+    return problem.head.image_dependent_logits(problem.x, problem.graph, problem.presence)
 
 
 def dense_logits(problem: GraphProblem) -> torch.Tensor:
     """(B, C), as IA-GCN Eq. 1-6 are written: an LCM per image, and its classifiers M."""
-    head, x, presence = problem
+    head, graph, x, presence = problem
     individual = presence[:, :, None] * presence[:, None, :]
-    fused = head.label_graph.lcm * individual
+    fused = graph.lcm * individual
     scale = fused.sum(dim=2).rsqrt()
     normalized = scale[:, :, None] * fused.mT * scale[:, None, :]
-    nodes = head.label_graph.embeddings
+    nodes = graph.embeddings
     for layer in head.layers[:-1]:
         nodes = F.leaky_relu(normalized @ (nodes @ layer.weight), head.negative_slope)
     classifiers = normalized @ (nodes @ head.layers[-1].weight)

@@ -17,7 +17,7 @@ from timm.loss import AsymmetricLossMultiLabel
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ia_gcn.engine import Trainer, label_graphs, setup_cfg
+from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
 
 from .label_graph import fill_sparsely
@@ -132,8 +132,8 @@ def build_network(recipe: Recipe, batch: int, size: int, opts: List[str]) -> Net
 def build_recogniser(cfg: CfgNode) -> Network:
     """The network of a config."""
     model = Trainer.build_model(cfg)
-    for graph in label_graphs(model):
-        fill_sparsely(graph)
+    if model.label_graph is not None:
+        fill_sparsely(model.label_graph)
     optimizer = Trainer.build_optimizer(cfg, model)
     return Network(cfg, model, list, recogniser_logits, recogniser_loss, optimizer)
 

@@ -14,8 +14,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from tqdm import tqdm
 
-from ia_gcn.engine import Trainer, label_graphs, setup_cfg
+from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
+from ia_gcn.modeling import ImageFeatures
 
 from .arguments import positive, positive_numbers
 from .label_graph import fill_sparsely
@@ -56,8 +57,8 @@ def build_heads(num_labels: int, num_regions: int, batch: int, size: int, opts) 
     channels = model.backbone.output_shape()["res5"].channels
     # It takes memory, and nothing here runs it.
     model.backbone = None
-    for graph in label_graphs(model):
-        fill_sparsely(graph)
+    if model.label_graph is not None:
+        fill_sparsely(model.label_graph)
     cells = math.ceil(size / STRIDE)
     generator = torch.Generator().manual_seed(0)
     proposals = [
@@ -83,7 +84,8 @@ def train_heads(heads: Heads) -> None:
     """Forward, backward and optimizer."""
     with EventStorage():
         logits, losses = run_heads(heads)
-    loss = heads.model.loss(logits, heads.targets) + sum(losses.values())
+    losses.update(heads.model.criterion({"logits": logits}, heads.targets))
+    loss = sum(losses.values())
     if not loss.isfinite():
         raise FloatingPointError("the loss of a training step is not finite")
     loss.backward()
@@ -94,11 +96,11 @@ def train_heads(heads: Heads) -> None:
 
 def run_heads(heads: Heads):
     """ŷ_f (B, C) and the ROI heads' losses, as InstanceAwareRecognizer.forward has them."""
-    model = heads.model
-    x = model.pooling(heads.features)
-    maps = {"res5": heads.features}
-    draws, losses = model.roi_heads(None, maps, heads.proposals, heads.targets)
-    return model.fuse(model.branch_logits(x, draws[0])), losses
+    model, maps = heads.model, {"res5": heads.features}
+    regions, valid = model.roi_heads.region_features(maps, heads.proposals)
+    features = ImageFeatures(maps, {"res5": None}, regions=regions, valid=valid)
+    outputs, losses = model.apply_heads(features, heads.targets)
+    return outputs["logits"], losses
 
 
 HEAD_STEPS = {"Inference": infer_heads, "Training step": train_heads}

@@ -1,0 +1,26 @@
+from .base import (
+    CONTEXT,
+    LABEL_HEAD_REGISTRY,
+    LabelHead,
+    PooledHead,
+    build_label_head,
+    head_in_features,
+    one_in_feature,
+)
+from .csra import CSRAHead
+from .gcn import AdaptiveGCNHead, GCNHead
+from .linear import LinearHead
+
+__all__ = [
+    "CONTEXT",
+    "LABEL_HEAD_REGISTRY",
+    "AdaptiveGCNHead",
+    "CSRAHead",
+    "GCNHead",
+    "LabelHead",
+    "LinearHead",
+    "PooledHead",
+    "build_label_head",
+    "head_in_features",
+    "one_in_feature",
+]

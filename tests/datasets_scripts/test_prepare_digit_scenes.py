@@ -20,7 +20,7 @@ import pytest
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
-SCRIPT = Path(__file__).parent.parent / "datasets" / "prepare_digit_scenes.py"
+SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_digit_scenes.py"
 TRAIN, VAL = 60, 30  # enough for every label to occur in both
 
 

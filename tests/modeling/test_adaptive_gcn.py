@@ -10,8 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from test_label_graph import assert_close, dense_normalized
-from test_label_heads import (
+from torch import nn
+
+from ia_gcn.data.label_embeddings import normalize_embeddings
+from ia_gcn.modeling import (
+    AdaptiveGCNHead,
+    AdaptiveGraphConv,
+    GCNHead,
+    LabelGraph,
+    attention_graph,
+    build_label_head,
+    similarity_graph,
+)
+from tests.modeling.test_label_graph import assert_close, dense_normalized
+from tests.modeling.test_label_heads import (
     EMBEDDING_DIM,
     FEATURE_DIM,
     NUM_LABELS,
@@ -27,18 +39,6 @@ from test_label_heads import (
     refill,
     step_of_adam,
     training_step,
-)
-from torch import nn
-
-from ia_gcn.data.label_embeddings import normalize_embeddings
-from ia_gcn.modeling import (
-    AdaptiveGCNHead,
-    AdaptiveGraphConv,
-    GCNHead,
-    LabelGraph,
-    attention_graph,
-    build_label_head,
-    similarity_graph,
 )
 
 quick = settings(max_examples=60)

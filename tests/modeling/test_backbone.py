@@ -10,13 +10,13 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone, build_model
 from safetensors.torch import save_file
-from test_meta_arch import logits_of, make_inputs
-from test_meta_arch import make_cfg as make_meta_arch_cfg
 from torch import nn
 
 from ia_gcn.engine import build_optimizer
 from ia_gcn.modeling import MultiLabelRecognizer, TimmBackbone
 from ia_gcn.modeling.backbone import read_weights
+from tests.modeling.test_meta_arch import logits_of, make_inputs
+from tests.modeling.test_meta_arch import make_cfg as make_meta_arch_cfg
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from PIL import Image
 from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.visualization import plot_label_graph
 
-TOOL = Path(__file__).parent.parent / "tools" / "inspect_dataset.py"
+TOOL = Path(__file__).parents[2] / "tools" / "inspect_dataset.py"
 # But for what another test left open, which is closed whenever the garbage is collected.
 NO_WARNINGS = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 

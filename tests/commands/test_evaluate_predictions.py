@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
-from test_metrics import predictions as random_predictions
 
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import (
@@ -30,8 +29,9 @@ from ia_gcn.evaluation import (
     precision_recall_curve,
     read_predictions,
 )
+from tests.evaluation.test_metrics import predictions as random_predictions
 
-TOOL = Path(__file__).parent.parent / "tools" / "evaluate_predictions.py"
+TOOL = Path(__file__).parents[2] / "tools" / "evaluate_predictions.py"
 # A mean of nothing or a division by zero must not reach the user as a warning.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 quick = settings(max_examples=60)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ia_gcn.engine import Trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "analyze_model.py"
 IA_GCN = "DigitScenes/ia_gcn"
 

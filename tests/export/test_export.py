@@ -13,7 +13,6 @@ import torch
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from test_dataset_mapper import IMAGES, UNREADABLE
 from torch import nn
 
 from ia_gcn import MultiLabelPredictor
@@ -23,6 +22,7 @@ from ia_gcn.engine import Trainer, label_graphs, setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.export import exportable, top_proposals
 from ia_gcn.inference import OnnxPredictor
+from tests.data.test_dataset_mapper import IMAGES, UNREADABLE
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -30,7 +30,7 @@ pytest.importorskip("onnxscript")
 if not hasattr(torch.export, "default_decompositions"):
     pytest.skip("this torch is too old to export", allow_module_level=True)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "export_model.py"
 COLOURS = ["red", "green", "blue"]
 SIZE = (64, 96)

@@ -17,7 +17,7 @@ from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.data.label_embeddings import normalize_embeddings
 from ia_gcn.engine import Trainer, label_graphs, setup_cfg
 
-TOOL = Path(__file__).parent.parent / "tools" / "build_label_embeddings.py"
+TOOL = Path(__file__).parents[2] / "tools" / "build_label_embeddings.py"
 LABELS = ["red", "green", "blue"]
 SMALL = {
     "MODEL.DEVICE": "cpu",

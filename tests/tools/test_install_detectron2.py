@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "tools" / "install_detectron2.py"
+SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
 WHEEL_NAME = "detectron2-0.6+ia.gcn.pure.python-py3-none-any.whl"
 DIST_INFO = "detectron2-0.6+ia.gcn.pure.python.dist-info"
 

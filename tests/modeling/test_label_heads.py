@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from test_label_graph import assert_close, dense_fused, dense_normalized
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +20,7 @@ from ia_gcn.modeling import (
     build_label_head,
     graph_scale,
 )
+from tests.modeling.test_label_graph import assert_close, dense_fused, dense_normalized
 
 NUM_LABELS, EMBEDDING_DIM, FEATURE_DIM = 5, 6, 4
 

@@ -27,7 +27,7 @@ from ia_gcn.visualization.regions import (
     thumbnail,
 )
 
-TOOL = Path(__file__).parent.parent / "tools" / "visualize_regions.py"
+TOOL = Path(__file__).parents[2] / "tools" / "visualize_regions.py"
 # But for what another test left open, which is closed whenever the garbage is collected.
 NO_WARNINGS = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
 

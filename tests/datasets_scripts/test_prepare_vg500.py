@@ -19,7 +19,7 @@ from ia_gcn.data import count_labels, get_label_names, get_multilabel_dicts
 from ia_gcn.data.datasets.vg500 import register_vg_500
 from ia_gcn.engine import setup_cfg
 
-SCRIPT = Path(__file__).parent.parent / "datasets" / "prepare_vg500.py"
+SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_vg500.py"
 WIDTH, HEIGHT = 80, 60
 
 # The names of each object of each image. Image 8 has no entry in objects.json.

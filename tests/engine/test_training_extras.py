@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from test_trainer import Cut, CutAt, assert_same_state, run
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.engine import Trainer
 from ia_gcn.errors import InputError
+from tests.engine.test_trainer import Cut, CutAt, assert_same_state, run
 
 EMA = ("SOLVER.EMA_DECAY", 0.8)
 

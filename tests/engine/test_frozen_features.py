@@ -3,7 +3,14 @@
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
-from test_instance_aware import (  # noqa: F401
+
+from ia_gcn.engine.frozen_features import (
+    FrozenFeatures,
+    HeadsOnFeatures,
+    extract_features,
+    train_heads,
+)
+from tests.modeling.test_instance_aware import (  # noqa: F401
     DRAWS,
     FROZEN,
     GLOBAL_ALONE,
@@ -15,13 +22,6 @@ from test_instance_aware import (  # noqa: F401
     make_cfg,
     make_inputs,
     make_model,
-)
-
-from ia_gcn.engine.frozen_features import (
-    FrozenFeatures,
-    HeadsOnFeatures,
-    extract_features,
-    train_heads,
 )
 
 PLAIN = {"MODEL.META_ARCHITECTURE": "MultiLabelRecognizer"}

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from test_label_graph import assert_close
-from test_label_heads import dense_logits, fill
-from test_region_heads import dense_region_logits
 
 from ia_gcn.engine import build_optimizer, label_graphs, setup_cfg
 from ia_gcn.engine.trainer import wrap_in_ddp
 from ia_gcn.modeling import InstanceAwareRecognizer
+from tests.modeling.test_label_graph import assert_close
+from tests.modeling.test_label_heads import dense_logits, fill
+from tests.modeling.test_region_heads import dense_region_logits
 
 NUM_LABELS, NUM_REGIONS, SIZE = 10, 6, (64, 64)
 

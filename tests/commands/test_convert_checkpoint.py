@@ -30,7 +30,7 @@ from ia_gcn.config import add_ia_gcn_config
 from ia_gcn.data.datasets import COCO_LABELS, VOC_LABELS
 from ia_gcn.engine import setup_cfg
 
-TOOL = Path(__file__).parent.parent / "tools" / "convert_checkpoint.py"
+TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 
 def load_tool(name):

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_dataset_mapper import UNREADABLE
-from test_predictor import COLOURS, change, evaluate, save_checkpoint
 
 from ia_gcn import MultiLabelPredictor
+from tests.data.test_dataset_mapper import UNREADABLE
+from tests.inference.test_predictor import COLOURS, change, evaluate, save_checkpoint
 
-TOOL = Path(__file__).parent.parent / "tools" / "predict.py"
+TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-from test_dataset_mapper import IMAGES, UNREADABLE, ramp
 
 from ia_gcn import MultiLabelPredictor
 from ia_gcn.checkpoint import MultiLabelCheckpointer
@@ -17,6 +16,7 @@ from ia_gcn.data import UnreadableImage, get_multilabel_dicts
 from ia_gcn.engine import Trainer, fill_label_graphs
 from ia_gcn.errors import InputError
 from ia_gcn.inference import Prediction
+from tests.data.test_dataset_mapper import IMAGES, UNREADABLE, ramp
 
 COLOURS = ["red", "green", "blue"]
 

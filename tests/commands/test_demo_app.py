@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_dataset_mapper import UNREADABLE
-from test_predictor import COLOURS, change, save_checkpoint
 
 from ia_gcn import MultiLabelPredictor
 from ia_gcn.data import UnreadableImage
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import plot_label_graph
+from tests.data.test_dataset_mapper import UNREADABLE
+from tests.inference.test_predictor import COLOURS, change, save_checkpoint
 
-TOOL = Path(__file__).parent.parent / "tools" / "demo_app.py"
+TOOL = Path(__file__).parents[2] / "tools" / "demo_app.py"
 CHROMIUM = shutil.which("chromium")
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed"

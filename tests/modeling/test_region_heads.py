@@ -13,7 +13,6 @@ from detectron2.utils.events import EventStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
-from test_label_graph import assert_close, dense_fused
 from torch import nn
 from torchvision.ops import roi_align
 
@@ -27,6 +26,7 @@ from ia_gcn.modeling import (
     graph_scale,
     region_affinity,
 )
+from tests.modeling.test_label_graph import assert_close, dense_fused
 
 quick = settings(max_examples=60)
 

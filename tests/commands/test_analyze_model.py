@@ -1,9 +1,6 @@
 """tools/analyze_model.py: sizes as published, multiply-adds as others count them."""
 
-import importlib.util
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,32 +10,10 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from ia_gcn.engine import Trainer
+from tests.helpers.commands import ROOT, run_script
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "analyze_model.py"
+COMMAND = "analyze_model"
 IA_GCN = "DigitScenes/ia_gcn"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def main(tool, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-    threads = torch.get_num_threads()
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    yield run
-    torch.set_num_threads(threads)
 
 
 def config(name):
@@ -287,18 +262,9 @@ def read_table(out):
 
 def test_the_command(tmp_path):
     """In another folder, where the embeddings that the config names are not."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        TOOL,
-        "--config-file",
-        config("COCO/ml_gcn_1l_R_101"),
-    ]
-    command += ["--size", "64", "--rounds", "1", "--threads", "1"]
-    result = subprocess.run(
-        list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    options = ("--config-file", config("COCO/ml_gcn_1l_R_101"), "--size", 64)
+    timing = ("--rounds", 1, "--threads", 1)
+    result = run_script("tools/analyze_model.py", *options, *timing, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert not result.stderr
     lines = read_lines(result.stdout)

@@ -1,9 +1,5 @@
 """tools/build_label_embeddings.py: run as a user would, and what it writes."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +12,9 @@ from ia_gcn.data import MultiLabelDatasetMapper
 from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.data.label_embeddings import normalize_embeddings
 from ia_gcn.engine import Trainer, label_graphs, setup_cfg
+from tests.helpers.commands import run_script
 
-TOOL = Path(__file__).parents[2] / "tools" / "build_label_embeddings.py"
+COMMAND = "build_label_embeddings"
 LABELS = ["red", "green", "blue"]
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -31,26 +28,6 @@ SMALL = {
     "DATASETS.TEST": "()",
     "SEED": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def main(tool, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -217,14 +194,8 @@ def test_a_training_keeps_them_in_its_checkpoint(trained, custom, tmp_path, repo
     """The command line as it is, and the keys that it prints."""
     arguments, *_ = trained({**custom, "MODEL.LABEL_HEAD.NAME": "LinearHead"})
     output = tmp_path / "folder" / "of images.npz"
-    result = subprocess.run(
-        [sys.executable, TOOL, *map(str, arguments), "--kind", "features", "--output", output],
-        cwd=repository,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    options = ("--kind", "features", "--output", output)
+    result = run_script("tools/build_label_embeddings.py", *arguments, *options)
     assert result.returncode == 0, result.stderr
     written, keys = result.stdout.splitlines()
     assert written == f"{output}: features, 3 labels, 64 numbers each"

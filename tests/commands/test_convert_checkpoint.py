@@ -1,13 +1,10 @@
 """tools/convert_checkpoint.py: networks of the published layouts, and the same outputs after it."""
 
-import importlib.util
 import json
 import os
 import pickle
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,29 +26,16 @@ from ia_gcn.checkpoint.tresnet import convert_tresnet, tresnet_settings
 from ia_gcn.config import add_ia_gcn_config
 from ia_gcn.data.datasets import COCO_LABELS, VOC_LABELS
 from ia_gcn.engine import setup_cfg
+from tests.helpers.commands import load_command, run_script
 
-TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOL.with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+COMMAND = "convert_checkpoint"
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys, repository):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
+def tool(main, monkeypatch, repository):
+    """`main` in the repository."""
     monkeypatch.chdir(repository)
-    module = load_tool(TOOL.stem)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = module.main()
-        return status, *capsys.readouterr()
-
-    return run
+    return main
 
 
 @pytest.fixture
@@ -322,10 +306,11 @@ def test_eval_only_of_a_converted_ml_gcn(ml_gcn, tmp_path, tiny_coco, repository
     (tmp_path / "labels.txt").write_text("\n".join(order))
     np.save(tmp_path / "word2vec.npy", embeddings)
     weights = tmp_path / "model.pth"
-    command = [sys.executable, TOOL, tmp_path / "checkpoint.pth.tar", "--format", "ml_gcn"]
-    command += ["--labels", tmp_path / "labels.txt", "--embeddings", tmp_path / "word2vec.npy"]
-    command = list(map(str, [*command, "--output", weights]))
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = run_script(
+        *("tools/convert_checkpoint.py", tmp_path / "checkpoint.pth.tar", "--format", "ml_gcn"),
+        *("--labels", tmp_path / "labels.txt", "--embeddings", tmp_path / "word2vec.npy"),
+        *("--output", weights),
+    )
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     assert config_of(weights).DATASETS.TEST == ()
@@ -341,7 +326,7 @@ def test_eval_only_of_a_converted_ml_gcn(ml_gcn, tmp_path, tiny_coco, repository
         "OUTPUT_DIR": str(tmp_path),
     }
     opts = [*(item for pair in opts.items() for item in pair), *printed_settings(result.stdout)]
-    load_tool("train_net").evaluate(setup_cfg("configs/COCO/ml_gcn_R_101.yaml", opts), False)
+    load_command("train_net").evaluate(setup_cfg("configs/COCO/ml_gcn_R_101.yaml", opts), False)
     predictions = np.load(tmp_path / "inference/custom_test/predictions.npz")
     assert predictions["label_names"].tolist() == order
 

@@ -25,35 +25,14 @@ from ia_gcn.errors import InputError
 from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import plot_label_graph
 from tests.data.test_dataset_mapper import UNREADABLE
+from tests.helpers.commands import ROOT
 from tests.inference.test_predictor import COLOURS, change, save_checkpoint
 
-TOOL = Path(__file__).parents[2] / "tools" / "demo_app.py"
+COMMAND = "demo_app"
 CHROMIUM = shutil.which("chromium")
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed"
 )
-
-
-@pytest.fixture
-def tool(monkeypatch):
-    # As for a command, what is beside it can be imported.
-    monkeypatch.syspath_prepend(TOOL.parent)
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def main(tool, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -284,10 +263,17 @@ def test_the_command(make_checkpoint, photo, tmp_path):
     environment = {"HTTP_PROXY": proxy, "http_proxy": proxy, "GRADIO_TEMP_DIR": str(kept)}
     process = subprocess.Popen(
         [
-            *(sys.executable, TOOL, "--weights", weights, "--port", str(port)),
+            *(
+                sys.executable,
+                ROOT / "tools/demo_app.py",
+                "--weights",
+                weights,
+                "--port",
+                str(port),
+            ),
             *("--device", "cpu", "--examples", tmp_path / "examples"),
         ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

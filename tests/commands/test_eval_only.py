@@ -1,10 +1,7 @@
 """tools/train_net.py --eval-only: from the checkpoint and the test set, with labels by name."""
 
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.data import register_multilabel_coco
 from ia_gcn.engine import Trainer, checkpoint_labels, label_graphs, match_labels
 from ia_gcn.inference import SelectLabels
+from tests.helpers.commands import load_command, run_script
 
 COLOURS = ["red", "green", "blue"]
 MATCH = {"DATASETS.MATCH_LABELS_BY_NAME": True}
@@ -58,11 +56,9 @@ def options(tiny_coco, checkpoint, tmp_path):
 
 
 @pytest.fixture
-def evaluate(repository, options, monkeypatch, capsys, tmp_path):
+def evaluate(options, monkeypatch, capsys, tmp_path):
     """A function that runs the tool in this process: status, last line of stderr, predictions."""
-    spec = importlib.util.spec_from_file_location("train_net", repository / "tools/train_net.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_command("train_net")
     # They set up logging for the whole process.
     monkeypatch.setattr(tool, "default_setup", lambda cfg, args: None)
     monkeypatch.setattr(tool, "setup_logger", lambda *args, **kwargs: None)
@@ -280,15 +276,11 @@ def test_only_what_is_selected_is_handed_out():
         assert torch.equal(output["scores"], output["logits"].sigmoid())
 
 
-def test_the_command(repository, options, tmp_path):
+def test_the_command(options, tmp_path):
     """Labels by name and several views at once."""
     views = {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": "(1.0, 1.5)"}
     changes = {**REORDERED, **MATCH, **views}
-    command = [sys.executable, "tools/train_net.py", *options("whole", changes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = run_script("tools/train_net.py", *options("whole", changes))
     assert result.returncode == 0, result.stderr[-3000:]
     predictions = read_predictions(tmp_path / "whole")
     assert predictions["label_names"].tolist() == ["blue", "red", "green"]

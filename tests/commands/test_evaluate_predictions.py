@@ -1,15 +1,11 @@
 """tools/evaluate_predictions.py, and the pure functions behind it."""
 
 import csv
-import importlib.util
 import io
 import json
 import math
-import subprocess
-import sys
 import zipfile
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,8 +26,9 @@ from ia_gcn.evaluation import (
     read_predictions,
 )
 from tests.evaluation.test_metrics import predictions as random_predictions
+from tests.helpers.commands import load_command, run_script
 
-TOOL = Path(__file__).parents[2] / "tools" / "evaluate_predictions.py"
+COMMAND = "evaluate_predictions"
 # A mean of nothing or a division by zero must not reach the user as a warning.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 quick = settings(max_examples=60)
@@ -325,21 +322,6 @@ def test_damaged_files_are_read_or_refused(tmp_path_factory, place, change, cut)
 # -------------------------------------------------------------------------------------- the tool
 
 
-@pytest.fixture
-def main(monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = module.main()
-        return status, *capsys.readouterr()
-
-    return run
-
-
 def table_rows(text):
     """The cells of the rows of all tables in a text."""
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
@@ -401,9 +383,7 @@ def test_operating_points_are_written_to_the_bit(main, write, tmp_path):
 
 def test_the_prediction_tool_takes_the_thresholds(main, write, repository, tmp_path):
     assert main(write())[0] == 0
-    spec = importlib.util.spec_from_file_location("predict", repository / "tools/predict.py")
-    predict = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(predict)
+    predict = load_command("predict")
     taken = predict.read_thresholds(str(tmp_path / "operating_points.json"), LABELS)
     points = best_f1_points(A["scores"], A["targets"])
     assert taken == dict(zip(LABELS[:3], points.threshold))
@@ -467,8 +447,7 @@ def test_options_out_of_range_are_refused(main, write, capsys, arguments):
 
 
 def test_the_command(write, tmp_path):
-    command = [sys.executable, TOOL, write(), "--threshold", "0.4"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    result = run_script("tools/evaluate_predictions.py", write(), "--threshold", 0.4)
     assert result.returncode == 0, result.stderr
     assert "at a threshold of 0.4:" in result.stdout
     assert (tmp_path / "reliability.png").exists()

@@ -1,10 +1,5 @@
 """tools/inspect_dataset.py: run as a user would, and its images."""
 
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -12,25 +7,11 @@ from PIL import Image
 
 from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.visualization import plot_label_graph
+from tests.helpers.commands import run_script
 
-TOOL = Path(__file__).parents[2] / "tools" / "inspect_dataset.py"
+COMMAND = "inspect_dataset"
 # But for what another test left open, which is closed whenever the garbage is collected.
 NO_WARNINGS = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture
-def main(monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = module.main()
-        return status, *capsys.readouterr()
-
-    return run
 
 
 IMAGES = {
@@ -76,9 +57,8 @@ def assert_image(path):
 
 def test_the_command(tmp_path, custom):
     """At τ = 0.5 the edges are cat ↔ dog, cow → cat and cow → dog: P(cow|cat) is only 1/4."""
-    command = [sys.executable, TOOL, "custom_train", "--output", tmp_path / "out"]
-    command += [*custom, "MODEL.LABEL_GRAPH.THRESHOLD", "0.5"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    options = ("--output", tmp_path / "out", *custom, "MODEL.LABEL_GRAPH.THRESHOLD", 0.5)
+    result = run_script("tools/inspect_dataset.py", "custom_train", *options)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     out, lines = result.stdout, cells(result.stdout)
@@ -203,12 +183,9 @@ def test_errors_of_the_data(main, tmp_path, image):
 
 
 def test_errors_end_the_command_with_status_1():
-    result = subprocess.run(
-        [sys.executable, TOOL, "coco_2041"], capture_output=True, text=True, check=False
-    )
+    result = run_script("tools/inspect_dataset.py", "coco_2041")
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("inspect_dataset: ")
-    assert "Traceback" not in result.stderr
+    assert result.last_line.startswith("inspect_dataset: ")
 
 
 # -------------------------------------------------------------------------------------- images

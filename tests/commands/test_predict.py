@@ -1,15 +1,12 @@
 """tools/predict.py: run as a user would, on every kind of input, and what it writes and draws."""
 
 import csv
-import importlib.util
-import io
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,33 +14,10 @@ from PIL import Image
 
 from ia_gcn import MultiLabelPredictor
 from tests.data.test_dataset_mapper import UNREADABLE
+from tests.helpers.commands import ROOT, run_script
 from tests.inference.test_predictor import COLOURS, change, evaluate, save_checkpoint
 
-TOOL = Path(__file__).parents[2] / "tools" / "predict.py"
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    # Worker processes that are not forked look for it.
-    sys.modules[TOOL.stem] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[TOOL.stem]
-
-
-@pytest.fixture
-def main(tool, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    return run
+COMMAND = "predict"
 
 
 @pytest.fixture
@@ -99,15 +73,9 @@ def test_the_command_says_what_evaluation_says(make_checkpoint, tmp_path):
     weights, cfg, model = make_checkpoint()
     scores, files = evaluate(cfg, model)
     missing = str(tmp_path / "missing.jpg")
-    result = subprocess.run(
-        [
-            *(sys.executable, TOOL, "--weights", weights, "--batch-size", "3", "--device", "cpu"),
-            *("--num-workers", "2", "--threshold", "0", *files[:5], missing, *files[5:]),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    result = run_script(
+        *("tools/predict.py", "--weights", weights, "--batch-size", 3, "--device", "cpu"),
+        *("--num-workers", 2, "--threshold", 0, *files[:5], missing, *files[5:]),
     )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == "predict: 15 images, 1 could not be read"
@@ -493,13 +461,18 @@ def test_help_has_examples(main, capsys):
 
 def test_a_reader_that_has_enough_ends_it_in_silence(make_checkpoint, photos):
     weights, *_ = make_checkpoint()
-    command = [sys.executable, TOOL, "--weights", weights, *[photos / "b.png"] * 40]
+    command = [
+        sys.executable,
+        ROOT / "tools/predict.py",
+        "--weights",
+        weights,
+        *[photos / "b.png"] * 40,
+    ]
     with subprocess.Popen(
         [*command, "--batch-size", "1", "--num-workers", "0", "--device", "cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         process.stdout.readline()
         process.stdout.close()

@@ -1,30 +1,16 @@
 """tools/train_net.py, run as a user would."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+
+from tests.helpers.commands import run_script
 
 CONFIG = ["--config-file", "configs/DigitScenes/ml_gcn.yaml"]
 
 
-@pytest.fixture
-def train_net(repository):
-    """A function that runs the tool with these arguments and returns what subprocess does."""
-
-    def call(*args):
-        return subprocess.run(
-            [sys.executable, "tools/train_net.py", *map(str, args)],
-            cwd=repository,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return call
+def train_net(*args):
+    return run_script("tools/train_net.py", *args)
 
 
 @pytest.fixture
@@ -55,7 +41,7 @@ def read_metrics(folder):
     return json.loads((folder / "inference/custom_test/metrics.json").read_text())
 
 
-def test_it_learns_and_an_evaluation_of_the_checkpoint_says_the_same(train_net, options, tmp_path):
+def test_it_learns_and_an_evaluation_of_the_checkpoint_says_the_same(options, tmp_path):
     result = train_net(*CONFIG, *options())
     assert result.returncode == 0, result.stderr[-3000:]
     trained = read_metrics(tmp_path / "run")
@@ -77,12 +63,7 @@ def test_it_learns_and_an_evaluation_of_the_checkpoint_says_the_same(train_net, 
     again = options(**reordered, OUTPUT_DIR=tmp_path / "other")
     result = train_net(*CONFIG, "--eval-only", *again, "MODEL.WEIGHTS", weights)
     assert result.returncode == 1
-    assert "same labels in another order than" in last_line(result)
-
-
-def last_line(result) -> str:
-    assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
+    assert "same labels in another order than" in result.last_line
 
 
 @pytest.mark.parametrize(
@@ -97,29 +78,27 @@ def last_line(result) -> str:
         ([*CONFIG, "--eval-only"], {"MODEL.WEIGHTS": "no/such.pth"}, "no/such.pth"),
     ],
 )
-def test_what_cannot_run_is_refused_in_one_line(train_net, options, args, changes, message):
+def test_what_cannot_run_is_refused_in_one_line(options, args, changes, message):
     result = train_net(*args, *options(**changes))
     assert result.returncode == 1
-    assert last_line(result).startswith("train_net: ")
-    assert message in last_line(result)
+    assert result.last_line.startswith("train_net: ")
+    assert message in result.last_line
 
 
 @pytest.mark.parametrize(("split", "total"), [("train", 42), ("test", 21)])
-def test_missing_images_are_named_before_training_starts(
-    train_net, options, tmp_path, split, total
-):
+def test_missing_images_are_named_before_training_starts(options, tmp_path, split, total):
     for number in (3, 8):
         (tmp_path / f"{split}/images/{number:06d}.png").unlink()
     result = train_net(*CONFIG, *options())
     assert result.returncode == 1
-    message = last_line(result)
+    message = result.last_line
     assert f"2 of {total} images are missing" in message
     assert "000003.png" in message
     assert "000008.png" in message
     assert "Starting training" not in result.stdout
 
 
-def test_unreadable_images_are_skipped_up_to_a_limit(train_net, options, tmp_path):
+def test_unreadable_images_are_skipped_up_to_a_limit(options, tmp_path):
     for number in (3, 8, 9):
         (tmp_path / f"test/images/{number:06d}.png").write_bytes(b"\x89PNG\r\n truncated")
     short = {"SOLVER.MAX_EPOCHS": 1}
@@ -133,15 +112,15 @@ def test_unreadable_images_are_skipped_up_to_a_limit(train_net, options, tmp_pat
     assert "000009.png" in result.stderr
 
 
-def test_an_empty_data_set_is_refused(train_net, options, tmp_path):
+def test_an_empty_data_set_is_refused(options, tmp_path):
     empty = tmp_path / "empty.csv"
     empty.write_text("file,labels\n")
     result = train_net(*CONFIG, *options(**{"DATASETS.CUSTOM.TRAIN": empty}))
     assert result.returncode == 1
-    assert "empty" in last_line(result)
+    assert "empty" in result.last_line
 
 
-def test_help_teaches(train_net):
+def test_help_teaches():
     result = train_net("--help")
     assert result.returncode == 0
     for word in ("--resume", "--eval-only MODEL.WEIGHTS", "DATASETS.CUSTOM.TRAIN", "torchrun"):

@@ -1,10 +1,6 @@
 """tools/visualize_regions.py: run as a user would, what it writes, and the images it draws."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,30 +22,11 @@ from ia_gcn.visualization.regions import (
     region_light,
     thumbnail,
 )
+from tests.helpers.commands import run_script
 
-TOOL = Path(__file__).parents[2] / "tools" / "visualize_regions.py"
+COMMAND = "visualize_regions"
 # But for what another test left open, which is closed whenever the garbage is collected.
 NO_WARNINGS = pytest.mark.filterwarnings("error", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def main(tool, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture
@@ -110,16 +87,9 @@ def assert_drawn(path):
 # ---------------------------------------------------------------------------------- the command
 
 
-def test_the_command(tool, make_run, repository):
+def test_the_command(tool, make_run):
     run = make_run()
-    result = subprocess.run(
-        [sys.executable, TOOL, run, "--num-images", "2"],
-        cwd=repository,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_script("tools/visualize_regions.py", run, "--num-images", 2)
     assert result.returncode == 0, result.stderr
     cfg, model, mapper, dicts = open_run(tool, run)
     files = [Path(record["file_name"]) for record in tool.sample_records(cfg, 2)]

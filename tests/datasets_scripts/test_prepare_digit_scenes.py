@@ -4,7 +4,6 @@ datasets/prepare_digit_scenes.py: run as a user would, and its parts one by one.
 
 import contextlib
 import hashlib
-import importlib.util
 import io
 import json
 import shutil
@@ -20,21 +19,19 @@ import pytest
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_digit_scenes.py"
+from tests.helpers.commands import ROOT, load_script, run_script
+
+SCRIPT = "datasets/prepare_digit_scenes.py"
 TRAIN, VAL = 60, 30  # enough for every label to occur in both
 
 
 @pytest.fixture(scope="module")
 def scenes():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def run(root, *options):
-    command = [sys.executable, SCRIPT, "--root", root, *options]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return run_script(SCRIPT, "--root", root, *options)
 
 
 def make(root, *options, train=TRAIN, val=VAL):
@@ -165,7 +162,7 @@ def test_hard_scenes_are_a_set_of_their_own_in_every_process(made, tmp_path, sce
 
 
 def test_an_interrupted_run_leaves_no_set(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--root", str(tmp_path), "--train", "100000"]
+    command = [sys.executable, str(ROOT / SCRIPT), "--root", str(tmp_path), "--train", "100000"]
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,

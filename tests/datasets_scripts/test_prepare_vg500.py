@@ -1,14 +1,10 @@
 """datasets/prepare_vg500.py on a tree in Visual Genome's format, and what is registered of it."""
 
-import importlib.util
 import itertools
 import json
-import os
 import random
-import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +14,9 @@ from pycocotools.coco import COCO
 from ia_gcn.data import count_labels, get_label_names, get_multilabel_dicts
 from ia_gcn.data.datasets.vg500 import register_vg_500
 from ia_gcn.engine import setup_cfg
+from tests.helpers.commands import load_script, run_script
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_vg500.py"
+SCRIPT = "datasets/prepare_vg500.py"
 WIDTH, HEIGHT = 80, 60
 
 # The names of each object of each image. Image 8 has no entry in objects.json.
@@ -158,10 +155,7 @@ def tree(tmp_path):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture
@@ -169,7 +163,7 @@ def main(monkeypatch, capsys, script, tree):
     """A function that runs the command on `tree` in this process: (exit status, stdout, stderr)."""
 
     def run(*options):
-        arguments = [SCRIPT.name, "--root", tree.root, *options]
+        arguments = [SCRIPT, "--root", tree.root, *options]
         monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
         status = script.main()
         return status, *capsys.readouterr()
@@ -592,7 +586,7 @@ def registered(tree):
         MetadataCatalog[name] = metadata
 
 
-def test_the_command_as_a_user_runs_it(make, tree, tmp_path):
+def test_the_command_as_a_user_runs_it(make, tree, tmp_path, monkeypatch):
     make("--labels", 4, "--boxes")
     expected = tree.output()
     for name in expected:
@@ -603,14 +597,8 @@ def test_the_command_as_a_user_runs_it(make, tree, tmp_path):
     source.mkdir()
     for name in ("objects.json", "image_data.json"):
         (tree.root / "data" / "vg500" / name).rename(source / name)
-    command = [sys.executable, SCRIPT, "--source", source, "--labels", 4, "--boxes"]
-    result = subprocess.run(
-        list(map(str, command)),
-        env={**os.environ, "DETECTRON2_DATASETS": str(tree.root / "data")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tree.root / "data"))
+    result = run_script(SCRIPT, "--source", source, "--labels", 4, "--boxes", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "9 training and 1 test images, 4 labels of 3 objects (car) or more" in result.stdout
     tree.folder = tree.root / "data" / "vg500"

@@ -1,11 +1,8 @@
 """Exported models: what ONNX and torch.export say is what the checkpoint says."""
 
-import importlib.util
 import json
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +20,7 @@ from ia_gcn.errors import InputError
 from ia_gcn.export import exportable, top_proposals
 from ia_gcn.inference import OnnxPredictor
 from tests.data.test_dataset_mapper import IMAGES, UNREADABLE
+from tests.helpers.commands import ROOT, load_command, run_process, run_script
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -30,8 +28,7 @@ pytest.importorskip("onnxscript")
 if not hasattr(torch.export, "default_decompositions"):
     pytest.skip("this torch is too old to export", allow_module_level=True)
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "export_model.py"
+COMMAND = "export_model"
 COLOURS = ["red", "green", "blue"]
 SIZE = (64, 96)
 SMALL = {
@@ -67,26 +64,6 @@ FPN = {
 FEW = {"MODEL.RPN.POST_NMS_TOPK_TEST": 2, "MODEL.REGION_BRANCH.NUM_REGIONS": 4}
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location(TOOL.stem, TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def main(tool, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [TOOL.name, *map(str, arguments)])
-        status = tool.main()
-        return status, *capsys.readouterr()
-
-    return run
-
-
 # What is exported to ONNX, once each.
 KINDS = {
     "linear": ("asl", {"INPUT.FORMAT": "BGR"}),
@@ -113,7 +90,7 @@ def exported(tool, tmp_path_factory):
             weights, output = save(folder, cfg, model), folder / "new" / "model.onnx"
             arguments = ["--weights", weights, "--format", "onnx", "--output", str(output)]
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(sys, "argv", [TOOL.name, *arguments])
+                patch.setattr(sys, "argv", [COMMAND, *arguments])
                 assert tool.main() == 0
             assert os.listdir(output.parent) == ["model.onnx"]
             done[kind] = output, weights, model
@@ -413,9 +390,7 @@ def test_the_view_is_the_checkpoints(exported, tmp_path):
 @pytest.fixture
 def run_predict(monkeypatch, capsys):
     """A function that runs tools/predict.py in this process: (exit status, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("predict", ROOT / "tools" / "predict.py")
-    predict_tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(predict_tool)
+    predict_tool = load_command("predict")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
@@ -436,13 +411,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def predict(*arguments):
     """(exit status, records, stderr) of tools/predict.py in a process without detectron2."""
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT, ROOT / "tools" / "predict.py", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_process("-c", WITHOUT, ROOT / "tools/predict.py", *arguments)
     return result.returncode, list(map(json.loads, result.stdout.splitlines())), result.stderr
 
 
@@ -489,9 +458,7 @@ def test_predict_runs_onnx_without_detectron2(exported, run_predict, tmp_path):
 
 def test_the_package_says_what_it_misses():
     code = "import sys; sys.modules['detectron2'] = None; from ia_gcn import MultiLabelPredictor"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = run_process("-c", code)
     line = "ModuleNotFoundError: ia_gcn.MultiLabelPredictor takes detectron2"
     assert result.stderr.splitlines()[-1] == line
 
@@ -526,15 +493,9 @@ def test_the_command(checkpoint, tmp_path):
     output.write_text("older")
     for name in ("a.png", "b.jpg"):
         Image.fromarray(load_sample_images().images[0][:60, :80]).save(tmp_path / name)
-    result = subprocess.run(
-        [
-            *(sys.executable, TOOL, "--weights", checkpoint, "--format", "torch_export"),
-            *("--output", output, "--check", tmp_path / "a.png", tmp_path / "b.jpg"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+    result = run_script(
+        *("tools/export_model.py", "--weights", checkpoint, "--format", "torch_export"),
+        *("--output", output, "--check", tmp_path / "a.png", tmp_path / "b.jpg"),
     )
     assert result.returncode == 0
     assert "Traceback" not in result.stderr

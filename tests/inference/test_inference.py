@@ -1,7 +1,6 @@
 """Batch norms folded into their convolutions, and channels last."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.engine import Trainer, label_graphs, setup_cfg
 from ia_gcn.inference import optimize_for_inference
+from tests.helpers.commands import load_command
 
 
 @pytest.fixture
@@ -63,9 +63,7 @@ def test_norms_that_depend_on_the_image_stay(build):
 
 @pytest.mark.parametrize("optimize", [True, False])
 def test_eval_only_does_as_the_config_says(build, repository, monkeypatch, tmp_path, optimize):
-    spec = importlib.util.spec_from_file_location("train_net", repository / "tools/train_net.py")
-    train_net = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_net)
+    train_net = load_command("train_net")
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     MultiLabelCheckpointer(build("ml_gcn"), str(tmp_path), label_names=names).save("model")
     opts = ["MODEL.WEIGHTS", str(tmp_path / "model.pth"), "TEST.OPTIMIZE_MODEL", optimize]

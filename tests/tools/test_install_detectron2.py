@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "install_detectron2.py"
+from tests.helpers.commands import ROOT, load_script
+
+SCRIPT = "tools/install_detectron2.py"
 WHEEL_NAME = "detectron2-0.6+ia.gcn.pure.python-py3-none-any.whl"
 DIST_INFO = "detectron2-0.6+ia.gcn.pure.python.dist-info"
 
@@ -69,10 +71,7 @@ OUTSIDE = {
 @pytest.fixture
 def installer():
     """The script as a module, a new one for each test."""
-    spec = importlib.util.spec_from_file_location("install_detectron2", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture
@@ -121,7 +120,7 @@ def read_wheel(wheel):
 
 def run_script(*args, **env):
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, args)],
+        [sys.executable, str(ROOT / SCRIPT), *map(str, args)],
         env={**os.environ, **env},
         capture_output=True,
         text=True,

@@ -1,16 +1,15 @@
 """tools/ablate.py, run as a user would, on scenes and networks that take next to no time."""
 
-import importlib.util
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import yaml
 
+from tests.helpers.commands import run_process, run_script
+
+COMMAND = "ablate"
 SMALL = {
     "MODEL.DEVICE": "cpu",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 4,
@@ -78,31 +77,24 @@ SPEC = {
 
 
 @pytest.fixture(scope="module")
-def root(repository, tmp_path_factory):
+def root(tmp_path_factory):
     """A folder with a few scenes, a file of tables, and, in `output`, a network that is trained."""
     root = tmp_path_factory.mktemp("ablate")
-    command = ["datasets/prepare_digit_scenes.py", "--train", "32", "--val", "12"]
-    subprocess.run(
-        [sys.executable, *command, "--root", root, "--size", "64"], cwd=repository, check=True
-    )
+    few = ("--train", 32, "--val", 12, "--size", 64)
+    result = run_script("datasets/prepare_digit_scenes.py", "--root", root, *few)
+    assert result.returncode == 0, result.stderr
     (root / "spec.yaml").write_text(yaml.safe_dump(SPEC, allow_unicode=True, sort_keys=False))
     return root
 
 
 @pytest.fixture(scope="module")
-def ablate(repository, root):
-    """A function that runs the tool with these arguments and returns what subprocess does."""
+def ablate(root):
+    """A function that runs the tool with these arguments: its Outcome."""
 
     def call(what, *args, spec="spec.yaml"):
-        where = ["--spec", root / spec, "--output", root / "output"]
-        return subprocess.run(
-            [sys.executable, "-W", "ignore", "tools/ablate.py", what, *where, *args],
-            cwd=repository,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": str(root)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        where = ("--spec", root / spec, "--output", root / "output")
+        command = ("-W", "ignore", "tools/ablate.py", what, *where, *args)
+        return run_process(*command, DETECTRON2_DATASETS=root)
 
     return call
 
@@ -115,19 +107,11 @@ def after_heads(ablate, root):
     return root / "output"
 
 
-@pytest.fixture(scope="module")
-def tool(repository):
-    """tools/ablate.py as a module."""
-    spec = importlib.util.spec_from_file_location("ablate", repository / "tools/ablate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def read_results(output):
     return [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_row_that_stands_in_two_tables_is_run_once(after_heads):
     results = read_results(after_heads)
     # Base, IA-GCN, λ = 0 and A.
@@ -141,6 +125,7 @@ def test_a_row_that_stands_in_two_tables_is_run_once(after_heads):
     assert regions["ml_agcn.yaml"] == {}
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_run_again_and_more_seeds_are_added(after_heads, ablate):
     before = read_results(after_heads)
     again = ablate("run", "--tables", "parts", "--seeds", "1-2")
@@ -153,6 +138,7 @@ def test_what_is_there_is_not_run_again_and_more_seeds_are_added(after_heads, ab
     assert [result["seed"] for result in read_results(after_heads)[len(before) :]] == [3, 3]
 
 
+@pytest.mark.slow
 def test_features_that_were_cut_short_are_made_again(after_heads, ablate):
     (after_heads / "network" / "network.pth").unlink()
     (after_heads / "network" / "digit_scenes_val.safetensors").write_bytes(b"cut")
@@ -160,6 +146,7 @@ def test_features_that_were_cut_short_are_made_again(after_heads, ablate):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_a_run_repeats(after_heads, ablate):
     results = read_results(after_heads)
     lost = next(result for result in results if result["config"].endswith("ia_gcn.yaml"))
@@ -174,6 +161,7 @@ def test_a_run_repeats(after_heads, ablate):
     }
 
 
+@pytest.mark.slow
 def test_the_report_says_what_the_results_say(after_heads, ablate):
     result = ablate("report", "--tables", "parts,fusion")
     assert result.returncode == 0, result.stderr[-3000:]
@@ -201,6 +189,7 @@ def test_the_report_says_what_the_results_say(after_heads, ablate):
         assert (after_heads / "plots" / f"{name}.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_everything_can_be_trained(after_heads, ablate):
     result = ablate("run", "--tables", "parts", "--seeds", "1", "--mode", "train", "--jobs", "1")
     assert result.returncode == 0, result.stderr[-3000:]
@@ -214,6 +203,7 @@ def test_everything_can_be_trained(after_heads, ablate):
         assert found["train"]["mAP"] != found["mAP"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(after_heads, ablate):
     result = ablate("run", "--tables", "broken", "--seeds", "7")
     assert result.returncode == 1
@@ -233,15 +223,16 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(after_heads, ablate):
         ("report", ["--tables", "unrun"], "unrun.yaml", "no two rows of a table were run"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(ablate, root, what, args, spec, message):
-    (root / "list.yaml").write_text("- 1\n- 2\n")
+def test_what_cannot_be_done_is_said_in_one_line(tmp_path, what, args, spec, message):
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(SPEC))
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     unrun = {"unrun": {"title": "Unrun", "rows": {"Base": {"config": "none.yaml"}}}}
-    (root / "unrun.yaml").write_text(yaml.safe_dump({**SPEC, "tables": unrun}))
-    result = ablate(what, *args, spec=spec)
+    (tmp_path / "unrun.yaml").write_text(yaml.safe_dump({**SPEC, "tables": unrun}))
+    where = ("--spec", tmp_path / spec, "--output", tmp_path / "output")
+    result = run_script("tools/ablate.py", what, *where, *args)
     assert result.returncode == 1
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("ablate: ")
-    assert message in line
+    assert result.last_line.startswith("ablate: ")
+    assert message in result.last_line
 
 
 def test_seeds(tool):

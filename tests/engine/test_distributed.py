@@ -1,13 +1,12 @@
 """Two processes on the CPU do what one does."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+
+from tests.helpers.commands import run_process, run_script
 
 # One step of training on a global batch of 4, by however many processes torchrun starts; the main
 # process saves the gradients. The norms are frozen: a batch norm sees its own process's images.
@@ -51,32 +50,16 @@ def opts(tiny_coco):
     return [str(item) for pair in options.items() for item in pair]
 
 
-def call(repository, *command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=repository,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result
-
-
-def test_the_gradients_of_a_global_batch_are_the_same(repository, tmp_path, opts):
+def test_the_gradients_of_a_global_batch_are_the_same(tmp_path, opts):
     script = tmp_path / "step.py"
     script.write_text(STEP)
     frozen = ["MODEL.RESNETS.NORM", "FrozenBN"]
-    gradients = []
-    for processes in (1, 2):
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-        output = tmp_path / f"grads{processes}.pth"
-        folder = ["OUTPUT_DIR", tmp_path / f"out{processes}"]
-        call(repository, *torchrun, script, output, *opts, *frozen, *folder)
-        gradients.append(torch.load(output, weights_only=True))
-    one, two = gradients
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    args = [(tmp_path / name, *opts, *frozen, "OUTPUT_DIR", tmp_path) for name in ("one", "two")]
+    assert run_script(script, *args[0]).returncode == 0
+    result = run_process(*torchrun, script, *args[1])
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert one.keys() == two.keys()
     assert len(one) > 10
     for name in one:
@@ -84,17 +67,20 @@ def test_the_gradients_of_a_global_batch_are_the_same(repository, tmp_path, opts
         torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
 
 
-def test_two_processes_train_and_evaluate_as_one_does(repository, tmp_path, opts):
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one_does(tmp_path, opts):
     train_net = ["tools/train_net.py", "--config-file", "configs/DigitScenes/ml_gcn.yaml"]
-    run = tmp_path / "run"
-    short = ["SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", run]
-    call(repository, *train_net, "--num-gpus", 2, *opts, *short)
-    weights = ["--eval-only", "MODEL.WEIGHTS", run / "model_final.pth"]
+    short = ["SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path / "run"]
+    result = run_process(*train_net, "--num-gpus", 2, *opts, *short)
+    assert result.returncode == 0, result.stderr[-3000:]
+    weights = ["--eval-only", "MODEL.WEIGHTS", tmp_path / "run/model_final.pth"]
     results = []
     for processes in (1, 2):
         folder = tmp_path / f"eval{processes}"
         output = ["OUTPUT_DIR", folder]
-        call(repository, *train_net, "--num-gpus", processes, *weights, *opts, *output)
+        run = run_script if processes == 1 else run_process
+        result = run(*train_net, "--num-gpus", processes, *weights, *opts, *output)
+        assert result.returncode == 0, result.stderr[-3000:]
         results.append(folder / "inference" / "custom_test")
     one, two = [json.loads((folder / "metrics.json").read_text()) for folder in results]
     assert one["images"] == two["images"] == 13

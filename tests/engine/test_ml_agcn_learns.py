@@ -1,23 +1,18 @@
 """ML-AGCN learns DigitScenes, by command lines as a user would type them, in about a minute."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
+import pytest
 
 from ia_gcn.data.datasets import DIGIT_LABELS
+from tests.helpers.commands import run_process
 
 SCENES = 3000
 
 
-def run(repository, root, *command):
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(root)}
-    command = [sys.executable, *map(str, command)]
-    result = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
+def run(root, *command):
+    result = run_process(*command, DETECTRON2_DATASETS=root)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -33,9 +28,10 @@ def perfect_class_means(annotations):
     return present.T @ present / present.sum(axis=0)[:, None], present.mean()
 
 
-def test_ml_agcn_learns_digit_scenes(repository, tmp_path):
+@pytest.mark.slow
+def test_ml_agcn_learns_digit_scenes(tmp_path):
     run(
-        *(repository, tmp_path, "datasets/prepare_digit_scenes.py"),
+        *(tmp_path, "datasets/prepare_digit_scenes.py"),
         *("--train", SCENES, "--val", 300, "--root", tmp_path),
     )
     annotations = tmp_path / "digit_scenes/annotations/train.json"
@@ -43,7 +39,7 @@ def test_ml_agcn_learns_digit_scenes(repository, tmp_path):
     source = tmp_path / "label_embeddings.npz"
     np.savez(source, embeddings=embeddings.astype(np.float32), label_names=DIGIT_LABELS)
     run(
-        *(repository, tmp_path, "tools/train_net.py"),
+        *(tmp_path, "tools/train_net.py"),
         *("--config-file", "configs/DigitScenes/ml_agcn.yaml"),
         *("MODEL.DEVICE", "cpu", "MODEL.LABEL_EMBEDDINGS.SOURCE", source),
         *("SOLVER.MAX_EPOCHS", 6, "TEST.EVAL_EPOCHS", 0, "OUTPUT_DIR", tmp_path / "run"),

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 from functools import partial
@@ -29,6 +28,7 @@ from ia_gcn.errors import InputError
 from ia_gcn.evaluation import multi_label_metrics
 from ia_gcn.modeling.backbone import load_weights
 from ia_gcn.modeling.pooling import MeanROIPooler
+from tests.helpers.commands import run_process, run_script
 
 TINY_NETWORK = [
     *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
@@ -39,23 +39,12 @@ TINY_NETWORK = [
 TINY = ["--rounds", "2", "--threads", "1", "--batch", "1", "--size", "64"]
 
 
-@pytest.fixture
-def benchmark(repository):
-    """A function that runs the tool with these arguments and returns what subprocess does."""
-
-    def call(*args):
-        return subprocess.run(
-            [sys.executable, "-W", "ignore", "tools/benchmark.py", *args],
-            cwd=repository,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-
-    return call
+def benchmark(*args):
+    return run_process("-W", "ignore", "tools/benchmark.py", *args)
 
 
-def test_all_comparisons(benchmark, tmp_path):
+@pytest.mark.slow
+def test_all_comparisons(tmp_path):
     path = tmp_path / "new" / "model.json"
     options = ["--labels", "8", "--output", str(path)]
     result = benchmark("model", *TINY, *options, *TINY_NETWORK)
@@ -188,7 +177,8 @@ def test_what_has_no_room_is_not_run():
     assert found["not_run"] in text.splitlines()[-1]
 
 
-def test_evaluator_against_others(benchmark, tmp_path):
+@pytest.mark.slow
+def test_evaluator_against_others(tmp_path):
     path = tmp_path / "evaluator.json"
     options = ["--rounds", "1", "--sizes", "300x7", "--output", str(path)]
     result = benchmark("evaluator", *options)
@@ -219,7 +209,8 @@ def test_the_evaluator_says_what_it_needs(monkeypatch):
         next(evaluator.run_evaluator(None))
 
 
-def test_growth(benchmark, tmp_path):
+@pytest.mark.slow
+def test_growth(tmp_path):
     path = tmp_path / "scaling.json"
     growing = ["--labels", "5,20", "--regions", "3,6", "--batches", "1,2", "--output", str(path)]
     result = benchmark("scaling", *TINY, *growing, *TINY_NETWORK)
@@ -275,7 +266,8 @@ class ReadyFeatures(torch.nn.Module):
 DIGIT_SCENES = "configs/DigitScenes/ia_gcn_plus.yaml"
 
 
-def test_where_a_training_step_goes(benchmark, tmp_path):
+@pytest.mark.slow
+def test_where_a_training_step_goes(tmp_path):
     path = tmp_path / "profile.json"
     args = ("--config-file", DIGIT_SCENES, "--rounds", "2", "--threads", "1", "--batch", "2")
     result = benchmark("profile", *args, "--output", str(path))
@@ -388,18 +380,18 @@ def test_what_makes_no_difference_is_not_compared():
         (["scaling", "--only", "depth"], "--only depth: must be of labels, regions, batch"),
     ],
 )
-def test_what_cannot_be_run_is_refused_in_one_line(benchmark, args, message):
-    result = benchmark(*args)
+def test_what_cannot_be_run_is_refused_in_one_line(args, message):
+    result = run_script("tools/benchmark.py", *args)
     assert result.returncode == 1
-    line = result.stderr.strip().splitlines()[-1]
-    assert line.startswith("benchmark: ")
-    assert message in line
+    assert result.last_line.startswith("benchmark: ")
+    assert message in result.last_line
 
 
 # ------------------------------------------------------------------------------------ data loading
 
 
-def test_loading_is_compared_on_the_same_pixels(benchmark, tmp_path):
+@pytest.mark.slow
+def test_loading_is_compared_on_the_same_pixels(tmp_path):
     path = tmp_path / "loading.json"
     args = ("--num-images", "6", "--batch", "4", "--size", "96", "--rounds", "2")
     result = benchmark("loading", *args, "--output", str(path))

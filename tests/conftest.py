@@ -30,6 +30,15 @@ settings.load_profile("shared")
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220)}
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="what tests/gpu runs on (default cuda); cpu: to try these tests without a GPU",
+    )
+
+
 class TinyCoco(NamedTuple):
     """Where a data set was written; `label_names` is in the order of its category ids."""
 

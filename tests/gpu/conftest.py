@@ -1,7 +1,6 @@
 """What needs a GPU: `make test-gpu`. With --device cpu the same tests run without one."""
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -34,15 +33,20 @@ def _full_precision():
 
 
 @pytest.fixture(autouse=True)
-def _same_noise(monkeypatch):
-    """Noise is drawn on the CPU: a GPU's generator makes other numbers of the same seed."""
+def _same_random_numbers(monkeypatch):
+    """They are drawn on the CPU: a GPU's generator makes others of the same seed."""
 
-    @functools.wraps(torch.randn_like)
-    def randn_like(tensor, **options):
+    def randn_like(tensor):
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(tensor.shape, generator=generator).to(tensor).to(**options)
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
 
+    def randperm(n, *, device):
+        return torch_randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
+
+    torch_randperm = torch.randperm
+    # The region branch's noise, and the RPN's choice of anchors.
     monkeypatch.setattr(torch, "randn_like", randn_like)
+    monkeypatch.setattr(torch, "randperm", randperm)
 
 
 @pytest.fixture

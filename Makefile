@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := output/demo
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-slow test-gpu test-all lint format clean
 
 demo: .venv/installed
 	$(BIN)/python datasets/prepare_digit_scenes.py
@@ -11,8 +11,20 @@ demo: .venv/installed
 	$(BIN)/python tools/visualize_results.py $(DEMO)
 	$(BIN)/python tools/visualize_regions.py $(DEMO)
 
+# A worker a core, at most 8. What a worker is ahead of another, it takes from it.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: .venv/installed
+	$(PYTEST) -m "slow and not gpu"
+
+# One process: the tests share the GPU.
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest -m gpu
+
+test-all: test test-slow test-gpu
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ setup(
     extras_require={
         "bench": ["torchmetrics>=1.0"],
         "demo": ["gradio>=6.31"],
-        "dev": ["hypothesis", "pytest", "ruff"],
+        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
         # With torch 2.6 or later. To run what was exported, onnxruntime alone will do.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.6"],
     },

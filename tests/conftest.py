@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread a worker, and a process that a test starts; read when PyTorch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import io
 import json
+import sys
 from pathlib import Path
 from typing import List, NamedTuple
 
@@ -14,12 +21,22 @@ from PIL import Image
 
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
+from tests.helpers.commands import ROOT, load_command, own_log_handlers
 
 # On shared cores, how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220)}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="what tests/gpu runs on (default cuda); cpu: to try these tests without a GPU",
+    )
 
 
 class TinyCoco(NamedTuple):
@@ -126,6 +143,26 @@ def error_line():
     return call
 
 
+@pytest.fixture(scope="module")
+def tool(request):
+    """The module of the command that the test file's COMMAND names."""
+    return load_command(request.module.COMMAND)
+
+
+@pytest.fixture
+def main(request, tool, monkeypatch, capsys):
+    """A function that runs that command in this process: (exit status, stdout, stderr)."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", [request.module.COMMAND, *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with own_log_handlers():
+            status = tool.main()
+        return status, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _forget_data_sets():
     """What a test registers with detectron2's catalogs is gone after it."""
@@ -139,4 +176,4 @@ def _forget_data_sets():
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout, where configs/ and tools/ are."""
-    return Path(__file__).parent.parent
+    return ROOT

@@ -1,0 +1,91 @@
+"""Two processes on the CPU do what one does."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.commands import run_process, run_script
+
+# One step of training on a global batch of 4, by however many processes torchrun starts; the main
+# process saves the gradients. The norms are frozen: a batch norm sees its own process's images.
+STEP = """
+import sys
+import torch
+from detectron2.utils import comm
+from ia_gcn.engine import Trainer, launch, setup_cfg
+
+def main(output, opts):
+    cfg = setup_cfg("configs/DigitScenes/ml_gcn.yaml", opts)
+    cfg.freeze()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    batch = next(iter(trainer.data_loader))
+    assert len(batch) * comm.get_world_size() == 4
+    sum(trainer.model(batch).values()).backward()
+    model = getattr(trainer.model, "module", trainer.model)
+    if comm.is_main_process():
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        torch.save(grads, output)
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(launch(main, 1, args=(sys.argv[1], sys.argv[2:])))
+"""
+
+
+@pytest.fixture
+def opts(tiny_coco):
+    data = tiny_coco(13)
+    options = {
+        "DATASETS.CUSTOM.TRAIN": data.json_file,
+        "DATASETS.CUSTOM.TEST": data.json_file,
+        "DATASETS.CUSTOM.IMAGE_ROOT": data.image_root,
+        "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.IMAGE_SIZE": "(32, 32)",
+        "SOLVER.IMS_PER_BATCH": 4,
+        "TEST.IMS_PER_BATCH": 3,
+    }
+    return [str(item) for pair in options.items() for item in pair]
+
+
+def test_the_gradients_of_a_global_batch_are_the_same(tmp_path, opts):
+    script = tmp_path / "step.py"
+    script.write_text(STEP)
+    frozen = ["MODEL.RESNETS.NORM", "FrozenBN"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    args = [(tmp_path / name, *opts, *frozen, "OUTPUT_DIR", tmp_path) for name in ("one", "two")]
+    assert run_script(script, *args[0]).returncode == 0
+    result = run_process(*torchrun, script, *args[1])
+    assert result.returncode == 0, result.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert len(one) > 10
+    for name in one:
+        scale = float(one[name].abs().max())
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one_does(tmp_path, opts):
+    train_net = ["tools/train_net.py", "--config-file", "configs/DigitScenes/ml_gcn.yaml"]
+    short = ["SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", tmp_path / "run"]
+    result = run_process(*train_net, "--num-gpus", 2, *opts, *short)
+    assert result.returncode == 0, result.stderr[-3000:]
+    weights = ["--eval-only", "MODEL.WEIGHTS", tmp_path / "run/model_final.pth"]
+    results = []
+    for processes in (1, 2):
+        folder = tmp_path / f"eval{processes}"
+        output = ["OUTPUT_DIR", folder]
+        run = run_script if processes == 1 else run_process
+        result = run(*train_net, "--num-gpus", processes, *weights, *opts, *output)
+        assert result.returncode == 0, result.stderr[-3000:]
+        results.append(folder / "inference" / "custom_test")
+    one, two = [json.loads((folder / "metrics.json").read_text()) for folder in results]
+    assert one["images"] == two["images"] == 13
+    with np.load(results[0] / "predictions.npz") as a, np.load(results[1] / "predictions.npz") as b:
+        assert np.array_equal(a["image_ids"], b["image_ids"])
+        assert np.array_equal(a["targets"], b["targets"])
+        np.testing.assert_allclose(a["scores"], b["scores"], atol=1e-6)
+    assert one["mAP"] == pytest.approx(two["mAP"], abs=1e-6)

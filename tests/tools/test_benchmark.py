@@ -1,0 +1,434 @@
+"""tools/benchmark.py on networks and label graphs that take next to no time."""
+
+import json
+import os
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from benchmarks import evaluator, label_graph, loading, profiling, scaling
+from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
+from benchmarks.networks import (
+    RESNETS,
+    TRESNETS,
+    Network,
+    Recipe,
+    build_network,
+    infer,
+    train_step,
+)
+from detectron2.modeling.poolers import ROIPooler
+from PIL import Image
+
+from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
+from ia_gcn.errors import InputError
+from ia_gcn.evaluation import multi_label_metrics
+from ia_gcn.modeling.backbone import load_weights
+from ia_gcn.modeling.pooling import MeanROIPooler
+from tests.helpers.commands import run_process, run_script
+
+TINY_NETWORK = [
+    *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
+    *("MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.LABEL_HEAD.NUM_LABELS", "5"),
+    *("MODEL.LABEL_GCN.HIDDEN_DIMS", "(8, 8)", "MODEL.REGION_GCN.HIDDEN_DIMS", "(8, 8)"),
+    *("MODEL.TIMM.NAME", "test_resnet"),
+]
+TINY = ["--rounds", "2", "--threads", "1", "--batch", "1", "--size", "64"]
+
+
+def benchmark(*args):
+    return run_process("-W", "ignore", "tools/benchmark.py", *args)
+
+
+@pytest.mark.slow
+def test_all_comparisons(tmp_path):
+    path = tmp_path / "new" / "model.json"
+    options = ["--labels", "8", "--output", str(path)]
+    result = benchmark("model", *TINY, *options, *TINY_NETWORK)
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads(path.read_text())
+    assert content["machine"]["threads"] == 1
+    tables = {table["title"].partition(",")[0]: table["rows"] for table in content["tables"]}
+    names = ["torchvision", "timm", "LinearHead", "ML-GCN", "IA-GCN"]
+    names += ["IA-GCN, the zoo's RPN head", "IA-GCN, res5 on every region"]
+    for title in ("Inference", "Training step"):
+        rows = tables[f"{title}: ResNet-50"]
+        assert [row["name"] for row in rows] == names
+        assert all(row["regions"] == [40, 40] for row in rows[4:])
+        others = tables[f"{title}: test_resnet"]
+        assert [row["name"] for row in others] == ["timm", "LinearHead", "ML-AGCN"]
+        assert all(row["peak_bytes"] > row["step_bytes"] >= 0 for row in rows + others)
+    for network in ("LinearHead", "IA-GCN"):
+        plain, optimised = tables[f"Optimised inference of {network}: ResNet-50"]
+        assert optimised["max_difference"] < 1e-4
+        assert plain["logit_deviation"] > 0.01
+    graph = next(rows for title, rows in tables.items() if title.startswith("Label graph alone"))
+    assert all(row["peak_bytes"] > row["step_bytes"] >= 0 for row in graph)
+    for rows in tables.values():
+        assert rows[0]["ratio"] == 1
+        for row in rows:
+            assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+            assert row["ratio"] == pytest.approx(row["median_s"] / rows[0]["median_s"])
+            assert f"| {row['name']} " in result.stdout
+    assert "1.00" in result.stdout
+
+
+def test_what_is_compared_is_run_in_turn():
+    calls = []
+    seconds = measure({name: lambda n=name: calls.append(n) for name in "ab"}, 3, "test")
+    assert "".join(calls) == "abababab"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_ratios_are_of_medians():
+    rows = timed_rows({"a": [1.0, 2.0, 9.0], "b": [3.0, 3.0, 0.5]})
+    assert [row["median_s"] for row in rows] == [2.0, 3.0]
+    assert [row["ratio"] for row in rows] == [1.0, 1.5]
+    assert (rows[1]["min_s"], rows[1]["max_s"]) == (0.5, 3.0)
+
+
+@pytest.mark.parametrize("num_labels", [5, 40])
+def test_both_forms_of_the_label_graph_agree(num_labels):
+    problem = label_graph.make_graph_problem(num_labels)
+    head = problem.head.double()
+    problem = problem._replace(
+        head=head, x=problem.x.detach().double(), presence=problem.presence.detach().double()
+    )
+    rank_one, dense = (logits(problem) for logits in label_graph.FORMS.values())
+    torch.testing.assert_close(rank_one, dense, rtol=1e-10, atol=1e-10)
+
+
+def test_the_lcm_is_what_fill_would_make_of_the_counts():
+    graph = label_graph.make_graph_problem(30).head.label_graph
+    before = graph.lcm.clone()
+    graph.fill(graph.label_counts, graph.pair_counts, graph.embeddings)
+    torch.testing.assert_close(graph.lcm, before)
+
+
+def our_weights(peer, ours, folder):
+    """Give our network the weights of another library's."""
+    network, head = peer.model.network, ours.model.label_head.classifier
+    if ours.cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        torch.save(network.state_dict(), folder / "weights.pth")
+        path = str(folder / "weights.pth")
+        load_weights(ours.model.backbone.net, ours.cfg.MODEL.TIMM.NAME, path, {"in_chans": 3})
+    else:
+        state = convert_torchvision_resnet(network.state_dict())
+        classifier = {f"label_head.classifier.{k}": v for k, v in head.state_dict().items()}
+        ours.model.load_state_dict({**state, **classifier})
+    classifier = network.fc if hasattr(network, "fc") else network.get_classifier()
+    head.load_state_dict(classifier.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [(RESNETS, "torchvision"), (RESNETS, "timm"), (TRESNETS, "timm")],
+    ids=["torchvision's ResNet", "timm's ResNet", "timm's TResNet"],
+)
+def test_networks_of_other_libraries_do_the_same(family, name, tmp_path):
+    settings = (2, 64, ["MODEL.RESNETS.DEPTH", "50"])
+    peer, ours = (build_network(family[key], *settings) for key in (name, "LinearHead"))
+    our_weights(peer, ours, tmp_path)
+    for network in (peer, ours):
+        network.model.double()
+    assert infer(ours).std() > 0.1
+    torch.testing.assert_close(infer(peer), infer(ours), rtol=1e-6, atol=1e-8)
+    peer_loss, our_loss = (n.loss(n.model.train(), n.batch).double() for n in (peer, ours))
+    # timm's loss is of float32.
+    torch.testing.assert_close(peer_loss, our_loss, rtol=1e-5, atol=0)
+    for network in (peer, ours):
+        assert type(network.optimizer).__name__ == network.cfg.SOLVER.OPTIMIZER
+
+
+def test_memory_is_that_of_the_step():
+    found = measure_memory(1, partial, torch.ones, 50_000_000)
+    assert 200e6 <= found["step_bytes"] < 230e6
+    assert found["peak_bytes"] > 200e6 + found["step_bytes"]
+
+
+def prepare_with_leftovers():
+    """A step of 16 MB, after much that was allocated and freed in pieces as large."""
+    for _ in range(3):
+        pieces = [np.ones(2_000_000) for _ in range(10)]
+    # What lies above the freed ones keeps the C library from handing them back by itself.
+    return partial(np.add, pieces[-1], 1)
+
+
+def test_memory_that_was_freed_before_does_not_hide_that_of_the_step():
+    found = measure_memory(1, prepare_with_leftovers)
+    assert 15e6 < found["step_bytes"] < 30e6
+
+
+def test_memory_of_a_step_that_fails_is_an_error():
+    with pytest.raises(RuntimeError, match="negative"):
+        measure_memory(1, partial, torch.ones, -1)
+
+
+def test_what_has_no_room_is_not_run():
+    found = measure_memory(1, partial, torch.ones, 10**12)
+    assert "takes more memory than" in found["not_run"]
+    rows = timed_rows({"small": [1.0]}, {"large": found, "small": {"step_bytes": 4}})
+    assert [row["name"] for row in rows] == ["small", "large"]
+    assert rows[0]["step_bytes"] == 4
+    text = markdown(Table("Steps", rows))
+    assert found["not_run"] in text.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_evaluator_against_others(tmp_path):
+    path = tmp_path / "evaluator.json"
+    options = ["--rounds", "1", "--sizes", "300x7", "--output", str(path)]
+    result = benchmark("evaluator", *options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    tables = json.loads(path.read_text())["tables"]
+    assert len(tables) == 2
+    for table, ours in zip(tables, ["multi_label_metrics", "MultiLabelEvaluator"]):
+        assert [row["name"] for row in table["rows"]] == ["scikit-learn", "torchmetrics", ours]
+        for row in table["rows"]:
+            assert row["metric_difference"] < 1e-4
+            assert row["peak_bytes"] > row["step_bytes"] >= 0
+
+
+def test_measures_of_others_are_ours():
+    predictions = evaluator.random_predictions(1000, 20)
+    ours = multi_label_metrics(*predictions)
+    assert 20 < ours["mAP"] < 95
+    for prepares, settings in ((evaluator.WHOLE, ()), (evaluator.BATCHES, (16,))):
+        for name, prepare in prepares.items():
+            measures = prepare(predictions, *settings)()
+            for key in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"):
+                assert measures[key] == pytest.approx(ours[key], abs=1e-4), (name, key)
+
+
+def test_the_evaluator_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    with pytest.raises(InputError, match="pip install torchmetrics"):
+        next(evaluator.run_evaluator(None))
+
+
+@pytest.mark.slow
+def test_growth(tmp_path):
+    path = tmp_path / "scaling.json"
+    growing = ["--labels", "5,20", "--regions", "3,6", "--batches", "1,2", "--output", str(path)]
+    result = benchmark("scaling", *TINY, *growing, *TINY_NETWORK)
+    assert result.returncode == 0, result.stderr[-3000:]
+    tables = json.loads(path.read_text())["tables"]
+    pairs = [["5 labels", "20 labels"], ["3 regions", "6 regions"], ["1 images", "2 images"]]
+    names = [[row["name"] for row in table["rows"]] for table in tables]
+    assert names == [pair for pair in pairs for _ in range(2)]
+    for table in tables:
+        first, second = table["rows"]
+        assert "exponent" not in first
+        assert "exponent" in second
+        assert all(row["peak_bytes"] > row["step_bytes"] >= 0 for row in table["rows"])
+
+
+def test_growth_exponent():
+    rows = {10: {"median_s": 1.0}, 20: {"not_run": "no room"}, 100: {"median_s": 100.0}}
+    scaling.add_exponents(rows)
+    assert rows[100]["exponent"] == pytest.approx(2)
+    assert "exponent" not in rows[10]
+
+
+def test_heads_do_what_the_whole_network_does():
+    heads = scaling.build_heads(6, 4, batch=2, size=64, opts=TINY_NETWORK)
+    model = heads.model
+    for proposals in heads.proposals:
+        proposals.objectness_logits = torch.zeros(len(proposals))
+    images = [
+        {"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "proposals": proposals}
+        for proposals in heads.proposals
+    ]
+    logits = scaling.infer_heads(heads)
+    model.backbone = ReadyFeatures(heads.features.detach())
+    with torch.no_grad():
+        expected = torch.stack([output["logits"] for output in model(images)])
+    assert expected.std() > 0
+    torch.testing.assert_close(logits, expected)
+
+
+class ReadyFeatures(torch.nn.Module):
+    """A backbone that has seen the images already."""
+
+    size_divisibility = 0
+
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+
+    def forward(self, images):
+        return {"res5": self.features}
+
+
+DIGIT_SCENES = "configs/DigitScenes/ia_gcn_plus.yaml"
+
+
+@pytest.mark.slow
+def test_where_a_training_step_goes(tmp_path):
+    path = tmp_path / "profile.json"
+    args = ("--config-file", DIGIT_SCENES, "--rounds", "2", "--threads", "1", "--batch", "2")
+    result = benchmark("profile", *args, "--output", str(path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    now, before, steps = json.loads(path.read_text())["tables"]
+    for table in (now, before):
+        names = [row["name"] for row in table["rows"]]
+        assert names == [*profiling.PARTS, profiling.OPTIMIZER, profiling.REST]
+        assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
+        by_name = {row["name"]: row for row in table["rows"]}
+        for name in profiling.PARTS:
+            assert by_name[name]["forward_s"] > 0, name
+            assert by_name[name]["backward_s"] > 0, name
+    names = [row["name"] for row in steps["rows"]]
+    assert names == ["as it was", *profiling.BEFORE, "as it is"]
+    assert "profiler" not in result.stderr
+
+
+class Slow(torch.autograd.Function):
+    """Sleeps in both directions."""
+
+    @staticmethod
+    def forward(ctx, x, forward_s, backward_s):
+        ctx.backward_s = backward_s
+        time.sleep(forward_s)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(ctx.backward_s)
+        return gradient, None, None
+
+
+class SlowModule(torch.nn.Module):
+    def __init__(self, forward_s, backward_s, **children):
+        super().__init__()
+        self.seconds = forward_s, backward_s
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, x):
+        for child in self.children():
+            x = child(x)
+        return Slow.apply(x, *self.seconds)
+
+
+def test_the_time_of_a_step_is_the_parts_that_took_it():
+    heads = SlowModule(0.02, 0.06, pooler=SlowModule(0.08, 0.04))
+    model = SlowModule(0.03, 0.05, backbone=SlowModule(0.05, 0.09), roi_heads=heads)
+    weight = torch.ones(3, requires_grad=True)
+    network = Network(
+        None,
+        model,
+        None,
+        None,
+        lambda model, batch: model(weight * 2).sum(),
+        torch.optim.SGD([weight], lr=0.1),
+    )
+    found = profiling.profile_step(network)
+    expected = {
+        "backbone": (0.05, 0.09),
+        "ROIAlign": (0.08, 0.04),
+        "region weights and rough scores": (0.02, 0.06),
+        profiling.REST: (0.03, 0.05),
+    }
+    assert set(found) == {*expected, profiling.OPTIMIZER}
+    for name, (forward, backward) in expected.items():
+        # At least what was slept; all of it was, so none has what is another's.
+        assert found[name]["forward"] >= forward
+        assert found[name]["backward"] >= backward
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_what_it_was_before_does_the_same():
+    recipe = Recipe(os.path.abspath(DIGIT_SCENES))
+    networks = profiling.before_and_after(lambda: build_network(recipe, 2, 96, []))
+    forms = {
+        name: (type(network.model.roi_heads.pooler), network.optimizer.param_groups[0]["fused"])
+        for name, network in networks.items()
+    }
+    assert forms == {
+        "as it was": (ROIPooler, False),
+        "ROIAlign's mean as a matrix product": (MeanROIPooler, False),
+        "a fused optimizer": (ROIPooler, True),
+        "as it is": (MeanROIPooler, True),
+    }
+    losses = []
+    for network in networks.values():
+        network.model.train()
+        torch.manual_seed(0)
+        losses.append(network.loss(network.model, network.batch))
+        train_step(network)
+    torch.testing.assert_close(losses, losses[-1:] * 4, rtol=1e-5, atol=0)
+
+
+def test_what_makes_no_difference_is_not_compared():
+    recipe = Recipe(os.path.abspath(DIGIT_SCENES))
+    opts = ["SOLVER.OPTIMIZER", "SGD"]
+    networks = profiling.before_and_after(lambda: build_network(recipe, 1, 96, opts))
+    assert list(networks) == ["as it was", "as it is"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["profile", "--config-file", "configs/COCO/resnet101.yaml"], "not an InstanceAware"),
+        (["profile", "INPUT.IMAGE_SIZE", "[96, 64]"], "must be a square"),
+        (["model", "--only", "speed"], "--only speed: must be of inference"),
+        (["model", "MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
+        (["scaling", "--only", "depth"], "--only depth: must be of labels, regions, batch"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_line(args, message):
+    result = run_script("tools/benchmark.py", *args)
+    assert result.returncode == 1
+    assert result.last_line.startswith("benchmark: ")
+    assert message in result.last_line
+
+
+# ------------------------------------------------------------------------------------ data loading
+
+
+@pytest.mark.slow
+def test_loading_is_compared_on_the_same_pixels(tmp_path):
+    path = tmp_path / "loading.json"
+    args = ("--num-images", "6", "--batch", "4", "--size", "96", "--rounds", "2")
+    result = benchmark("loading", *args, "--output", str(path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads(path.read_text())
+    assert content["machine"]["threads"] == 1
+    assert [t["title"].partition(":")[0] for t in content["tables"]] == [
+        "Training view",
+        "Test view",
+    ]
+    for table in content["tables"]:
+        peer, own, floats, tensors, before, decoding = table["rows"]
+        assert own["name"] == "ia_gcn"
+        assert peer["speed"] == 1
+        for row in table["rows"]:
+            assert 0 < row["min_per_second"] <= row["per_second"] <= row["max_per_second"]
+            assert row["speed"] == pytest.approx(row["per_second"] / peer["per_second"])
+            assert f"| {row['name']} " in result.stdout
+            assert row["peak_bytes"] > row["step_bytes"] >= 0
+        for row in (own, tensors):
+            assert row["level_difference"] <= 1
+            assert row["differing_share"] < 0.02
+        assert "level_difference" not in {**peer, **floats, **before, **decoding}
+
+
+def test_rates_are_of_medians():
+    rows = loading.rate_rows({"a": [1.0, 2.0, 9.0], "b": [4.0, 4.0, 5.0]}, 20)
+    assert [row["per_second"] for row in rows] == [10, 5]
+    assert [row["speed"] for row in rows] == [1, 0.5]
+    assert (rows[0]["min_per_second"], rows[0]["max_per_second"]) == (20 / 9, 20)
+
+
+def test_photos_are_images_that_differ(tmp_path):
+    files = loading.write_photos(tmp_path, 8)
+    pixels = [np.asarray(Image.open(file)) for file in files]
+    assert {p.shape[:2] for p in pixels} == set(loading.PHOTO_SIZES)
+    assert len({p.tobytes() for p in pixels}) == 8
+    assert all(p.std() > 30 for p in pixels)
+    again = loading.write_photos(tmp_path, 8)
+    assert [np.asarray(Image.open(f)).tobytes() for f in again] == [p.tobytes() for p in pixels]

@@ -43,6 +43,7 @@ PAGE = Path(__file__).parent / "report_page"
 
 def render_report(
     predictions: Predictions,
+    data_set: str,
     facts: Mapping[str, str],
     *,
     threshold: float = 0.5,
@@ -58,7 +59,8 @@ def render_report(
 
     Args:
         predictions: as `read_predictions` returns them.
-        facts: what was evaluated, by what it is called, such as "Data set" and "Checkpoint".
+        data_set: its name, for the title.
+        facts: what else is to be said of the evaluation, such as {"Checkpoint": path}.
         threshold, top_k, eleven_point: see `summarize`.
         find_file: the file of an image by its id, local or of a kind that PathManager knows; None
             where it is not known. What can't be read is left out.
@@ -73,6 +75,7 @@ def render_report(
     mistakes = measures.wrong + measures.missed
     per_image = measures.positives.sum() / max(1, len(image_ids))
     page = {
+        "data_set": data_set,
         "facts": {
             **facts,
             "Images": len(image_ids),

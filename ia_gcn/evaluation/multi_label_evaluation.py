@@ -142,12 +142,18 @@ class MultiLabelEvaluator(DatasetEvaluator):
         from .html_report import render_report
 
         facts = {
-            "Data set": self._dataset_name,
             **self._facts,
             "Date": datetime.now().astimezone().isoformat(" ", "minutes"),
         }
         files = dict(zip(predictions.image_ids.tolist(), file_names))
-        page = render_report(predictions, facts, top_k=self._top_k, find_file=files.get, **settings)
+        page = render_report(
+            predictions,
+            self._dataset_name,
+            facts,
+            top_k=self._top_k,
+            find_file=files.get,
+            **settings,
+        )
         path = os.path.join(self._output_dir, "report.html")
         with write_atomically(path) as file:
             file.write(page.encode("utf-8", "replace"))

@@ -15,6 +15,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ia_gcn", "ia_gcn.*"]),
+    package_data={"ia_gcn.evaluation": ["report_page/*"]},
     python_requires=">=3.9",
     # detectron2 is not on PyPI: keep the build you have, or run tools/install_detectron2.py.
     install_requires=[
@@ -28,6 +29,7 @@ setup(
         "matplotlib>=3.6",
         "fvcore>=0.1.5",
         "iopath>=0.1.7",
+        "Jinja2>=3.0",
         "pycocotools>=2.0.2",
         "safetensors>=0.4",
         "simplejpeg>=1.7",

@@ -221,6 +221,9 @@ def _add_training_keys(cfg: CN) -> None:
     # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in
     # memory: the same scores within rounding, sooner.
     cfg.TEST.OPTIMIZE_MODEL = False
+    # Write report.html, a page for a browser, beside metrics.json: with --eval-only and at the last
+    # evaluation of a training.
+    cfg.TEST.REPORT = True
     # With TEST.AUG.ENABLED, detectron2's, --eval-only takes the mean of the logits over views of
     # each image: at INPUT.IMAGE_SIZE times each of these, from the file, and with TEST.AUG.FLIP
     # each of them mirrored too. detectron2's MIN_SIZES and MAX_SIZE have no effect.

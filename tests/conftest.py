@@ -119,6 +119,7 @@ def make_cfg(tiny_coco, repository, monkeypatch, tmp_path):
             "SOLVER.MAX_ITER": 7,
             "TEST.EVAL_EPOCHS": 0,
             "TEST.EVAL_PERIOD": 2,
+            "TEST.REPORT": False,
             "OUTPUT_DIR": str(tmp_path / name),
         }
         flat = [item for pair in options.items() for item in pair]

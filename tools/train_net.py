@@ -64,7 +64,12 @@ def evaluate(cfg, resume: bool) -> None:
         model = optimize_for_inference(model)
     if label_names != trained:
         model = SelectLabels(model, chosen)
-    Trainer.test(with_num_labels(cfg, len(label_names)), model)
+    cfg = with_num_labels(cfg, len(label_names))
+    cfg.defrost()
+    # Of the last checkpoint, --resume knows the path.
+    cfg.MODEL.WEIGHTS = path
+    cfg.freeze()
+    Trainer.test(cfg, model)
 
 
 def with_num_labels(cfg, num_labels: int):

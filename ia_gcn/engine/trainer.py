@@ -136,9 +136,14 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         # Of use for figures to report; while training goes on, it would only take longer.
         cfg.TEST.AUG.ENABLED = False
+        cfg.TEST.EMA = False
+        cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+        # Of the last evaluation alone, whose weights are kept under that name.
+        cfg.TEST.REPORT = cfg.TEST.REPORT and self.iter + 1 >= self.max_iter
         results = self.test(cfg, self.model)
         if self.ema:
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
+            cfg.TEST.EMA = True
             results = {**results, "ema": self.test(cfg, self.ema.module)}
         self._last_eval_results = results
         return results
@@ -189,7 +194,24 @@ class Trainer(DefaultTrainer):
             threshold=cfg.TEST.THRESHOLD,
             top_k=cfg.TEST.TOP_K or None,
             eleven_point=cfg.TEST.ELEVEN_POINT_AP,
+            report=describe_model(cfg) if cfg.TEST.REPORT else None,
         )
+
+
+def describe_model(cfg: CfgNode) -> Dict[str, str]:
+    """What a report says of the model that is evaluated: MODEL.WEIGHTS is its checkpoint."""
+    backbone = cfg.MODEL.BACKBONE.NAME
+    if backbone == "build_timm_backbone":
+        backbone = cfg.MODEL.TIMM.NAME
+    ema = " (EMA of the weights)" if cfg.TEST.EMA else ""
+    views = len(cfg.TEST.AUG.SCALES) * (1 + cfg.TEST.AUG.FLIP) if cfg.TEST.AUG.ENABLED else 1
+    return {
+        "Model": f"{cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.LABEL_HEAD.NAME}",
+        "Backbone": backbone,
+        "Checkpoint": f"{cfg.MODEL.WEIGHTS}{ema}",
+        "Image size": " × ".join(map(str, cfg.INPUT.IMAGE_SIZE)),
+        "Views of an image": str(views),
+    }
 
 
 def check_labels(cfg: CfgNode) -> List[str]:

@@ -5,7 +5,30 @@ Pure functions of numpy arrays. n is the number of images, C the number of label
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+
+
+class LabelMeasures(NamedTuple):
+    """What each label comes to at a threshold, (C,) each.
+
+    NaN for a label without positives, but for the counts. The precision of a label that is never
+    predicted counts as 0.
+    """
+
+    precision: np.ndarray
+    """float64, percent."""
+    recall: np.ndarray
+    """float64, percent."""
+    f1: np.ndarray
+    """float64, percent."""
+    positives: np.ndarray
+    """int64, images that have the label."""
+    wrong: np.ndarray
+    """int64, images that have not, and in which it is predicted."""
+    missed: np.ndarray
+    """int64, images that have the label, and in which it is not predicted."""
 
 
 def multi_label_metrics(
@@ -79,6 +102,25 @@ def multi_label_metrics(
         "OF1": 100 * _f1(op, or_),
         "AP": 100 * ap,
     }
+
+
+def label_measures(scores: np.ndarray, targets: np.ndarray, threshold: float) -> LabelMeasures:
+    """Precision, recall and F1 of each label where it is predicted from `threshold` on.
+
+    Args, Raises: as :func:`multi_label_metrics`; ignored entries count nowhere.
+    """
+    scores, positive = check_predictions(scores, targets, ndim=2)
+    predicted = scores >= np.array([threshold], np.float64)
+    n_correct = (predicted & positive).sum(axis=0)
+    n_predicted, n_present = predicted.sum(axis=0), positive.sum(axis=0)
+    ratios = (
+        _ratio(n_correct, n_predicted),
+        _ratio(n_correct, n_present),
+        _ratio(2 * n_correct, n_predicted + n_present),
+    )
+    precision, recall, f1 = (np.where(n_present, 100 * ratio, np.nan) for ratio in ratios)
+    wrong, missed = n_predicted - n_correct, n_present - n_correct
+    return LabelMeasures(precision, recall, f1, n_present, wrong, missed)
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: bool = False) -> float:

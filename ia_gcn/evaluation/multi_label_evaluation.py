@@ -7,7 +7,8 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from typing import Dict, List
+from datetime import datetime
+from typing import Dict, List, Mapping
 
 import numpy as np
 from detectron2.evaluation import DatasetEvaluator
@@ -15,6 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data import get_label_names
+from ..io.files import write_atomically
+from .predictions import Predictions
 from .report import average_precision_table, labels_without_positives, summarize, summary_table
 
 logger = logging.getLogger(__name__)
@@ -27,7 +30,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
         metrics.json: mAP, CP, CR, CF1, OP, OR, OF1 and the same for the top k, the AP of every
             label by name (null without positives), the number of images and the settings;
         predictions.npz: image_ids (n,), sorted; scores (n, C) float32; targets (n, C) int8 in
-            {1, 0, -1 = ignored}; label_names (C,).
+            {1, 0, -1 = ignored}; label_names (C,);
+        report.html, where it is asked for: see `render_report`.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         threshold: float = 0.5,
         top_k: int | None = 3,
         eleven_point: bool = False,
+        report: Mapping[str, str] | None = None,
     ):
         """
         Args:
@@ -45,23 +50,31 @@ class MultiLabelEvaluator(DatasetEvaluator):
             output_dir: None writes no files.
             threshold, eleven_point: see `multi_label_metrics`.
             top_k: k of the further six figures; None leaves them out.
+            report: what report.html is to say of the model beside the data set and the date, such
+                as {"Checkpoint": path}; None writes no report.
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
         self._threshold = threshold
         self._top_k = top_k
         self._eleven_point = eleven_point
+        self._facts = report
         self.reset()
 
     def reset(self):
         self._image_ids: List = []
+        self._file_names: List[str | None] = []
         self._scores: List[np.ndarray] = []
         self._targets: List[np.ndarray] = []
 
     def process(self, inputs: List[Dict], outputs: List[Dict]) -> None:
-        """Keep `scores` of the outputs, and `labels` and `image_id` of the inputs."""
+        """Keep `scores` of the outputs, and `labels`, `image_id` and `file_name` of the inputs.
+
+        Without `file_name`, which not all inputs have, the report shows no image.
+        """
         for image, output in zip(inputs, outputs):
             self._image_ids.append(image["image_id"])
+            self._file_names.append(image.get("file_name"))
             self._scores.append(output["scores"].float().cpu().numpy())
             self._targets.append(image["labels"].numpy().astype(np.int8))
 
@@ -75,14 +88,16 @@ class MultiLabelEvaluator(DatasetEvaluator):
         shape = (len(self._image_ids), len(label_names))
         scores = np.array(self._scores, dtype=np.float32).reshape(shape)
         targets = np.array(self._targets, dtype=np.int8).reshape(shape)
-        gathered = comm.gather((self._image_ids, scores, targets))
+        gathered = comm.gather((self._image_ids, self._file_names, scores, targets))
         if not comm.is_main_process():
             return None
-        image_ids = np.array([image_id for ids, _, _ in gathered for image_id in ids])
+        image_ids = np.array([image_id for ids, *_ in gathered for image_id in ids])
+        file_names = [name for _, names, *_ in gathered for name in names]
         # Sorted, so that neither the processes nor the order of the files make a difference.
         image_ids, first = np.unique(image_ids, return_index=True)
-        scores = np.concatenate([scores for _, scores, _ in gathered])[first]
-        targets = np.concatenate([targets for _, _, targets in gathered])[first]
+        file_names = [file_names[i] for i in first]
+        scores = np.concatenate([scores for *_, scores, _ in gathered])[first]
+        targets = np.concatenate([targets for *_, targets in gathered])[first]
 
         settings = {"threshold": self._threshold, "eleven_point": self._eleven_point}
         summary, ap = summarize(scores, targets, self._top_k, **settings)
@@ -90,6 +105,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._report(summary, per_label, len(image_ids))
         if self._output_dir:
             self._write(summary, per_label, settings, image_ids, scores, targets)
+        if self._output_dir and self._facts is not None:
+            predictions = Predictions(image_ids, scores, targets, label_names)
+            self._write_html(predictions, settings, file_names)
         return OrderedDict(multi_label=summary)
 
     def _report(self, summary: Dict, per_label: Dict[str, float], num_images: int) -> None:
@@ -118,6 +136,28 @@ class MultiLabelEvaluator(DatasetEvaluator):
                 targets=targets,
                 label_names=np.array(list(per_label)),
             )
+
+    def _write_html(self, predictions: Predictions, settings, file_names) -> None:
+        # It takes matplotlib, which nothing else in an evaluation does.
+        from .html_report import render_report
+
+        facts = {
+            **self._facts,
+            "Date": datetime.now().astimezone().isoformat(" ", "minutes"),
+        }
+        files = dict(zip(predictions.image_ids.tolist(), file_names))
+        page = render_report(
+            predictions,
+            self._dataset_name,
+            facts,
+            top_k=self._top_k,
+            find_file=files.get,
+            **settings,
+        )
+        path = os.path.join(self._output_dir, "report.html")
+        with write_atomically(path) as file:
+            file.write(page.encode("utf-8", "replace"))
+        logger.info(f"Report: {path}")
 
 
 def _nan_to_none(value):

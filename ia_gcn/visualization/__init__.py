@@ -1,5 +1,11 @@
 from .label_graph import plot_label_graph
-from .measures import plot_precision_recall, plot_reliability
+from .measures import (
+    draw_confusions,
+    draw_precision_recall,
+    draw_reliability,
+    plot_precision_recall,
+    plot_reliability,
+)
 from .prediction_sheet import draw_prediction_sheet
 from .regions import (
     Recognition,
@@ -9,13 +15,17 @@ from .regions import (
     region_light,
     thumbnail,
 )
+from .style import to_svg
 from .training_curve import plot_training_curve, read_training_log
 
 __all__ = [
     "Recognition",
+    "draw_confusions",
+    "draw_precision_recall",
     "draw_prediction_sheet",
     "draw_recognition",
     "draw_region_sheet",
+    "draw_reliability",
     "labels_to_show",
     "plot_label_graph",
     "plot_precision_recall",
@@ -24,4 +34,5 @@ __all__ = [
     "read_training_log",
     "region_light",
     "thumbnail",
+    "to_svg",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .style import shorten
@@ -62,8 +63,9 @@ def draw_heat_map(axes, values: np.ndarray, top: float | None = None) -> None:
     """White at 0 to dark blue at `top`, the highest value unless given; grey where NaN."""
     if top is None:
         top = np.nanmax(values, initial=0.0) or 1.0
-    axes.set_facecolor("0.85")
-    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=top)
+    # Not the background's, which an SVG leaves out.
+    colours = colormaps["Blues"].with_extremes(bad="0.85")
+    image = axes.imshow(values, cmap=colours, vmin=0, vmax=top)
     bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, aspect=24)
     bar.ax.tick_params(labelsize=8)
     if len(values) <= MAX_NUMBERED_LABELS:

@@ -48,6 +48,7 @@ def options(tiny_coco, checkpoint, tmp_path):
             "DATASETS.CUSTOM.IMAGE_ROOT": data.image_root,
             "DATALOADER.NUM_WORKERS": 0,
             "INPUT.IMAGE_SIZE": "(32, 32)",
+            "TEST.REPORT": name == "resumed",
             "OUTPUT_DIR": tmp_path / name,
         }
         values.update(changes)
@@ -222,6 +223,8 @@ def test_resume_takes_the_last_checkpoint(evaluate, checkpoint, csv_file, tmp_pa
         status, line, predictions = evaluate("resumed", changes, "--resume")
         assert status == 0, line
         assert predictions["label_names"].tolist() == COLOURS
+    (report,) = folder.glob("inference/*/report.html")
+    assert str(folder / "model_0000009.pth") in report.read_text("utf-8")
 
 
 def test_a_bare_state_dict_has_the_data_sets_labels(evaluate, checkpoint):

@@ -89,7 +89,8 @@ def test_an_image_that_two_processes_have_counts_once(data_set, predictions, mon
     def part(indices):
         ids, scores, targets = predictions
         indices = list(indices)
-        return [ids[i] for i in indices], scores[indices], targets[indices]
+        files = [None] * len(indices)
+        return [ids[i] for i in indices], files, scores[indices], targets[indices]
 
     parts = [part(range(18)), part(range(12, 30))]
     monkeypatch.setattr(comm, "gather", lambda data: parts)

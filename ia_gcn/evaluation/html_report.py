@@ -1,0 +1,229 @@
+"""The report of an evaluation: one HTML file, which needs nothing but a browser.
+
+n is the number of images, C the number of labels.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import math
+import os
+import re
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Callable, Dict, List, Mapping
+
+import jinja2
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..io.images import UnreadableImage, decode_image, upright_8_bit
+from ..visualization import draw_confusions, draw_precision_recall, draw_reliability, to_svg
+from .calibration import measure_calibration
+from .confusion import confused_pairs, count_confusions
+from .metrics import LabelMeasures, label_measures
+from .operating_points import best_f1_points, interpolated_precision
+from .predictions import Predictions
+from .report import SUMMARY, summarize
+
+# Limits of what is shown, so that the page stays small whatever the number of labels.
+MAX_LABELS_WITH_IMAGES = 20
+IMAGES_IN_A_GROUP = 3
+MAX_PAIRS = 20
+MAX_LABELS_IN_HEAT_MAP = 20
+# The longer side of an image in pixels.
+THUMBNAIL_SIZE = 128
+
+PAGE = Path(__file__).parent / "report_page"
+
+
+def render_report(
+    predictions: Predictions,
+    data_set: str,
+    facts: Mapping[str, str],
+    *,
+    threshold: float = 0.5,
+    top_k: int | None = 3,
+    eleven_point: bool = False,
+    find_file: Callable[[object], str | None] = lambda image_id: None,
+) -> str:
+    """The report of an evaluation as an HTML page.
+
+    It has all measures, those of each label, figures of precision against recall and of
+    calibration, the pairs of labels that are confused most, and, for the labels with the most wrong
+    decisions, images. It loads nothing from elsewhere. Names are text in it, whatever they are.
+
+    Args:
+        predictions: as `read_predictions` returns them.
+        data_set: its name, for the title.
+        facts: what else is to be said of the evaluation, such as {"Checkpoint": path}.
+        threshold, top_k, eleven_point: see `summarize`.
+        find_file: the file of an image by its id, local or of a kind that PathManager knows; None
+            where it is not known. What can't be read is left out.
+    """
+    image_ids, scores, targets, names = predictions
+    # XML, of which the figures are, has no such characters, and UTF-8 no halves of a pair.
+    names = [re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", name) for name in names]
+    predictions = predictions._replace(label_names=names)
+    summary, ap = summarize(scores, targets, top_k, threshold=threshold, eleven_point=eleven_point)
+    measures = label_measures(scores, targets, threshold)
+    calibration = measure_calibration(scores, targets)
+    mistakes = measures.wrong + measures.missed
+    per_image = measures.positives.sum() / max(1, len(image_ids))
+    page = {
+        "data_set": data_set,
+        "facts": {
+            **facts,
+            "Images": len(image_ids),
+            "Labels": len(names),
+            "Labels per image": f"{per_image:.2f}",
+            "Threshold": f"{threshold:g} (a label is predicted from this probability on)",
+            "Average precision": "VOC 2007, 11 points" if eleven_point else "all points",
+        },
+        "highlights": [
+            ("mAP", summary["mAP"]),
+            ("CF1", summary["CF1"]),
+            ("OF1", summary["OF1"]),
+            ("ECE", calibration.error),
+        ],
+        "columns": ["mAP", *SUMMARY],
+        "rows": _summary_rows(summary, top_k),
+        "top_k": top_k,
+        "decisions": int(calibration.count.sum()),
+        "mistakes": int(mistakes.sum()),
+        "without_positives": [name for name, value in zip(names, ap) if math.isnan(value)],
+        "precision_recall": _data_uri(
+            draw_precision_recall(interpolated_precision(scores, targets), ap, names)
+        ),
+        "reliability": _data_uri(draw_reliability(calibration)),
+        "labels": _label_rows(predictions, ap, measures),
+        "examples": _examples(predictions, ap, mistakes, threshold, find_file),
+        "names": names,
+        "pairs": confused_pairs(scores, targets, threshold, MAX_PAIRS),
+    }
+    if page["pairs"]:
+        frequent = np.argsort(-measures.positives, kind="stable")[:MAX_LABELS_IN_HEAT_MAP]
+        page["frequent"] = len(frequent)
+        page["confusions"] = _data_uri(_confusion_map(predictions, threshold, np.sort(frequent)))
+    style, script = ((PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["figure"] = _figure
+    template = environment.from_string((PAGE / "page.html").read_text("utf-8"))
+    return template.render(page, style=style, script=script, script_hash=_hash(script))
+
+
+def _summary_rows(summary: Dict[str, float], top_k: int | None) -> List:
+    rows = [("all labels", [summary[key] for key in ("mAP", *SUMMARY)])]
+    if top_k:
+        # mAP has no threshold, and so no top k.
+        top = [summary[f"{key}_top{top_k}"] for key in SUMMARY]
+        rows.append((f"top {top_k}", [math.nan, *top]))
+    return rows
+
+
+def _label_rows(predictions: Predictions, ap: np.ndarray, measures: LabelMeasures) -> List:
+    """For each label: its name, positives, AP, P, R, F1, threshold, F1 there, and ECE."""
+    _, scores, targets, names = predictions
+    points = best_f1_points(scores, targets)
+    errors = [measure_calibration(scores[:, [i]], targets[:, [i]]).error for i in range(len(names))]
+    columns = (ap, measures.precision, measures.recall, measures.f1)
+    columns += (points.threshold, points.f1, np.array(errors))
+    return list(zip(names, measures.positives.tolist(), *(column.tolist() for column in columns)))
+
+
+def _confusion_map(predictions: Predictions, threshold: float, labels: np.ndarray) -> Figure:
+    confusions = count_confusions(
+        predictions.scores, predictions.targets, threshold, labels, labels
+    )
+    rates = np.full(confusions.images.shape, np.nan)
+    np.divide(confusions.wrong, confusions.images, out=rates, where=confusions.images > 0)
+    return draw_confusions(rates, [predictions.label_names[i] for i in labels])
+
+
+def _examples(predictions, ap, mistakes, threshold, find_file) -> List[Dict]:
+    """The labels with the most mistakes, each with groups of images that could be read."""
+    image_ids, scores, targets, names = predictions
+    read = lru_cache(maxsize=None)(_read_thumbnail)
+    examples = []
+    for label in np.argsort(-mistakes, kind="stable")[:MAX_LABELS_WITH_IMAGES]:
+        groups = []
+        for title, chosen in _choose_images(scores[:, label], targets[:, label]):
+            images = []
+            for i in chosen:
+                image_id = image_ids[i].item()
+                file_name = find_file(image_id)
+                thumbnail = read(file_name) if file_name else None
+                if thumbnail:
+                    predicted = float(scores[i, label]) >= threshold
+                    images.append(
+                        {
+                            "source": thumbnail,
+                            "score": float(scores[i, label]),
+                            "verdict": _verdict(predicted, targets[i, label] == 1),
+                            "name": f"{os.path.basename(file_name)} (image {image_id})",
+                        }
+                    )
+            if images:
+                groups.append((title, images))
+        if groups:
+            examples.append({"name": names[label], "ap": float(ap[label]), "groups": groups})
+    return examples
+
+
+def _choose_images(scores: np.ndarray, targets: np.ndarray) -> List:
+    """Of one label: the images of three groups, as titles and indices; the most telling first."""
+    falling = np.argsort(-scores, kind="stable")
+    present, absent = falling[targets[falling] == 1], falling[targets[falling] == 0]
+    best = present[:IMAGES_IN_A_GROUP]
+    worst = present[len(best) :][::-1][:IMAGES_IN_A_GROUP]
+    return [
+        ("Present, highest probability", best),
+        ("Present, lowest probability", worst),
+        ("Absent, highest probability", absent[:IMAGES_IN_A_GROUP]),
+    ]
+
+
+def _verdict(predicted: bool, present: bool) -> str:
+    if predicted:
+        return "found" if present else "wrong"
+    return "missed" if present else "rejected"
+
+
+def _read_thumbnail(file_name: str) -> str | None:
+    """An image as a small JPEG in a data URI; None where it can't be read."""
+    size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+
+    def shrink(image: Image.Image) -> Image.Image:
+        # A JPEG is decoded at an eighth to the whole of its size: as little as will do.
+        image.draft("RGB", size)
+        image = upright_8_bit(image).convert("RGB")
+        image.thumbnail(size)
+        return image
+
+    try:
+        image = decode_image(file_name, shrink, partial(PathManager.open, mode="rb"))
+    except UnreadableImage:
+        return None
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _data_uri(figure: Figure) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(to_svg(figure)).decode()}"
+
+
+def _hash(script: str) -> str:
+    """By which the page's policy knows its own script: no other one is run."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _figure(value: float, decimals: int = 2) -> str:
+    """A number in a table; a dash where there is none."""
+    return "–" if math.isnan(value) else f"{value:.{decimals}f}"

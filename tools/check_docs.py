@@ -115,8 +115,9 @@ def braces(text: str) -> List[str]:
 
 
 def matches(pattern: str) -> List[str]:
-    """The repository's files of a path, in which * and $name stand for anything."""
-    return glob.glob(str(ROOT / re.sub(r"\$\w+", "*", pattern)))
+    """The repository's files of a shell's pattern, in which $name stands for anything."""
+    patterns = braces(re.sub(r"\$\w+", "*", pattern))
+    return [path for one in patterns for path in glob.glob(str(ROOT / one))]
 
 
 def commands(script: str) -> Iterator[List[str]]:

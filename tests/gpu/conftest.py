@@ -32,9 +32,9 @@ def _full_precision():
         yield
 
 
-@pytest.fixture(autouse=True)
-def _same_random_numbers(monkeypatch):
-    """They are drawn on the CPU: a GPU's generator makes others of the same seed."""
+@pytest.fixture
+def same_random_numbers(monkeypatch):
+    """A step's are drawn on the CPU: a GPU's generator makes others of the same seed."""
 
     def randn_like(tensor):
         generator = torch.Generator().manual_seed(0)

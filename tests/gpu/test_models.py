@@ -6,6 +6,7 @@ from detectron2.utils.events import EventStorage
 
 from tests.helpers.models import CONFIGS, build_model, make_samples
 
+pytestmark = pytest.mark.usefixtures("same_random_numbers")
 LOW = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 # Values of loss functions of 8 and 10 bits' precision, of networks of a dozen layers.
 TOLERANCE = 0.1

@@ -88,7 +88,7 @@ def run_process(*command, cwd: Path = ROOT, **env) -> Outcome:
         env={key: str(value) for key, value in environment.items() if value is not None},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)

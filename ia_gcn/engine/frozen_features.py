@@ -79,17 +79,22 @@ def _pick(values: torch.Tensor | None, images) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def extract_features(model: MultiLabelRecognizer, batches: Iterable[List[Dict]]) -> FrozenFeatures:
+def extract_features(
+    model: MultiLabelRecognizer,
+    batches: Iterable[List[Dict]],
+    in_features: Sequence[str] | None = None,
+) -> FrozenFeatures:
     """The features of all images of a data loader, in its order.
 
     Args:
         model: with the network; of its heads, only which feature maps they read has an effect.
         batches: of a test loader, whose samples have `labels`. All images have one size.
+        in_features: names of the feature maps; None: those that the model's label head reads.
     """
     model.eval()
     parts = []
     for inputs in batches:
-        features, _ = model.extract_features(inputs)
+        features, _ = model.extract_features(inputs, in_features)
         parts.append(FrozenFeatures(features._replace(proposals=None), model.targets(inputs)))
     features, targets = zip(*parts)
     maps, masks, *rest = zip(*features)

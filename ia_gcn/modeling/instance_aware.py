@@ -6,7 +6,7 @@ B, C, N and K are the numbers of images, labels, regions and of channels of a re
 from __future__ import annotations
 
 import copy
-from typing import Dict, FrozenSet, List, Tuple
+from typing import Dict, FrozenSet, List, Sequence, Tuple
 
 import torch
 from detectron2.config import configurable
@@ -98,6 +98,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         fuses_graph = global_weight < 1 and not individual
         graph_users = ret["context"] | ({"label_graph"} if fuses_graph else set())
         shape = ret["backbone"].output_shape()
+        proposal_generator = build_proposal_generator(cfg, shape)
         roi_heads = build_roi_heads(cfg, shape)
         if cfg.MODEL.REGION_BRANCH.RES5:
             # It starts as the backbone's own and is trained apart from it.
@@ -105,7 +106,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         return {
             **ret,
             "label_graph": build_label_graph(cfg, graph_users),
-            "proposal_generator": build_proposal_generator(cfg, shape),
+            "proposal_generator": proposal_generator,
             "freeze_proposals": cfg.MODEL.RPN.FROZEN,
             "roi_heads": roi_heads,
             "region_gcn": RegionGCN(cfg) if global_weight < 1 else None,
@@ -154,13 +155,13 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         return super().forward(batched_inputs)
 
     def extract_features(
-        self, batched_inputs: List[Dict]
+        self, batched_inputs: List[Dict], in_features: Sequence[str] | None = None
     ) -> Tuple[ImageFeatures, Dict[str, torch.Tensor]]:
         """As `MultiLabelRecognizer` does, with regions; the losses are those of a trained RPN."""
         images = self.preprocess_image(batched_inputs)
         maps = self.backbone(images.tensor)
         proposals, losses = self.propose_regions(images, maps, batched_inputs)
-        features = self.collect_features(maps, images.image_sizes, batched_inputs)
+        features = self.collect_features(maps, images.image_sizes, batched_inputs, in_features)
         regions, valid = self.roi_heads.region_features(maps, proposals)
         return features._replace(regions=regions, valid=valid, proposals=proposals), losses
 

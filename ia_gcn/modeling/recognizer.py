@@ -146,15 +146,24 @@ class MultiLabelRecognizer(nn.Module):
         return {**self.criterion(outputs, targets), **head_losses, **losses}
 
     def extract_features(
-        self, batched_inputs: List[Dict]
+        self, batched_inputs: List[Dict], in_features: Sequence[str] | None = None
     ) -> Tuple[ImageFeatures, Dict[str, torch.Tensor]]:
-        """What the heads see of the images; and losses of what makes it."""
+        """What the heads see of the images; and losses of what makes it.
+
+        Args:
+            batched_inputs: of `forward`.
+            in_features: names of feature maps, for heads that read others than this one's.
+        """
         images = self.preprocess_image(batched_inputs)
         maps = self.backbone(images.tensor)
-        return self.collect_features(maps, images.image_sizes, batched_inputs), {}
+        return self.collect_features(maps, images.image_sizes, batched_inputs, in_features), {}
 
     def collect_features(
-        self, maps: Dict[str, torch.Tensor], image_sizes, batched_inputs: Sequence[Dict] = ()
+        self,
+        maps: Dict[str, torch.Tensor],
+        image_sizes,
+        batched_inputs: Sequence[Dict] = (),
+        in_features: Sequence[str] | None = None,
     ) -> ImageFeatures:
         """The feature maps that the label head reads, with their masks and what is known.
 
@@ -162,9 +171,11 @@ class MultiLabelRecognizer(nn.Module):
             maps: the backbone's.
             image_sizes: B pairs (height, width) in pixels, before padding.
             batched_inputs: of `forward`; without them, no label is known.
+            in_features: see `extract_features`.
         """
         shapes = self.backbone.output_shape()
-        maps = {name: maps[name] for name in self.in_features}
+        names = self.in_features if in_features is None else in_features
+        maps = {name: maps[name] for name in names}
         masks = {
             name: valid_cells(features, image_sizes, shapes[name].stride)
             for name, features in maps.items()

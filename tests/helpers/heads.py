@@ -17,7 +17,8 @@ class HeadOnVectors(nn.Module):
         context = {} if self.label_graph is None else {"label_graph": self.label_graph}
         if presence is not None:
             context["presence"] = presence
-        return self.head({"map": x[:, :, None, None]}, {"map": None}, **context)["logits"]
+        (name,) = self.head.in_features
+        return self.head({name: x[:, :, None, None]}, {name: None}, **context)["logits"]
 
     def classifiers(self, presence=None):
         return self.head.classifiers(self.label_graph, presence)

@@ -194,15 +194,14 @@ def test_it_trains_by_config_keys_alone():
 
 def test_a_feature_map_that_the_network_lacks_is_refused_in_one_line(error_line):
     cfg = make_cfg("test_vit")
-    assert cfg.MODEL.GLOBAL_POOLING.IN_FEATURE == "res5"
+    assert build_model(cfg).in_features == ("res4",)
+    cfg.MODEL.LABEL_HEAD.IN_FEATURES = ["res5"]
     message = error_line(build_model, cfg)
-    assert "MODEL.GLOBAL_POOLING.IN_FEATURE" in message
-    assert "res5" in message
+    assert message == "MODEL.LABEL_HEAD.IN_FEATURES: res5; the backbone has res4"
 
 
 def test_a_network_of_one_image_size_is_made_for_that_of_the_config():
     cfg = make_cfg("test_vit_relpos")
-    cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = "res4"
     cfg.INPUT.IMAGE_SIZE = (128, 96)
     assert logits_of(build_model(cfg), make_inputs([(128, 96)])).isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Every config key that ia_gcn adds to detectron2's, with its default and its symbol; reading them."""
+"""Every config key that ia_gcn adds to detectron2's, with its default and symbol; reading them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
+from .config_rules import apply_rules
 from .errors import InputError
 from .extensions import check_extensions, import_extensions, merge_extensions
 
@@ -18,7 +19,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[str] = ()) -> CN:
-    """Read a config as it is written; `ia_gcn.engine.setup_cfg` also fills in what the data says.
+    """Read a config; `ia_gcn.engine.setup_cfg` also fills in what the data says.
+
+    With MODEL.TIMM.NAME, the keys that go with a timm network are filled in, see `settle_timm`.
 
     Args:
         config_file: path of a YAML file; "" for the defaults.
@@ -27,11 +30,12 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
     Returns:
         the config, not frozen.
     Raises:
-        InputError: a file, module, key or value that can't be used.
+        InputError: a file, module, key or value that can't be used, or a key that has no effect.
     """
     import_extensions(imports)
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
+    defaults = cfg.clone()
     try:
         if config_file:
             if not PathManager.isfile(config_file):
@@ -48,6 +52,7 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
         raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
     cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
     check_extensions(cfg.IMPORTS)
+    apply_rules(cfg, defaults, config_file, opts)
     return cfg
 
 
@@ -71,12 +76,14 @@ def add_ia_gcn_config(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
-    # A timm network, with MODEL.BACKBONE.NAME build_timm_backbone.
+    # A timm network as the backbone.
     cfg.MODEL.TIMM = CN()
-    # timm's name of it, for example tresnet_m.
-    cfg.MODEL.TIMM.NAME = "tresnet_m"
+    # timm's name of it, for example tresnet_m. Choosing one sets MODEL.BACKBONE.NAME, MODEL.WEIGHTS
+    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT to what goes with it, except for those
+    # that are set in the same file or on the command line.
+    cfg.MODEL.TIMM.NAME = ""
     # Whether it starts from timm's weights, which are downloaded once.
-    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.PRETRAINED = True
     # Or from a file with timm's names, .safetensors or .pth. A checkpoint in MODEL.WEIGHTS holds
     # the backbone too: neither of the two is read then.
     cfg.MODEL.TIMM.WEIGHTS_FILE = ""

@@ -8,8 +8,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from ..data.build import describe_mismatch
 from ..errors import InputError
+from ..label_names import describe_mismatch
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 

@@ -9,8 +9,8 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..checkpoint import MultiLabelCheckpointer, read_checkpoint
-from ..data.build import describe_mismatch
 from ..errors import InputError
+from ..label_names import describe_mismatch
 
 
 def weights_path(cfg: CfgNode, resume: bool) -> str:

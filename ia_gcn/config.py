@@ -76,11 +76,17 @@ def add_ia_gcn_config(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
+    # Train another model, or the same for other labels, from the checkpoint in MODEL.WEIGHTS: what
+    # fits by name and shape is taken, the rest starts anew and is listed in the log. What is made
+    # for the labels fits only where they are the same. False: a checkpoint with other labels is
+    # refused.
+    cfg.MODEL.TRANSFER = False
+
     # A timm network as the backbone.
     cfg.MODEL.TIMM = CN()
     # timm's name of it, for example tresnet_m. Choosing one sets MODEL.BACKBONE.NAME, MODEL.WEIGHTS
-    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT to what goes with it, except for those
-    # that are set in the same file or on the command line.
+    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT to what goes with it, except for
+    # those that are set in the same file or after it.
     cfg.MODEL.TIMM.NAME = ""
     # Whether it starts from timm's weights, which are downloaded once.
     cfg.MODEL.TIMM.PRETRAINED = True
@@ -220,6 +226,15 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATASETS.CUSTOM.IMAGE_ROOT = ""
     # The same for TEST where it is another folder.
     cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
+    # With TRAIN alone, this share of its images, stratified by label, is held out as custom_test;
+    # 0: none, so that there is no evaluation.
+    cfg.DATASETS.CUSTOM.HOLD_OUT = 0.2
+    # Another seed holds out other images. It is not SEED, so that trainings with several seeds
+    # are measured on the same images.
+    cfg.DATASETS.CUSTOM.HOLD_OUT_SEED = 0
+    # Filled in by the tools: a hash of the images that are held out, by which a checkpoint is
+    # told that has seen them.
+    cfg.DATASETS.CUSTOM.SPLIT = ""
     # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
     # CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
     cfg.DATASETS.CUSTOM.LABELS = ()

@@ -1,4 +1,4 @@
-"""What follows from the keys that a user set: the settings of a timm network, and keys without effect.
+"""What follows from the keys that a user set: a timm network's settings, keys without effect.
 
 A value alone does not say whether somebody chose it. So the keys are also numbered by where they
 were set: the files of a chain of _BASE_ in the order in which they are merged, then the command

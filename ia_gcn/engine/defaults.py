@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from ..config import read_config
 from ..data import get_label_names, register_custom
+from .held_out import check_held_out
 from .label_matching import checkpoint_labels, weights_path
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ def setup_cfg(
         labels = checkpoint_labels(weights_path(cfg, resume))
         if labels:
             custom.LABELS, custom.TRAIN = labels, ""
+    split = custom.SPLIT
     register_custom(cfg)
+    check_held_out(cfg, split, eval_only=eval_only, resume=resume)
     names = [*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST]
     if names and (custom.TRAIN or custom.TEST or not cfg.MODEL.LABEL_HEAD.NUM_LABELS):
         cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(get_label_names(names))

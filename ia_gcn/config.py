@@ -227,7 +227,7 @@ def _add_data_keys(cfg: CN) -> None:
     # The same for TEST where it is another folder.
     cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
     # With TRAIN alone, this share of its images, stratified by label, is held out as custom_test;
-    # 0: none, so that there is no evaluation.
+    # 0.0: none, so that there is no evaluation.
     cfg.DATASETS.CUSTOM.HOLD_OUT = 0.2
     # Another seed holds out other images. It is not SEED, so that trainings with several seeds
     # are measured on the same images.

@@ -7,7 +7,6 @@ line. What is set later counts more.
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
@@ -18,8 +17,6 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from .errors import InputError
-
-logger = logging.getLogger(__name__)
 
 TIMM_BACKBONE = "build_timm_backbone"
 
@@ -117,8 +114,6 @@ def settle_timm(cfg: CfgNode, set_at: Dict[str, int]) -> None:
         values["MODEL.BACKBONE.FREEZE_AT"] = 0
     values = {key: value for key, value in values.items() if set_at.get(key, -1) < chosen_at}
     cfg.merge_from_list([item for pair in values.items() for item in pair])
-    listed = ", ".join(f"{key} {value!r}" for key, value in values.items())
-    logger.info(f"MODEL.TIMM.NAME {name} sets {listed}")
 
 
 def _is_built_in(backbone: str) -> bool:
@@ -162,17 +157,17 @@ class Moot(NamedTuple):
     """Values of the keys that ask for what is so anyway."""
 
 
-def _step_keys(epochs_key: str, *keys: str) -> Moot:
-    return Moot(keys, epochs_key, bool, f"set {epochs_key}, or set it to 0 or () for iterations")
+def _in_epochs(epochs_key: str, key: str, off: str) -> Moot:
+    return Moot((key,), epochs_key, bool, f"set that one, or {off} there to count iterations")
 
 
 # A key is only refused if it was set in the same place as the switch, or later. One that was set
 # before, in a _BASE_, is what the config with the switch means to replace.
 MOOT = [
-    _step_keys("SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER"),
-    _step_keys("SOLVER.STEP_EPOCHS", "SOLVER.STEPS"),
-    _step_keys("SOLVER.CHECKPOINT_EPOCHS", "SOLVER.CHECKPOINT_PERIOD"),
-    _step_keys("TEST.EVAL_EPOCHS", "TEST.EVAL_PERIOD"),
+    _in_epochs("SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER", "0"),
+    _in_epochs("SOLVER.STEP_EPOCHS", "SOLVER.STEPS", "()"),
+    _in_epochs("SOLVER.CHECKPOINT_EPOCHS", "SOLVER.CHECKPOINT_PERIOD", "0"),
+    _in_epochs("TEST.EVAL_EPOCHS", "TEST.EVAL_PERIOD", "0"),
     Moot(
         ("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD"),
         "SOLVER.LR_SCHEDULER_NAME",

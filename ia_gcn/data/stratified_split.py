@@ -27,8 +27,9 @@ def stratified_split(labels: Mapping[Hashable, Collection[str]], share: float, s
         share: of the images, in (0, 1).
         seed: another one gives another choice.
     Returns:
-        the ids of the images that are held out. A label with a single image stays in training; one
-        with more is on both sides wherever that is possible.
+        the ids of the images that are held out. A label with a single image stays in training. One
+        with more is on both sides, but for cases in which that would take such an image out of
+        training, or the exchange of several images.
     """
     order = sorted(labels, key=lambda image: _rank(image, seed))
     groups = {image: {(0, name) for name in labels[image]} or {UNLABELLED} for image in order}
@@ -52,10 +53,11 @@ def _deal_out(groups: Mapping, members: Mapping, share: float) -> Dict[Hashable,
     lacking_in_all = [(1 - share) * len(groups), share * len(groups)]
     left = {group: len(images) for group, images in members.items()}
     sides: Dict[Hashable, int] = {}
-    rarest = [(number, group) for group, number in left.items()]
+    # Of labels with as few images left, the one that had fewer to begin with.
+    rarest = [(number, number, group) for group, number in left.items()]
     heapq.heapify(rarest)
     while rarest:
-        number, group = heapq.heappop(rarest)
+        number, _, group = heapq.heappop(rarest)
         if number != left[group] or not number:
             continue  # it has fewer by now, and stands further ahead
         for image in members[group]:
@@ -67,7 +69,7 @@ def _deal_out(groups: Mapping, members: Mapping, share: float) -> Dict[Hashable,
             for other in groups[image]:
                 lacking[other][side] -= 1
                 left[other] -= 1
-                heapq.heappush(rarest, (left[other], other))
+                heapq.heappush(rarest, (left[other], len(members[other]), other))
     return sides
 
 

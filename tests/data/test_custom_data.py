@@ -208,7 +208,8 @@ def test_custom_labels_give_the_order(csv_file, photos, kind):
             }
         )
     labels = "('emu','dog','cat')"
-    cfg = custom_cfg(train=csv_file(content, f"x.{kind}"), image_root=photos, labels=labels)
+    path = csv_file(content, f"x.{kind}")
+    cfg = custom_cfg(train=path, image_root=photos, labels=labels, hold_out=0.0)
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 3
     assert get_label_names(["custom_train"]) == ["emu", "dog", "cat"]
     assert [d["labels"] for d in get_multilabel_dicts(["custom_train"])] == [[1, 2]]
@@ -236,7 +237,7 @@ def test_custom_data_takes_the_place_of_the_configs(csv_file, photos, tmp_path):
         "MODEL:\n  LABEL_HEAD:\n    NUM_LABELS: 10\n"
     )
     opts = ["DATASETS.CUSTOM.TRAIN", csv_file("a.png,dog\n"), "DATASETS.CUSTOM.IMAGE_ROOT", photos]
-    cfg = setup_cfg(str(config), opts)
+    cfg = setup_cfg(str(config), [*opts, "DATASETS.CUSTOM.HOLD_OUT", 0.0])
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ())
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 1
 
@@ -245,7 +246,7 @@ def test_registering_again_replaces(csv_file, photos):
     first = csv_file("a.png,dog\n", "1.csv")
     custom_cfg(train=first, test=first, image_root=photos)
     second = csv_file("b.png,cat;emu\n", "2.csv")
-    cfg = custom_cfg(train=second, image_root=photos)
+    cfg = custom_cfg(train=second, image_root=photos, hold_out=0.0)
     assert cfg.DATASETS.TEST == ()
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 2
     assert labels_of("custom_train") == {"b.png": {"cat", "emu"}}

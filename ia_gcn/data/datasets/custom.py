@@ -56,7 +56,7 @@ def _register_parts(custom: CfgNode, labels: Sequence[str]) -> str:
     if not held_out or len(held_out) == len(names):
         raise InputError(
             f"DATASETS.CUSTOM.HOLD_OUT {custom.HOLD_OUT}: {custom.TRAIN} has too few images for "
-            f"two parts ({len(names)}); set DATASETS.CUSTOM.TEST, or HOLD_OUT 0 for no evaluation"
+            f"two parts ({len(names)}); set DATASETS.CUSTOM.TEST, or HOLD_OUT 0.0 for no evaluation"
         )
     for name, ids in (("custom_train", set(names) - held_out), ("custom_test", held_out)):
         _forget(name)

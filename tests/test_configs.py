@@ -159,8 +159,8 @@ def test_configs_for_own_images_start_from_the_weights_of_a_timm_network(size):
     assert cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
     assert cfg.MODEL.WEIGHTS == ""
     weights = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
-    assert cfg.MODEL.PIXEL_MEAN == pytest.approx([255 * value for value in weights.mean])
-    assert cfg.MODEL.PIXEL_STD == pytest.approx([255 * value for value in weights.std])
+    assert pytest.approx([255 * value for value in weights.mean]) == cfg.MODEL.PIXEL_MEAN
+    assert pytest.approx([255 * value for value in weights.std]) == cfg.MODEL.PIXEL_STD
 
 
 @pytest.mark.parametrize("data", ["COCO", "VOC"])

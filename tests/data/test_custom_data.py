@@ -278,7 +278,7 @@ def test_nothing_is_registered_without_custom_data():
     assert not {"custom_train", "custom_test"} & set(DatasetCatalog.list())
 
 
-# --------------------------------------------------------------------------------- the share held out
+# ------------------------------------------------------------------------------- the share held out
 
 LINES = [f"{i}.png,{'cat' if i % 2 else 'dog'};{'sea' if i % 5 == 0 else ''}" for i in range(40)]
 
@@ -287,7 +287,8 @@ def parts_of(cfg):
     """The image ids of both data sets, without looking for the files."""
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_test",))
     return [
-        {d["image_id"] for d in DatasetCatalog.get(name)} for name in ("custom_train", "custom_test")
+        {d["image_id"] for d in DatasetCatalog.get(name)}
+        for name in ("custom_train", "custom_test")
     ]
 
 

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import build_model
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
-from ia_gcn.engine import Trainer, label_graphs, setup_cfg
+from ia_gcn.engine import Trainer, setup_cfg
 
 LABELS = ["cat", "dog", "sea"]
 
@@ -22,9 +22,9 @@ def build(repository):
         model = build_model(
             setup_cfg(f"{repository}/configs/DigitScenes/{config}.yaml", [*keys, *opts])
         )
-        for graph in label_graphs(model):
+        if model.label_graph is not None:
             counts = torch.eye(len(labels), dtype=torch.int64) * (seed + 2)
-            graph.fill(counts.diagonal(), counts, torch.randn(len(labels), 300))
+            model.label_graph.fill(counts.diagonal(), counts, torch.randn(len(labels), 300))
         return model
 
     return build_filled

@@ -1,6 +1,64 @@
-"""Every config key that ia_gcn adds to detectron2's, with its default and its symbol."""
+"""Every config key that ia_gcn adds to detectron2's, with its default and symbol; reading them."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Sequence
+
+import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
+
+from .config_rules import apply_rules
+from .errors import InputError
+from .extensions import check_extensions, import_extensions, merge_extensions
+
+# Where the configs of the papers' tables are.
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[str] = ()) -> CN:
+    """Read a config; `ia_gcn.engine.setup_cfg` also fills in what the data says.
+
+    With MODEL.TIMM.NAME, the keys that go with a timm network are filled in, see `settle_timm`.
+
+    Args:
+        config_file: path of a YAML file; "" for the defaults.
+        opts: alternating keys and values, which come after the file's.
+        imports: modules to import first, of which the config keeps the names as IMPORTS.
+    Returns:
+        the config, not frozen.
+    Raises:
+        InputError: a file, module, key or value that can't be used, or a key that has no effect.
+    """
+    import_extensions(imports)
+    cfg = get_cfg()
+    add_ia_gcn_config(cfg)
+    defaults = cfg.clone()
+    try:
+        if config_file:
+            if not PathManager.isfile(config_file):
+                raise InputError(f"--config-file {config_file}: no such file")
+            # detectron2's default would run code that a file asks for.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config-file {config_file}: {_one_line(error)}") from error
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
+    cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
+    check_extensions(cfg.IMPORTS)
+    apply_rules(cfg, defaults, config_file, opts)
+    return cfg
+
+
+def _one_line(error: Exception) -> str:
+    # A KeyError's own text is its argument in quotes.
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
 
 
 def add_ia_gcn_config(cfg: CN) -> None:
@@ -18,12 +76,20 @@ def add_ia_gcn_config(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
-    # A timm network, with MODEL.BACKBONE.NAME build_timm_backbone.
+    # Train another model, or the same for other labels, from the checkpoint in MODEL.WEIGHTS: what
+    # fits by name and shape is taken, the rest starts anew and is listed in the log. What is made
+    # for the labels fits only where they are the same. False: a checkpoint with other labels is
+    # refused.
+    cfg.MODEL.TRANSFER = False
+
+    # A timm network as the backbone.
     cfg.MODEL.TIMM = CN()
-    # timm's name of it, for example tresnet_m.
-    cfg.MODEL.TIMM.NAME = "tresnet_m"
+    # timm's name of it, for example tresnet_m. Choosing one sets MODEL.BACKBONE.NAME, MODEL.WEIGHTS
+    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT to what goes with it, except for
+    # those that are set in the same file or after it.
+    cfg.MODEL.TIMM.NAME = ""
     # Whether it starts from timm's weights, which are downloaded once.
-    cfg.MODEL.TIMM.PRETRAINED = False
+    cfg.MODEL.TIMM.PRETRAINED = True
     # Or from a file with timm's names, .safetensors or .pth. A checkpoint in MODEL.WEIGHTS holds
     # the backbone too: neither of the two is read then.
     cfg.MODEL.TIMM.WEIGHTS_FILE = ""
@@ -160,6 +226,15 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATASETS.CUSTOM.IMAGE_ROOT = ""
     # The same for TEST where it is another folder.
     cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
+    # With TRAIN alone, this share of its images, stratified by label, is held out as custom_test;
+    # 0.0: none, so that there is no evaluation.
+    cfg.DATASETS.CUSTOM.HOLD_OUT = 0.2
+    # Another seed holds out other images. It is not SEED, so that trainings with several seeds
+    # are measured on the same images.
+    cfg.DATASETS.CUSTOM.HOLD_OUT_SEED = 0
+    # Filled in by the tools: a hash of the images that are held out, by which a checkpoint is
+    # told that has seen them.
+    cfg.DATASETS.CUSTOM.SPLIT = ""
     # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
     # CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
     cfg.DATASETS.CUSTOM.LABELS = ()

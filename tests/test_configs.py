@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
@@ -8,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ia_gcn import add_ia_gcn_config, config
+from ia_gcn.data.datasets import VOC_LABELS
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 
@@ -31,7 +33,9 @@ def at_the_root(monkeypatch):
 
 
 def load(config_file, *opts):
-    """The config, but for timm's weights, which would be downloaded."""
+    """The config, but for timm's weights, which would be downloaded, and labels of a user's own."""
+    if config_file.startswith("configs/Custom/"):
+        opts = ("MODEL.LABEL_HEAD.NUM_LABELS", 5, *opts)
     return setup_cfg(config_file, ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", False, *opts])
 
 
@@ -138,6 +142,25 @@ def test_ml_gcn_has_its_published_hyperparameters(data):
     assert tuple(cfg.MODEL.LABEL_GCN.HIDDEN_DIMS) == (1024,)
     assert cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE == 0.2
     assert cfg.MODEL.LABEL_EMBEDDINGS.DIM == 300
+
+
+def test_labels_of_voc_are_looked_up_by_words_that_glove_has():
+    for config_file in PAPER_RECIPES:
+        if "/VOC/" in config_file:
+            aliases = load(config_file).MODEL.LABEL_EMBEDDINGS.ALIASES
+            assert {alias.split("=")[0] for alias in aliases} <= set(VOC_LABELS)
+            assert len(aliases) == 3
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_configs_for_own_images_start_from_the_weights_of_a_timm_network(size):
+    cfg = setup_cfg(f"configs/Custom/{size}.yaml", ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.TIMM.PRETRAINED
+    assert cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+    assert cfg.MODEL.WEIGHTS == ""
+    weights = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
+    assert pytest.approx([255 * value for value in weights.mean]) == cfg.MODEL.PIXEL_MEAN
+    assert pytest.approx([255 * value for value in weights.std]) == cfg.MODEL.PIXEL_STD
 
 
 @pytest.mark.parametrize("data", ["COCO", "VOC"])

@@ -38,7 +38,6 @@ import sys
 
 import numpy as np
 
-from ia_gcn.data.build import describe_mismatch
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import (
     OperatingPoints,
@@ -51,6 +50,7 @@ from ia_gcn.evaluation import (
     summarize,
     summary_table,
 )
+from ia_gcn.label_names import describe_mismatch
 from ia_gcn.visualization import plot_precision_recall, plot_reliability
 
 

@@ -8,8 +8,9 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from ..data.build import describe_mismatch
 from ..errors import InputError
+from ..label_names import describe_mismatch
+from .matching import describe_names, match_tensors, without_dimension
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 
@@ -87,6 +88,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         label_names: Sequence[str],
         config: str = "",
         load_ema: bool = False,
+        transfer: bool = False,
         **checkpointables,
     ):
         """
@@ -97,6 +99,8 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             config: of the model, as YAML, for `save`; with it a checkpoint is all it takes to use
                 the model.
             load_ema: the model gets the running mean of a checkpoint's weights in their place.
+            transfer: take what fits by name and shape of a checkpoint with other labels or of
+                another model, and leave the rest as it is.
             checkpointables: as detectron2's, for example trainer. `ema`, a timm ModelEmaV3, starts
                 from the weights that are loaded, where the file has no running mean.
         """
@@ -104,6 +108,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         self.label_names = list(label_names)
         self.config = config
         self.load_ema = load_ema
+        self.transfer = transfer
         self.missing = []
         self._path = None
 
@@ -151,7 +156,8 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         except InputError:
             raise
         except (OSError, AssertionError, ValueError) as error:
-            raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from error
+            hint = '; without a network, set a file, or "" for random weights' * ("://" in path)
+            raise InputError(f"MODEL.WEIGHTS: {path}: {error}{hint}") from error
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
         content = read_checkpoint(filename, self._path)
@@ -180,11 +186,32 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             for name in [name for name in state_dict if name.startswith("backbone.res5.")]:
                 state_dict[name.replace("backbone", "roi_heads", 1)] = state_dict[name]
 
+    def _fitting(
+        self, state_dict: Dict[str, torch.Tensor], label_names: Sequence[str]
+    ) -> Dict[str, torch.Tensor]:
+        """What MODEL.TRANSFER takes; the log says what that is and what starts anew."""
+        expected = self.model.state_dict()
+        same_number = len(label_names) == len(self.label_names)
+        if same_number and label_names != self.label_names:
+            state_dict = without_dimension(state_dict, len(label_names))
+        taken = match_tensors(state_dict, expected).taken
+        if not taken:
+            raise InputError(f"MODEL.TRANSFER: nothing in MODEL.WEIGHTS {self._path} fits")
+        anew = [name for name in expected if name not in taken]
+        self.logger.info(describe_names(f"MODEL.TRANSFER: taken from {self._path}", list(taken)))
+        self.logger.info(describe_names("MODEL.TRANSFER: starting anew", anew))
+        return taken
+
     def _load_model(self, checkpoint: Dict[str, Any]):
         label_names = checkpoint.get("label_names", self.label_names)
-        if label_names != self.label_names:
+        if self.transfer:
+            checkpoint["model"] = self._fitting(checkpoint["model"], label_names)
+        elif label_names != self.label_names:
             mismatch = describe_mismatch(self.label_names, label_names)
-            raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {self._path}")
+            # Only a training can go on with a part of it.
+            in_training = "trainer" in self.checkpointables
+            hint = "; MODEL.TRANSFER True takes what fits of it" if in_training else ""
+            raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {self._path}{hint}")
         incompatible = super()._load_model(checkpoint)
         self.missing = list(incompatible.missing_keys)
         if "ema" in self.checkpointables:

@@ -59,6 +59,18 @@ def match_tensors(tensors: Dict[str, torch.Tensor], expected: Dict[str, torch.Te
     return match
 
 
+def without_dimension(tensors: Dict[str, torch.Tensor], size: int) -> Dict[str, torch.Tensor]:
+    """Leave out what has a dimension of `size`, the number of labels, and so is made for them.
+
+    The backbone and the RPN know no labels and are kept.
+    """
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name.startswith(("backbone.", "proposal_generator.")) or size not in tensor.shape
+    }
+
+
 def check_match(match: Match, shown: str) -> None:
     """Refuse what is not a match of all tensors.
 

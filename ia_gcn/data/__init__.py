@@ -16,11 +16,18 @@ from .datasets import (
     register_multilabel_voc,
 )
 from .label_embeddings import glove_embeddings, label_embeddings, name_embeddings
-from .label_statistics import LabelStatistics, cached_label_statistics, count_labels
+from .label_statistics import (
+    LabelGraphSummary,
+    LabelStatistics,
+    cached_label_statistics,
+    count_labels,
+    summarize_label_graph,
+)
 from .proposals import add_proposals
 
 __all__ = [
     "Cutout",
+    "LabelGraphSummary",
     "LabelStatistics",
     "MultiLabelDatasetMapper",
     "MultiScaleCrop",
@@ -43,4 +50,5 @@ __all__ = [
     "register_multilabel_coco",
     "register_multilabel_csv",
     "register_multilabel_voc",
+    "summarize_label_graph",
 ]

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..io.images import UnreadableImage
+from ..label_names import describe_mismatch
 from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets.vg500 import read_label_file
 from .proposals import add_proposals
@@ -58,20 +59,6 @@ def get_label_names(dataset_names: Sequence[str]) -> List[str]:
         if labels != first:
             raise InputError(f"DATASETS: {name} {describe_mismatch(labels, first)}")
     return first
-
-
-def describe_mismatch(labels: Sequence[str], expected: Sequence[str]) -> str:
-    """How two lists of label names differ, to follow the name of what has the first one."""
-    extra = [label for label in labels if label not in expected]
-    missing = [label for label in expected if label not in labels]
-    if not extra and not missing:
-        return "has the same labels in another order"
-    differences = [
-        f"{word} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for word, names in (("has", extra), ("lacks", missing))
-        if names
-    ]
-    return f"has other labels ({len(labels)} against {len(expected)}; {'; '.join(differences)})"
 
 
 def _multi_label_datasets() -> List[str]:

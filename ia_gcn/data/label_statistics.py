@@ -17,6 +17,10 @@ from ..io.files import write_atomically
 logger = logging.getLogger(__name__)
 
 
+# Pairs of labels that `summarize_label_graph` looks at together: some tens of megabytes.
+PAIRS_AT_ONCE = 2_000_000
+
+
 class LabelStatistics(NamedTuple):
     """label_counts (C,) int64: images with label i. pair_counts (C, C) int64: with i and j."""
 
@@ -62,6 +66,71 @@ def cached_label_statistics(
         )
     logger.info(f"Label statistics of {len(dataset_dicts)} images written to {path}")
     return statistics
+
+
+class LabelGraphSummary(NamedTuple):
+    """What is to be said of a label graph of any size; C labels, of which K are shown."""
+
+    label_counts: np.ndarray
+    """(C,) int64: images with label i."""
+    edges_out: np.ndarray
+    """(C,) int64: edges from label i to another."""
+    edges_in: np.ndarray
+    """(C,) int64: edges from another label to i."""
+    shown: np.ndarray
+    """(K,) int64: indices of the most frequent labels, in their order."""
+    conditional: np.ndarray
+    """(K, K) float64: P(j|i) of the labels shown."""
+    lcm: np.ndarray
+    """(K, K) float64: their part of the statistical LCM of all C labels."""
+
+
+def summarize_label_graph(
+    dataset_dicts: Sequence[Dict],
+    num_labels: int,
+    threshold: float,
+    reweight: float,
+    max_shown: int,
+) -> LabelGraphSummary:
+    """Count the edges of a data set's label graph, in memory that does not grow with C².
+
+    The graph is that of `ia_gcn.modeling.label_graph.statistical_lcm`: an edge i → j where
+    P(j|i) ≥ τ, or above 0 where τ is 0.
+
+    Args:
+        dataset_dicts: see `count_labels`.
+        num_labels: C.
+        threshold, reweight: τ and p, MODEL.LABEL_GRAPH.THRESHOLD and REWEIGHT.
+        max_shown: the largest K.
+    Raises:
+        ValueError: τ outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+    presence = _presence_matrix(dataset_dicts, num_labels).tocsc()
+    counts = np.asarray(presence.sum(axis=0)).ravel()
+    shown = np.sort(np.argsort(-counts, kind="stable")[:max_shown])
+    edges_out, edges_in = np.zeros((2, num_labels), np.int64)
+    weight_in = np.zeros(num_labels)
+    conditional, edges = np.zeros((2, len(shown), len(shown)))
+    step = max(1, PAIRS_AT_ONCE // max(num_labels, 1))
+    for start in range(0, num_labels, step):
+        stop = min(start + step, num_labels)
+        pairs = (presence[:, start:stop].T @ presence).tocoo()
+        rows, columns = pairs.row + start, pairs.col
+        probability = pairs.data / counts[rows]
+        weight = np.where(probability >= threshold, 1.0, 0.0) if threshold else probability.copy()
+        weight[rows == columns] = 0
+        edges_out += np.bincount(rows[weight > 0], minlength=num_labels)
+        edges_in += np.bincount(columns[weight > 0], minlength=num_labels)
+        weight_in += np.bincount(columns, weight, minlength=num_labels)
+        inside = slice(*np.searchsorted(shown, (start, stop)))
+        for matrix, values in ((conditional, probability), (edges, weight)):
+            block = sparse.csr_matrix((values, (pairs.row, columns)), pairs.shape)
+            matrix[inside] = block[shown[inside] - start][:, shown].toarray()
+    lcm = reweight * edges / (weight_in[shown] + 1e-6)
+    np.fill_diagonal(lcm, 1)
+    return LabelGraphSummary(counts, edges_out, edges_in, shown, conditional, lcm)
 
 
 def _presence_matrix(dataset_dicts: Sequence[Dict], num_labels: int) -> sparse.csr_matrix:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from typing import Any, Dict, List, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..checkpoint import MultiLabelCheckpointer, read_checkpoint
-from ..data.build import describe_mismatch
 from ..errors import InputError
+from ..label_names import describe_mismatch
 
 
 def weights_path(cfg: CfgNode, resume: bool) -> str:
@@ -29,14 +29,23 @@ def checkpoint_labels(path: str) -> List[str]:
     """
     if not path:
         raise InputError("MODEL.WEIGHTS is empty: which checkpoint is to be used?")
+    names = checkpoint_content(path).get("label_names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"MODEL.WEIGHTS: {path} has label_names that are not a list of names")
+    return names
+
+
+def checkpoint_content(path: str) -> Dict[str, Any]:
+    """`read_checkpoint` of any path that PathManager knows.
+
+    Raises:
+        InputError: the file can't be had or read.
+    """
     try:
         local = PathManager.get_local_path(path)
     except (OSError, ValueError) as error:
         raise InputError(f"MODEL.WEIGHTS: {path}: {error}") from None
-    names = read_checkpoint(local, path).get("label_names", [])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"MODEL.WEIGHTS: {path} has label_names that are not a list of names")
-    return names
+    return read_checkpoint(local, path)
 
 
 def match_labels(

@@ -28,6 +28,7 @@ from ..errors import InputError
 from ..evaluation import MultiLabelEvaluator
 from ..inference.test_time_augmentation import MultiLabelTTA
 from .accumulation import AccumulatingTrainer
+from .held_out import write_split
 from .hooks import (
     BestCheckpointer,
     BestModelCheckpointer,
@@ -68,6 +69,9 @@ class Trainer(DefaultTrainer):
         for name in cfg.DATASETS.TEST:
             get_test_dicts(cfg, name)
 
+        if comm.is_main_process():
+            write_split(cfg)
+
         seed_all_rng(self.seed)
         model = self.build_model(cfg)
         fill_label_graph(cfg, model, data_loader.dataset, label_names)
@@ -91,6 +95,7 @@ class Trainer(DefaultTrainer):
             cfg.OUTPUT_DIR,
             label_names=label_names,
             config=cfg.dump(),
+            transfer=cfg.MODEL.TRANSFER,
             trainer=weakref.proxy(self),
             **extras,
         )
@@ -101,6 +106,8 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """As DefaultTrainer's; the stream of images goes on where the checkpoint was written."""
+        if resume and self.checkpointer.has_checkpoint():
+            self.checkpointer.transfer = False
         super().resume_or_load(resume)
         for part in self.checkpointer.model.parts_to_load:
             self.checkpointer.check_loaded(part)

@@ -16,7 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 
 from ..checkpoint import load_model, read_checkpoint
-from ..config import add_ia_gcn_config
+from ..config import add_ia_gcn_config, read_config
 from ..data.dataset_mapper import build_augmentation, convert_image, read_image
 from ..errors import InputError
 from ..extensions import check_extensions
@@ -153,15 +153,14 @@ def _read_config(
         raise InputError(
             f"{weights} carries no config: give that of its training as config_file (--config-file)"
         )
+    if config_file:
+        return read_config(config_file, opts)
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
-    source = f"--config-file {config_file}" if config_file else f"the config in {weights}"
+    source = f"the config in {weights}"
     try:
-        # Whoever made the file wrote the config: neither way runs code that it may ask for.
-        if config_file:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
-        else:
-            cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
+        # Whoever made the file wrote the config: code that it may ask for is not run.
+        cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
         source = " ".join(map(str, opts))
         cfg.merge_from_list(list(opts))
     except (

@@ -13,6 +13,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from detectron2.utils.file_io import PathManager
 from safetensors.torch import load_file
+from timm.models import PretrainedCfg
 from timm.utils import freeze
 from torch import nn
 
@@ -71,10 +72,8 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
             another number.
     """
     name, weights_file = cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS_FILE
-    if not timm.is_model(name):
-        raise InputError(f"MODEL.TIMM.NAME: timm has no network {name!r}")
     options = {"in_chans": input_shape.channels}
-    if timm.get_pretrained_cfg(name).fixed_input_size:
+    if pretrained_cfg(name).fixed_input_size:
         options["img_size"] = tuple(cfg.INPUT.IMAGE_SIZE)
     # A checkpoint has them all: evaluating one takes no network, and no second file.
     pretrained = cfg.MODEL.TIMM.PRETRAINED and not weights_file and not cfg.MODEL.WEIGHTS
@@ -101,6 +100,17 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     own = "timm's weights" if pretrained else "random weights"
     logger.info(f"{name}: {cfg.MODEL.WEIGHTS or weights_file or own}")
     return TimmBackbone(net)
+
+
+def pretrained_cfg(name: str) -> PretrainedCfg:
+    """What timm says of a network's weights: `mean` and `std` of pixels from 0 to 1, and so on.
+
+    Raises:
+        InputError: timm has no such network.
+    """
+    if not timm.is_model(name):
+        raise InputError(f"MODEL.TIMM.NAME: timm has no network {name!r}")
+    return timm.get_pretrained_cfg(name)
 
 
 def load_weights(net: nn.Module, name: str, path: str, options: Dict) -> None:

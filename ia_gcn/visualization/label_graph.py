@@ -17,7 +17,7 @@ MAX_NUMBERED_LABELS = 20
 
 
 def plot_label_graph(
-    conditional: np.ndarray, lcm: np.ndarray, label_names: Sequence[str], path: str
+    conditional: np.ndarray, lcm: np.ndarray, label_names: Sequence[str], path: str, note: str = ""
 ) -> None:
     """Two heat maps side by side, P(j|i) and the statistical LCM, as a PNG.
 
@@ -28,6 +28,7 @@ def plot_label_graph(
         lcm: (C, C), as `statistical_lcm` returns it.
         label_names: C names.
         path: of the PNG.
+        note: a line above both.
     """
     named = len(label_names) <= MAX_NAMED_LABELS
     side = max(0.15 * len(label_names), 4.0) if named else 8.0
@@ -42,6 +43,8 @@ def plot_label_graph(
         axes.set_xlabel("label $j$")
         draw_heat_map(axes, without_diagonal(values))
         set_label_ticks(axes, label_names if named else [])
+    if note:
+        figure.suptitle(note)
     figure.savefig(path, dpi=110)
 
 

@@ -153,6 +153,41 @@ def test_a_detection_data_set(main, tmp_path, image):
     assert "labels per image: 1.00" in out
 
 
+def test_many_labels(main, tmp_path, image):
+    """The heat maps have the most frequent ones, and not all names of others are listed."""
+    names = [f"label {i}" for i in range(600)]
+    dicts = [{"file_name": image, "image_id": i, "labels": [i, 0]} for i in range(600)]
+    register_multilabel("many", lambda: dicts, names)
+    status, out, _ = main("many", "--output", tmp_path, "MODEL.LABEL_GRAPH.THRESHOLD", 1.0)
+    assert status == 0
+    assert ["label", "0", "600", "100.0%", "0", "599"] in cells(out)
+    assert "label graph: 599 edges" in out
+    assert "the 500 most frequent of 600 labels" in out
+    assert_image(tmp_path / "many.png")
+
+
+def test_a_list_of_many_labels_without_an_edge_is_cut(main, tmp_path, image):
+    dicts = [{"file_name": image, "image_id": i, "labels": [i]} for i in range(30)]
+    register_multilabel("lonely", lambda: dicts, [f"label {i}" for i in range(30)])
+    status, out, _ = main("lonely", "--output", tmp_path)
+    assert status == 0
+    assert "labels without an edge: 30 (label 0, " in out
+    assert "label 19, and 10 more)" in out
+
+
+def test_all_images_of_a_file_are_looked_at_unless_a_share_is_asked_for(main, tmp_path, custom):
+    options = ("--output", tmp_path, "--no-decode", *custom)
+    assert "custom_train: 8 images" in main("custom_train", *options)[1]
+    held_out = ("DATASETS.CUSTOM.HOLD_OUT", 0.25)
+    numbers = []
+    for name in ("custom_train", "custom_test"):
+        status, out, _ = main(name, *options, *held_out)
+        assert status == 0
+        numbers.append(int(out.split()[1]))
+    assert sum(numbers) == 8
+    assert min(numbers) > 0
+
+
 def fails(result):
     """The one line on stderr of a command that fails."""
     status, _, err = result

@@ -208,7 +208,8 @@ def test_custom_labels_give_the_order(csv_file, photos, kind):
             }
         )
     labels = "('emu','dog','cat')"
-    cfg = custom_cfg(train=csv_file(content, f"x.{kind}"), image_root=photos, labels=labels)
+    path = csv_file(content, f"x.{kind}")
+    cfg = custom_cfg(train=path, image_root=photos, labels=labels, hold_out=0.0)
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 3
     assert get_label_names(["custom_train"]) == ["emu", "dog", "cat"]
     assert [d["labels"] for d in get_multilabel_dicts(["custom_train"])] == [[1, 2]]
@@ -236,7 +237,7 @@ def test_custom_data_takes_the_place_of_the_configs(csv_file, photos, tmp_path):
         "MODEL:\n  LABEL_HEAD:\n    NUM_LABELS: 10\n"
     )
     opts = ["DATASETS.CUSTOM.TRAIN", csv_file("a.png,dog\n"), "DATASETS.CUSTOM.IMAGE_ROOT", photos]
-    cfg = setup_cfg(str(config), opts)
+    cfg = setup_cfg(str(config), [*opts, "DATASETS.CUSTOM.HOLD_OUT", 0.0])
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ())
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 1
 
@@ -245,7 +246,7 @@ def test_registering_again_replaces(csv_file, photos):
     first = csv_file("a.png,dog\n", "1.csv")
     custom_cfg(train=first, test=first, image_root=photos)
     second = csv_file("b.png,cat;emu\n", "2.csv")
-    cfg = custom_cfg(train=second, image_root=photos)
+    cfg = custom_cfg(train=second, image_root=photos, hold_out=0.0)
     assert cfg.DATASETS.TEST == ()
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 2
     assert labels_of("custom_train") == {"b.png": {"cat", "emu"}}
@@ -275,3 +276,71 @@ def test_nothing_is_registered_without_custom_data():
     cfg = setup_cfg("", ["DATASETS.TRAIN", "('digit_scenes_train',)"])
     assert cfg.DATASETS.TRAIN == ("digit_scenes_train",)
     assert not {"custom_train", "custom_test"} & set(DatasetCatalog.list())
+
+
+# ------------------------------------------------------------------------------- the share held out
+
+LINES = [f"{i}.png,{'cat' if i % 2 else 'dog'};{'sea' if i % 5 == 0 else ''}" for i in range(40)]
+
+
+def parts_of(cfg):
+    """The image ids of both data sets, without looking for the files."""
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("custom_train",), ("custom_test",))
+    return [
+        {d["image_id"] for d in DatasetCatalog.get(name)}
+        for name in ("custom_train", "custom_test")
+    ]
+
+
+def test_a_share_is_held_out_without_a_test_file(csv_file, photos):
+    cfg = custom_cfg(train=csv_file("\n".join(LINES)), image_root=photos)
+    train, test = parts_of(cfg)
+    assert not train & test
+    assert train | test == {f"{i}.png" for i in range(40)}
+    assert len(test) == 8
+    assert cfg.DATASETS.CUSTOM.SPLIT
+    # The labels are those of the whole file.
+    assert get_label_names(["custom_train", "custom_test"]) == ["cat", "dog", "sea"]
+    for name in ("custom_train", "custom_test"):
+        labels = [label for d in DatasetCatalog.get(name) for label in d["labels"]]
+        assert set(labels) == {0, 1, 2}
+
+
+def test_the_share_depends_on_the_images_and_their_labels_alone(csv_file, photos, tmp_path):
+    expected = custom_cfg(train=csv_file("\n".join(LINES)), image_root=photos)
+    _, test = parts_of(expected)
+    reordered = csv_file("file,labels\n" + "\n".join(reversed(LINES)), "other.csv")
+    for keys in (
+        {"image_root": str(tmp_path)},
+        {"image_root": photos, "labels": "('sea','dog','cat')"},
+    ):
+        cfg = custom_cfg(train=reordered, **keys)
+        assert parts_of(cfg)[1] == test
+        assert cfg.DATASETS.CUSTOM.SPLIT == expected.DATASETS.CUSTOM.SPLIT
+    other = custom_cfg(train=reordered, image_root=photos, hold_out_seed=1)
+    assert parts_of(other)[1] != test
+    assert other.DATASETS.CUSTOM.SPLIT != expected.DATASETS.CUSTOM.SPLIT
+
+
+def test_the_share_of_a_json_keeps_its_boxes(tiny_coco):
+    data = tiny_coco(21)
+    cfg = custom_cfg(train=data.json_file, image_root=data.image_root, hold_out=0.3)
+    train, test = parts_of(cfg)
+    assert train | test == set(range(1, 22))
+    assert 4 <= len(test) <= 8
+    for record in get_multilabel_dicts(["custom_test"]):
+        assert len(record["annotations"]) == len(record["labels"])
+
+
+@pytest.mark.parametrize("share", [1.0, -0.1])
+def test_a_share_out_of_range_is_refused(csv_file, error_line, share):
+    keys = {"DATASETS.CUSTOM.TRAIN": csv_file("\n".join(LINES)), "DATASETS.CUSTOM.HOLD_OUT": share}
+    message = error_line(setup_cfg, "", [part for pair in keys.items() for part in pair])
+    assert "DATASETS.CUSTOM.HOLD_OUT" in message
+
+
+@pytest.mark.parametrize("content", ["a.png,cat\n", "a.png,cat\nb.png,dog\n"])
+def test_too_few_images_to_hold_out_are_refused(csv_file, error_line, content):
+    message = error_line(setup_cfg, "", ["DATASETS.CUSTOM.TRAIN", csv_file(content)])
+    assert "DATASETS.CUSTOM.HOLD_OUT 0.2" in message
+    assert "DATASETS.CUSTOM.TEST" in message

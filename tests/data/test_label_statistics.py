@@ -1,12 +1,16 @@
 """Label counts and pair counts, and the file that keeps them."""
 
+import tracemalloc
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ia_gcn.data import cached_label_statistics, count_labels
+from ia_gcn.data import cached_label_statistics, count_labels, summarize_label_graph
 from ia_gcn.data import label_statistics as module
+from ia_gcn.modeling.label_graph import statistical_lcm
 
 NUM_LABELS = 6
 label_lists = st.lists(st.lists(st.integers(0, NUM_LABELS - 1), max_size=8), max_size=20)
@@ -55,6 +59,54 @@ def test_ignored_labels_do_not_count():
     dicts = [{"labels": [0], "ignored_labels": [1]}, {"labels": [1], "ignored_labels": []}]
     assert count_labels(dicts, 2).label_counts.tolist() == [1, 1]
     assert count_labels(dicts, 2).pair_counts.tolist() == [[1, 0], [0, 1]]
+
+
+# ------------------------------------------------------------------------------------ the summary
+
+
+@quick
+@given(
+    label_lists,
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.integers(1, 8),
+    st.integers(1, 2 * NUM_LABELS),
+)
+def test_the_summary_is_that_of_the_whole_matrices(lists, threshold, max_shown, pairs_at_once):
+    dicts = as_dicts(lists)
+    label_counts, pair_counts = count_labels(dicts, NUM_LABELS)
+    conditional = pair_counts / label_counts.clip(min=1)[:, None]
+    lcm = statistical_lcm(pair_counts, label_counts, threshold, 0.25)
+    edges = (lcm > 0) & ~np.eye(NUM_LABELS, dtype=bool)
+
+    with mock.patch.object(module, "PAIRS_AT_ONCE", pairs_at_once):
+        found = summarize_label_graph(dicts, NUM_LABELS, threshold, 0.25, max_shown)
+    assert np.array_equal(found.label_counts, label_counts)
+    assert np.array_equal(found.edges_out, edges.sum(axis=1))
+    assert np.array_equal(found.edges_in, edges.sum(axis=0))
+    shown = found.shown
+    assert len(shown) == min(max_shown, NUM_LABELS)
+    assert list(shown) == sorted(set(shown))
+    assert min(label_counts[shown]) >= max(np.delete(label_counts, shown), default=0)
+    assert found.conditional == pytest.approx(conditional[np.ix_(shown, shown)])
+    assert found.lcm == pytest.approx(lcm[np.ix_(shown, shown)])
+
+
+def test_the_summary_of_many_labels_takes_no_matrix_of_all_pairs():
+    """Of 8,000 labels, which would be 512 MB."""
+    dicts = as_dicts([[i, (i + 1) % 8_000] for i in range(8_000)])
+    tracemalloc.start()
+    found = summarize_label_graph(dicts, 8_000, 0.5, 0.25, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Each label is in two images, with a neighbour in each.
+    assert set(found.edges_out) == set(found.edges_in) == {2}
+    assert peak < 150e6
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1])
+def test_the_summary_takes_a_threshold_from_0_to_1(threshold):
+    with pytest.raises(ValueError, match="threshold"):
+        summarize_label_graph([{"labels": [0]}], 1, threshold, 0.25, 1)
 
 
 # --------------------------------------------------------------------------------------- the file

@@ -38,6 +38,7 @@ def make_cfg(name="test_resnet", freeze_at=0, weights="", **timm_keys):
     cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
     cfg.MODEL.WEIGHTS = weights
     cfg.MODEL.TIMM.NAME = name
+    cfg.MODEL.TIMM.PRETRAINED = False
     for key, value in timm_keys.items():
         setattr(cfg.MODEL.TIMM, key, value)
     return cfg

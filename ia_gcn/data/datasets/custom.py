@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
-from typing import Dict, List, Sequence, Tuple
+import hashlib
+from functools import partial
+from typing import Callable, Collection, Dict, List, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
-from .coco import coco_label_names, register_multilabel_coco
+from ..stratified_split import stratified_split
+from .coco import coco_label_names, load_multilabel_coco, register_multilabel_coco
 from .common import join_inside, register_multilabel
 
 HEADER = ["file", "labels"]
@@ -19,29 +22,69 @@ HEADER = ["file", "labels"]
 def register_custom(cfg: CfgNode) -> None:
     """Register the files that DATASETS.CUSTOM names and make them `cfg`'s data sets.
 
-    Does nothing where it names none. Registering again replaces what was registered before.
+    With TRAIN and without TEST, a share of TRAIN is held out as custom_test, and SPLIT becomes a
+    hash of what it has. Does nothing where DATASETS.CUSTOM names no file. Registering again
+    replaces what was registered before.
 
     Raises:
         InputError: naming the key or the file.
     """
     custom = cfg.DATASETS.CUSTOM
+    custom.SPLIT = ""
     if not custom.TRAIN and not custom.TEST:
         return
+    if not 0 <= custom.HOLD_OUT < 1:
+        raise InputError(f"DATASETS.CUSTOM.HOLD_OUT must be in [0, 1), not {custom.HOLD_OUT}")
     labels = list(custom.LABELS) or _label_names(custom.TRAIN or custom.TEST)
     if len(set(labels)) < len(labels):
         raise InputError(f"DATASETS.CUSTOM.LABELS names a label twice: {', '.join(labels)}")
+    if custom.TRAIN and not custom.TEST and custom.HOLD_OUT:
+        custom.SPLIT = _register_parts(custom, labels)
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("custom_train",), ("custom_test",)
+        return
     cfg.DATASETS.TRAIN = _register("custom_train", custom.TRAIN, custom.IMAGE_ROOT, labels)
     test_root = custom.TEST_IMAGE_ROOT or custom.IMAGE_ROOT
     cfg.DATASETS.TEST = _register("custom_test", custom.TEST, test_root, labels)
 
 
-def _register(name: str, path: str, image_root: str, labels: Sequence[str]) -> Tuple[str, ...]:
+def _register_parts(custom: CfgNode, labels: Sequence[str]) -> str:
+    """Register TRAIN as two data sets; returns a hash of the image ids that are held out."""
+    load_file = load_multilabel_csv if _is_csv(custom.TRAIN) else load_multilabel_coco
+    load = partial(load_file, custom.TRAIN, custom.IMAGE_ROOT, labels)
+    names = {d["image_id"]: [labels[label] for label in d["labels"]] for d in load()}
+    held_out = stratified_split(names, custom.HOLD_OUT, custom.HOLD_OUT_SEED)
+    if not held_out or len(held_out) == len(names):
+        raise InputError(
+            f"DATASETS.CUSTOM.HOLD_OUT {custom.HOLD_OUT}: {custom.TRAIN} has too few images for "
+            f"two parts ({len(names)}); set DATASETS.CUSTOM.TEST, or HOLD_OUT 0.0 for no evaluation"
+        )
+    for name, ids in (("custom_train", set(names) - held_out), ("custom_test", held_out)):
+        _forget(name)
+        register_multilabel(
+            name, partial(_load_part, load, ids), labels, image_root=custom.IMAGE_ROOT
+        )
+    return hashlib.sha256(repr(sorted(map(str, held_out))).encode()).hexdigest()[:16]
+
+
+def _load_part(load: Callable[[], List[Dict]], image_ids: Collection) -> List[Dict]:
+    return [record for record in load() if record["image_id"] in image_ids]
+
+
+def _forget(name: str) -> None:
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+def _is_csv(path: str) -> bool:
+    return path.lower().endswith(".csv")
+
+
+def _register(name: str, path: str, image_root: str, labels: Sequence[str]) -> Tuple[str, ...]:
+    _forget(name)
     if not path:
         return ()
-    if path.lower().endswith(".csv"):
+    if _is_csv(path):
         register_multilabel_csv(name, path, image_root, labels)
     else:
         register_multilabel_coco(name, path, image_root, labels)
@@ -49,7 +92,7 @@ def _register(name: str, path: str, image_root: str, labels: Sequence[str]) -> T
 
 
 def _label_names(path: str) -> List[str]:
-    if path.lower().endswith(".csv"):
+    if _is_csv(path):
         names = sorted({label for _, labels in read_csv(path) for label in labels})
     else:
         names = coco_label_names(path)

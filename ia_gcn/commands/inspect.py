@@ -1,0 +1,180 @@
+"""Look at a data set before training on it: its labels, its files and its label graph.
+
+Prints how many images have each label, how many labels the images have, which files are missing
+or can't be read, and which labels have no edge in the label graph. Draws the graph as two heat
+maps, how often labels occur together and the matrix that a GCN starts from, in OUTPUT/NAME.png.
+
+Examples:
+  the demo's training set:
+    tools/inspect_dataset.py digit_scenes_train
+  a large one, without opening each image:
+    tools/inspect_dataset.py coco_2014_train_multilabel --no-decode
+  other thresholds make a denser or sparser graph:
+    tools/inspect_dataset.py voc_2007_trainval_multilabel MODEL.LABEL_GRAPH.THRESHOLD 0.2
+  your own data (COCO-format JSON, or CSV with file,label;label) is custom_train and custom_test:
+    tools/inspect_dataset.py custom_train DATASETS.CUSTOM.TRAIN train.csv \\
+        DATASETS.CUSTOM.IMAGE_ROOT photos
+  the share of it that a training without a test file holds out:
+    tools/inspect_dataset.py custom_test DATASETS.CUSTOM.TRAIN train.csv \\
+        DATASETS.CUSTOM.IMAGE_ROOT photos DATASETS.CUSTOM.HOLD_OUT 0.2
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Dict, Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..data import LabelGraphSummary, get_label_names, summarize_label_graph
+from ..data.build import MAX_LISTED, load_multilabel_dicts, missing_images
+from ..data.dataset_mapper import read_image
+from ..engine import setup_cfg
+from ..errors import InputError
+from ..io.images import UnreadableImage
+from ..visualization import plot_label_graph
+from .common import make_parser, run
+
+# The heat maps have the most frequent labels; more would be less than a pixel each.
+MAX_DRAWN_LABELS = 500
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument("name", metavar="NAME", help="a registered data set")
+    parser.add_argument("--config-file", default="", help="a YAML file, for the label graph's keys")
+    parser.add_argument(
+        "--output", default="output/inspect", help="folder of the heat maps (output/inspect)"
+    )
+    parser.add_argument(
+        "--no-decode", action="store_true", help="don't open the images to see if they can be read"
+    )
+    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config keys and values")
+    # Intermixed, so that options may stand between the name and the keys.
+    args = parser.parse_intermixed_args(argv)
+
+    def work() -> None:
+        # There is no model here, so there is no need for a device, and a file is looked at whole.
+        opts = ["MODEL.DEVICE", "cpu", "DATASETS.CUSTOM.HOLD_OUT", 0.0, *args.opts]
+        cfg = setup_cfg(args.config_file, opts)
+        inspect(cfg, args.name, args.output, decode=not args.no_decode)
+
+    return run("inspect_dataset", work)
+
+
+def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
+    """Print what the command says of a registered data set, and draw its label graph.
+
+    Args:
+        cfg: for MODEL.LABEL_GRAPH and INPUT.FORMAT.
+        name: of the data set.
+        output_dir: folder for NAME.png.
+        decode: whether each image is opened.
+    Raises:
+        InputError: the data set or the label graph's keys can't be used.
+    """
+    label_names = get_label_names([name])
+    dicts = load_multilabel_dicts(name)
+    image = Path(output_dir) / f"{name}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+
+    keys = cfg.MODEL.LABEL_GRAPH
+    try:
+        graph = summarize_label_graph(
+            dicts, len(label_names), keys.THRESHOLD, keys.REWEIGHT, MAX_DRAWN_LABELS
+        )
+    except ValueError as error:
+        raise InputError(f"MODEL.LABEL_GRAPH: {error}") from None
+    print(f"{name}: {len(dicts)} images, {len(label_names)} labels\n")
+    print(label_table(label_names, graph, len(dicts)), end="\n\n")
+    print(labels_per_image(dicts), end="\n\n")
+    print(describe_graph(label_names, graph, keys.THRESHOLD), end="\n\n")
+    missing = missing_images(dicts)
+    print(describe_files("missing", missing), flush=True)
+    if decode:
+        there = sorted({d["file_name"] for d in dicts} - set(missing))
+        unreadable = unreadable_files(there, cfg.INPUT.FORMAT)
+        print(describe_files("unreadable", [f"{f}: {why}" for f, why in unreadable.items()]))
+    drawn, number = [label_names[i] for i in graph.shown], len(label_names)
+    note = f"the {len(drawn)} most frequent of {number} labels" if len(drawn) < number else ""
+    plot_label_graph(graph.conditional, graph.lcm, drawn, str(image), note)
+    print(f"\nheat maps: {image}{note and f' ({note})'}")
+
+
+def label_table(label_names: Sequence[str], graph: LabelGraphSummary, num_images: int) -> str:
+    """A line per label, the most frequent one first."""
+    rows = [
+        (
+            label_names[i],
+            graph.label_counts[i],
+            f"{graph.label_counts[i] / num_images:.1%}",
+            graph.edges_out[i],
+            graph.edges_in[i],
+        )
+        for i in np.argsort(-graph.label_counts, kind="stable")
+    ]
+    headers = ["label", "images", "share", "edges out", "edges in"]
+    align = ("left", "right", "right", "right", "right")
+    # Names that look like numbers stay as they are.
+    return tabulate(rows, headers, disable_numparse=True, colalign=align)
+
+
+def labels_per_image(dicts: Sequence[Dict]) -> str:
+    """How many images have how many labels, and how many have none or ignored ones."""
+    numbers = [len(set(d["labels"])) for d in dicts]
+    ignored = [len(d.get("ignored_labels", [])) for d in dicts]
+    rows = [
+        (number, count, f"{count / len(dicts):.1%}")
+        for number, count in sorted(Counter(numbers).items())
+    ]
+    headers = ["labels in an image", "images", "share"]
+    table = tabulate(rows, headers, disable_numparse=True, colalign=("right",) * 3)
+    return (
+        f"{table}\n\n"
+        f"labels per image: {np.mean(numbers):.2f} on average\n"
+        f"images without a label: {numbers.count(0)}\n"
+        f"ignored entries: {sum(ignored)}, in {np.count_nonzero(ignored)} images"
+    )
+
+
+def describe_graph(label_names: Sequence[str], graph: LabelGraphSummary, threshold: float) -> str:
+    """How many edges there are, and which labels have none."""
+    lonely = np.flatnonzero((graph.edges_out == 0) & (graph.edges_in == 0))
+    listed = [label_names[i] for i in lonely[:MAX_LISTED]]
+    if len(lonely) > MAX_LISTED:
+        listed.append(f"and {len(lonely) - MAX_LISTED} more")
+    return (
+        f"label graph: {graph.edges_out.sum()} edges i → j with P(j|i) ≥ {threshold} "
+        "(MODEL.LABEL_GRAPH.THRESHOLD)\n"
+        f"labels without an edge: {len(lonely)}" + (f" ({', '.join(listed)})" if listed else "")
+    )
+
+
+def describe_files(kind: str, lines: Sequence[str]) -> str:
+    """A count and the first few of `lines`."""
+    more = [f"and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+    return "\n  ".join([f"{kind} files: {len(lines)}", *lines[:MAX_LISTED], *more])
+
+
+def unreadable_files(file_names: Sequence[str], image_format: str) -> Dict[str, str]:
+    """Why, by file name, for each file that training and evaluation would skip."""
+
+    def why_unreadable(file_name: str) -> str:
+        try:
+            read_image(file_name, image_format)
+        except UnreadableImage as error:
+            return error.reason
+        return ""
+
+    with ThreadPool(os.cpu_count()) as pool:
+        reasons = pool.imap(why_unreadable, file_names, chunksize=8)
+        # Without a terminal, no bar.
+        progress = tqdm(reasons, "decoding", len(file_names), leave=False, disable=None)
+        return {name: reason for name, reason in zip(file_names, progress) if reason}

@@ -1,0 +1,280 @@
+"""What follows from the keys that a user set: a timm network's settings, keys without effect.
+
+A value alone does not say whether somebody chose it. So the keys are also numbered by where they
+were set: the files of a chain of _BASE_ in the order in which they are merged, then the command
+line. What is set later counts more.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.utils.file_io import PathManager
+from fvcore.common.config import BASE_KEY
+
+from .errors import InputError
+
+TIMM_BACKBONE = "build_timm_backbone"
+
+
+def apply_rules(cfg: CfgNode, defaults: CfgNode, config_file: str, opts: Sequence[Any]) -> None:
+    """Fill in what a timm network asks for, and refuse keys that would have no effect.
+
+    Args:
+        cfg: merged from the other arguments; changed in place.
+        defaults: the config before.
+        config_file: path of a YAML file that could be merged; "" for none.
+        opts: alternating keys and values of the command line.
+    Raises:
+        InputError: a key that was set has no effect, or timm has no such network.
+    """
+    set_at = last_set(config_file, opts)
+    settle_timm(cfg, set_at)
+    check_effect(cfg, defaults, set_at)
+
+
+def last_set(config_file: str, opts: Sequence[Any]) -> Dict[str, int]:
+    """Where each key was set last: the number of the file, or of the command line, from 0.
+
+    A file with all of detectron2's keys, such as the config.yaml of a training, is a resolved
+    config in which nothing tells what was chosen: its keys are left out.
+    """
+    layers = _files(config_file) if config_file else []
+    complete = set(_flat_keys(get_cfg()))
+    layers = [set() if layer >= complete else layer for layer in layers]
+    layers.append(set(opts[0::2]))
+    return {key: place for place, layer in enumerate(layers) for key in layer}
+
+
+def _files(path: str) -> List[Set[str]]:
+    """The keys of a config file and of its bases, in the order in which detectron2 merges them."""
+    with PathManager.open(path, "r") as file:
+        content = yaml.safe_load(file)
+    bases = content.pop(BASE_KEY, [])
+    layers = []
+    for base in [bases] if isinstance(bases, str) else bases:
+        # As fvcore has it: an absolute path, a URL, or relative to the file.
+        base = os.path.expanduser(base)
+        if not base.startswith(("/", "https://", "http://")):
+            base = os.path.join(os.path.dirname(path), base)
+        layers += _files(base)
+    return [*layers, set(_flat_keys(content))]
+
+
+def _flat_keys(node: Dict, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all values in nested dicts."""
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat_keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+# ------------------------------------------------------------------------------------------- timm
+
+
+def settle_timm(cfg: CfgNode, set_at: Dict[str, int]) -> None:
+    """Where MODEL.TIMM.NAME was set: the backbone, weights, pixels and layers that go with it.
+
+    Keys that were set in the same place or later stay. If that is MODEL.BACKBONE.NAME, the timm
+    network is given up for that backbone.
+
+    Raises:
+        InputError: timm has no such network; or another backbone, which reads nothing of
+            MODEL.TIMM, was chosen in the same place.
+    """
+    # timm takes seconds to import, and not every command needs it.
+    from .modeling.backbone import pretrained_cfg
+
+    name, chosen_at = cfg.MODEL.TIMM.NAME, set_at.get("MODEL.TIMM.NAME", -1)
+    if not name or chosen_at < 0:
+        return
+    backbone, backbone_at = cfg.MODEL.BACKBONE.NAME, set_at.get("MODEL.BACKBONE.NAME", -1)
+    if backbone != TIMM_BACKBONE and backbone_at >= chosen_at:
+        if backbone_at == chosen_at and _is_built_in(backbone):
+            raise InputError(
+                f"MODEL.TIMM.NAME {name} has no effect with MODEL.BACKBONE.NAME {backbone}: leave "
+                "out one of the two"
+            )
+        return
+    weights = pretrained_cfg(name)
+    values = {
+        "MODEL.BACKBONE.NAME": TIMM_BACKBONE,
+        # A checkpoint is of another network.
+        "MODEL.WEIGHTS": "",
+        "MODEL.PIXEL_MEAN": [round(255 * value, 3) for value in weights.mean],
+        "MODEL.PIXEL_STD": [round(255 * value, 3) for value in weights.std],
+        "INPUT.FORMAT": "RGB",
+    }
+    if cfg.MODEL.BACKBONE.FREEZE_AT not in (0, 5):
+        values["MODEL.BACKBONE.FREEZE_AT"] = 0
+    values = {key: value for key, value in values.items() if set_at.get(key, -1) < chosen_at}
+    cfg.merge_from_list([item for pair in values.items() for item in pair])
+
+
+def _is_built_in(backbone: str) -> bool:
+    """Whether a backbone is detectron2's or ia_gcn's; a user's own may read any key."""
+    return backbone in BACKBONE_REGISTRY and BACKBONE_REGISTRY.get(backbone).__module__.startswith(
+        ("detectron2.", "ia_gcn.")
+    )
+
+
+# --------------------------------------------------------------------------- keys without effect
+
+# Keys of detectron2 that nothing reads here, each with what to do instead. One that is set to
+# detectron2's default asks for nothing.
+UNUSED = {
+    "DATALOADER.SAMPLER_TRAIN": "each epoch has every image once; there are no other samplers",
+    "DATALOADER.REPEAT_THRESHOLD": "each epoch has every image once",
+    "INPUT.MIN_SIZE_TRAIN": "set INPUT.IMAGE_SIZE",
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": "set INPUT.IMAGE_SIZE",
+    "INPUT.MAX_SIZE_TRAIN": "set INPUT.IMAGE_SIZE",
+    "INPUT.MIN_SIZE_TEST": "set INPUT.IMAGE_SIZE",
+    "INPUT.MAX_SIZE_TEST": "set INPUT.IMAGE_SIZE",
+    "INPUT.CROP.ENABLED": "set INPUT.MULTI_SCALE_CROP.ENABLED",
+    "INPUT.CROP.TYPE": "set INPUT.MULTI_SCALE_CROP.ENABLED",
+    "INPUT.CROP.SIZE": "set INPUT.MULTI_SCALE_CROP.SCALES",
+    "TEST.AUG.MIN_SIZES": "set TEST.AUG.SCALES",
+    "TEST.AUG.MAX_SIZE": "set TEST.AUG.SCALES",
+    "TEST.DETECTIONS_PER_IMAGE": "set TEST.TOP_K or TEST.THRESHOLD",
+}
+
+
+class Moot(NamedTuple):
+    """Keys that have no effect at some values of another key."""
+
+    keys: Tuple[str, ...]
+    switch: str
+    off: Callable[[Any], bool]
+    """Whether they have no effect at this value of the switch."""
+    instead: str
+    """What to do, to follow a colon."""
+    harmless: Tuple = ()
+    """Values of the keys that ask for what is so anyway."""
+
+
+def _in_epochs(epochs_key: str, key: str, off: str) -> Moot:
+    return Moot((key,), epochs_key, bool, f"set that one, or {off} there to count iterations")
+
+
+# A key is only refused if it was set in the same place as the switch, or later. One that was set
+# before, in a _BASE_, is what the config with the switch means to replace.
+MOOT = [
+    _in_epochs("SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER", "0"),
+    _in_epochs("SOLVER.STEP_EPOCHS", "SOLVER.STEPS", "()"),
+    _in_epochs("SOLVER.CHECKPOINT_EPOCHS", "SOLVER.CHECKPOINT_PERIOD", "0"),
+    _in_epochs("TEST.EVAL_EPOCHS", "TEST.EVAL_PERIOD", "0"),
+    Moot(
+        ("SOLVER.WARMUP_ITERS", "SOLVER.WARMUP_FACTOR", "SOLVER.WARMUP_METHOD"),
+        "SOLVER.LR_SCHEDULER_NAME",
+        lambda name: name == "OneCycleLR",
+        "set SOLVER.ONE_CYCLE_RISE",
+        harmless=(0,),
+    ),
+    Moot(
+        ("SOLVER.STEPS", "SOLVER.STEP_EPOCHS", "SOLVER.GAMMA"),
+        "SOLVER.LR_SCHEDULER_NAME",
+        lambda name: name in ("OneCycleLR", "WarmupCosineLR"),
+        "steps take WarmupMultiStepLR",
+        harmless=((), []),
+    ),
+    Moot(
+        ("SOLVER.ONE_CYCLE_RISE",),
+        "SOLVER.LR_SCHEDULER_NAME",
+        lambda name: name in ("WarmupMultiStepLR", "WarmupCosineLR"),
+        "set that to OneCycleLR",
+    ),
+    Moot(
+        ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
+        "SOLVER.OPTIMIZER",
+        lambda name: name != "SGD",
+        "they are of SGD",
+        harmless=(False,),
+    ),
+    Moot(
+        ("INPUT.MULTI_SCALE_CROP.SCALES", "INPUT.MULTI_SCALE_CROP.MAX_DISTORT"),
+        "INPUT.MULTI_SCALE_CROP.ENABLED",
+        lambda enabled: not enabled,
+        "set that to True",
+    ),
+    Moot(
+        ("INPUT.RAND_AUGMENT_MAGNITUDE",),
+        "INPUT.RAND_AUGMENT_OPS",
+        lambda number: not number,
+        "set the number of operations as well, for example 2",
+    ),
+    Moot(
+        ("TEST.AUG.SCALES",),
+        "TEST.AUG.ENABLED",
+        lambda enabled: not enabled,
+        "set that to True",
+    ),
+    Moot(
+        (
+            "MODEL.LOSS.GAMMA_POS",
+            "MODEL.LOSS.GAMMA_NEG",
+            "MODEL.LOSS.CLIP",
+            "MODEL.LOSS.FOCUSING_GRADIENT",
+        ),
+        "MODEL.LOSS.NAME",
+        lambda name: name == "MultiLabelBCE",
+        "they are of AsymmetricLoss",
+    ),
+    Moot(
+        ("MODEL.GLOBAL_POOLING.GEM_POWER",),
+        "MODEL.GLOBAL_POOLING.NAME",
+        lambda name: name in ("max", "mean"),
+        "set that to gem",
+    ),
+    Moot(
+        ("MODEL.TIMM.WEIGHTS_FILE",),
+        "MODEL.BACKBONE.NAME",
+        lambda name: name != TIMM_BACKBONE and _is_built_in(name),
+        "set MODEL.TIMM.NAME to the network that they are of",
+        harmless=("",),
+    ),
+    Moot(
+        ("DATASETS.CUSTOM.TEST_IMAGE_ROOT",),
+        "DATASETS.CUSTOM.TEST",
+        lambda path: not path,
+        "set DATASETS.CUSTOM.TEST as well",
+        harmless=("",),
+    ),
+    Moot(
+        ("DATASETS.CUSTOM.HOLD_OUT", "DATASETS.CUSTOM.HOLD_OUT_SEED"),
+        "DATASETS.CUSTOM.TEST",
+        bool,
+        "images are only held out without a test file",
+        harmless=(0,),
+    ),
+]
+
+
+def check_effect(cfg: CfgNode, defaults: CfgNode, set_at: Dict[str, int]) -> None:
+    """Refuse keys that were set and have no effect.
+
+    Raises:
+        InputError: naming the key, why it has no effect, and what to set instead.
+    """
+    for key, instead in UNUSED.items():
+        if key in set_at and _value(cfg, key) != _value(defaults, key):
+            raise InputError(f"{key} has no effect: {instead}")
+    for moot in MOOT:
+        switch, switched_at = _value(cfg, moot.switch), set_at.get(moot.switch, -1)
+        if not moot.off(switch):
+            continue
+        for key in moot.keys:
+            if set_at.get(key, -1) >= max(switched_at, 0) and _value(cfg, key) not in moot.harmless:
+                raise InputError(
+                    f"{key} has no effect with {moot.switch} {switch!r}: {moot.instead}"
+                )
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg

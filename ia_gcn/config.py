@@ -1,6 +1,59 @@
-"""Every config key that ia_gcn adds to detectron2's, with its default and its symbol."""
+"""Reading configs, and each key that ia_gcn adds to detectron2's with its default and symbol."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Sequence
+
+import yaml
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
+
+from .errors import InputError
+from .extensions import check_extensions, import_extensions, merge_extensions
+
+# Where the configs of the papers' tables are.
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[str] = ()) -> CN:
+    """Read a config as it is written; `ia_gcn.engine.setup_cfg` also fills in what the data says.
+
+    Args:
+        config_file: path of a YAML file; "" for the defaults.
+        opts: alternating keys and values, which come after the file's.
+        imports: modules to import first, of which the config keeps the names as IMPORTS.
+    Returns:
+        the config, not frozen.
+    Raises:
+        InputError: a file, module, key or value that can't be used.
+    """
+    import_extensions(imports)
+    cfg = get_cfg()
+    add_ia_gcn_config(cfg)
+    try:
+        if config_file:
+            if not PathManager.isfile(config_file):
+                raise InputError(f"--config-file {config_file}: no such file")
+            # detectron2's default would run code that a file asks for.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config-file {config_file}: {_one_line(error)}") from error
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
+    cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
+    check_extensions(cfg.IMPORTS)
+    return cfg
+
+
+def _one_line(error: Exception) -> str:
+    # A KeyError's own text is its argument in quotes.
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
 
 
 def add_ia_gcn_config(cfg: CN) -> None:

@@ -6,14 +6,10 @@ import logging
 from typing import Sequence
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
+from detectron2.config import CfgNode
 
-from ..config import add_ia_gcn_config
+from ..config import read_config
 from ..data import get_label_names, register_custom
-from ..errors import InputError
-from ..extensions import check_extensions, import_extensions, merge_extensions
 from .label_matching import checkpoint_labels, weights_path
 
 logger = logging.getLogger(__name__)
@@ -45,25 +41,7 @@ def setup_cfg(
     Raises:
         InputError: a file, key or value that can't be used.
     """
-    import_extensions(imports)
-    cfg = get_cfg()
-    add_ia_gcn_config(cfg)
-    try:
-        if config_file:
-            if not PathManager.isfile(config_file):
-                raise InputError(f"--config-file {config_file}: no such file")
-            # detectron2's default would run code that a file asks for.
-            cfg.merge_from_file(config_file, allow_unsafe=False)
-    except InputError:
-        raise
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config-file {config_file}: {_one_line(error)}") from error
-    try:
-        cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, ValueError) as error:
-        raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
-    cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
-    check_extensions(cfg.IMPORTS)
+    cfg = read_config(config_file, opts, imports)
     custom = cfg.DATASETS.CUSTOM
     # A CSV doesn't say which labels there might be besides those that it names.
     if eval_only and custom.TEST.lower().endswith(".csv") and not custom.LABELS:
@@ -78,8 +56,3 @@ def setup_cfg(
         logger.warning("No CUDA here: MODEL.DEVICE is cpu.")
         cfg.MODEL.DEVICE = "cpu"
     return cfg
-
-
-def _one_line(error: Exception) -> str:
-    # A KeyError's own text is its argument in quotes.
-    return " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())

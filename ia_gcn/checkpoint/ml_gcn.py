@@ -52,9 +52,9 @@ def convert_ml_gcn(
     return {
         **_backbone(state_dict),
         **others,
-        "label_head.label_graph.label_counts": label_counts,
-        "label_head.label_graph.pair_counts": pair_counts,
-        "label_head.label_graph.embeddings": embeddings,
+        "label_graph.label_counts": label_counts,
+        "label_graph.pair_counts": pair_counts,
+        "label_graph.embeddings": embeddings,
         "label_head.layers.0.weight": state_dict["gc1.weight"],
         "label_head.layers.1.weight": state_dict["gc2.weight"],
     }

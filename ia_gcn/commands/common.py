@@ -35,6 +35,27 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def positive_int(text: str) -> int:
+    """An argparse type."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return int(text)
+
+
+def non_negative_int(text: str) -> int:
+    """An argparse type."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """An argparse type: a number in [0, 1]."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1]")
+    return float(text)
+
+
 def run(name: str, work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Call `work` and return an exit status; what a user can mend is printed as one line.
 

@@ -10,6 +10,7 @@ from .operating_points import (
 )
 from .predictions import Predictions, read_predictions
 from .report import average_precision_table, labels_without_positives, summarize, summary_table
+from .thresholds import write_operating_points, write_thresholds
 
 __all__ = [
     "Calibration",
@@ -28,4 +29,6 @@ __all__ = [
     "read_predictions",
     "summarize",
     "summary_table",
+    "write_operating_points",
+    "write_thresholds",
 ]

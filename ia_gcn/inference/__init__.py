@@ -11,6 +11,7 @@ from .prediction import PredictedRegions, Prediction
 __all__ = ["OnnxPredictor", "PredictedRegions", "Prediction"]
 
 if find_spec("torch") and find_spec("detectron2"):
+    from .image_embeddings import embed_labels
     from .label_selection import SelectLabels
     from .optimize import optimize_for_inference
     from .predictor import EvaluationView, MultiLabelPredictor
@@ -21,5 +22,6 @@ if find_spec("torch") and find_spec("detectron2"):
         "MultiLabelPredictor",
         "MultiLabelTTA",
         "SelectLabels",
+        "embed_labels",
         "optimize_for_inference",
     ]

@@ -7,6 +7,7 @@ from .measures import (
     plot_reliability,
 )
 from .prediction_sheet import draw_prediction_sheet
+from .recognition import describe_recognition, recognize
 from .regions import (
     Recognition,
     draw_recognition,
@@ -15,11 +16,12 @@ from .regions import (
     region_light,
     thumbnail,
 )
-from .style import to_svg
+from .style import sample_items, to_svg
 from .training_curve import plot_training_curve, read_training_log
 
 __all__ = [
     "Recognition",
+    "describe_recognition",
     "draw_confusions",
     "draw_precision_recall",
     "draw_prediction_sheet",
@@ -32,7 +34,9 @@ __all__ = [
     "plot_reliability",
     "plot_training_curve",
     "read_training_log",
+    "recognize",
     "region_light",
+    "sample_items",
     "thumbnail",
     "to_svg",
 ]

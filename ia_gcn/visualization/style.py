@@ -1,12 +1,16 @@
-"""What the figures share: colours, names that fit, and how they become SVG."""
+"""What the figures share: colours, names that fit, which images they show, and SVG."""
 
 from __future__ import annotations
 
 import io
 import warnings
+from typing import List, Sequence, TypeVar
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 FOUND, WRONG, MISSED = "#1a7f37", "#cf222e", "#bc6c00"
 
@@ -25,3 +29,9 @@ def to_svg(figure: Figure) -> bytes:
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()
+
+
+def sample_items(items: Sequence[T], count: int) -> List[T]:
+    """Up to `count` of the items in random order, always the same ones."""
+    order = np.random.default_rng(0).permutation(len(items))
+    return [items[i] for i in order[:count]]

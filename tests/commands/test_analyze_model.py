@@ -9,43 +9,52 @@ import torchvision
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from ia_gcn.engine import Trainer
+from ia_gcn.analysis import (
+    ModelSize,
+    analyze_model,
+    count_multiply_adds,
+    count_parameters,
+    time_forward,
+)
+from ia_gcn.analysis.model_size import prepare, random_image, without_weights
+from ia_gcn.checkpoint import build_model
+from ia_gcn.engine import setup_cfg
 from tests.helpers.commands import ROOT, run_script
 
-COMMAND = "analyze_model"
+COMMAND = "analyze"
 IA_GCN = "DigitScenes/ia_gcn"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    """Whatever --threads says: tests run side by side."""
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
 
 
 def config(name):
     return str(ROOT / "configs" / f"{name}.yaml")
 
 
-@pytest.fixture
-def build(tool):
-    """A function that makes the model of a config, without memory for its tensors, and the cfg."""
-
-    def make(name, *opts):
-        cfg = tool.load_config(config(name), opts)
-        cfg.MODEL.DEVICE = "meta"
-        with torch.device("meta"):
-            return Trainer.build_model(cfg), cfg
-
-    return make
+def load_config(name, *opts):
+    return without_weights(setup_cfg(config(name), ["MODEL.DEVICE", "cpu", *opts]))
 
 
-@pytest.fixture
-def prepared(tool):
-    """A function that makes the model of a config, ready to run, and an image for it."""
+def build(name, *opts):
+    """The model of a config, without memory for its tensors."""
+    cfg = load_config(name, *opts)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
 
-    def make(name, size, *opts):
-        cfg = tool.load_config(config(name), opts)
-        torch.manual_seed(0)
-        model = Trainer.build_model(cfg)
-        image = tool.random_image(size, cfg)
-        tool.prepare(model, image)
-        return model, image
 
-    return make
+def build_prepared(name, size, *opts):
+    """The model of a config, ready to run, and an image for it."""
+    torch.manual_seed(0)
+    cfg = load_config(name, *opts)
+    model = build_model(cfg)
+    image = random_image(size, size, cfg.MODEL.REGION_BRANCH.NUM_REGIONS)
+    prepare(model, image)
+    return model, image
 
 
 # ------------------------------------------------------------------------------------ parameters
@@ -67,9 +76,9 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize(("name", "millions"), PUBLISHED.items())
-def test_published_sizes(tool, build, name, millions):
-    model, _ = build(name)
-    assert tool.count_parameters(model)["total"] / 1e6 == pytest.approx(millions, abs=0.1)
+def test_published_sizes(name, millions):
+    model = build(name)
+    assert count_parameters(model)["total"] / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 # C = 80, D = 2048 or 10, 256. A graph's A is C×C; embeddings, of 300 numbers, are not counted.
@@ -85,42 +94,41 @@ def test_published_sizes(tool, build, name, millions):
         ("DigitScenes/com_sco_only", 0),
     ],
 )
-def test_parameters_of_label_heads(tool, build, name, expected):
-    model, _ = build(name)
-    assert tool.count_parameters(model)["label_head"] == expected
+def test_parameters_of_label_heads(name, expected):
+    model = build(name)
+    assert count_parameters(model)["label_head"] == expected
 
 
-def test_a_model_without_a_label_head_has_its_graph_all_the_same(tool, build):
-    model, _ = build("DigitScenes/com_sco_only", "MODEL.REGION_GCN.LCM", "image_dependent")
+def test_a_model_without_a_label_head_has_its_graph_all_the_same():
+    model = build("DigitScenes/com_sco_only", "MODEL.REGION_GCN.LCM", "image_dependent")
     assert model.label_head is None
-    assert tool.count_parameters(model)["label_head"] == 10 * 10
+    assert count_parameters(model)["label_head"] == 10 * 10
 
 
 @pytest.mark.parametrize(
-    ("name", "opts", "rest"),
+    ("name", "opts"),
     [
-        ("COCO/ia_gcn_R_101", (), 0),
-        ("COCO/id_lcm_R_101", (), 0),
-        ("DigitScenes/base_com_sco", (), 0),
-        ("COCO/iml_gcn_2l", (), 0),
-        # Its power is of no part.
-        ("COCO/resnet101", ("MODEL.GLOBAL_POOLING.NAME", "gem"), 1),
+        ("COCO/ia_gcn_R_101", ()),
+        ("COCO/id_lcm_R_101", ()),
+        ("DigitScenes/base_com_sco", ()),
+        ("COCO/iml_gcn_2l", ()),
+        ("COCO/resnet101", ("MODEL.GLOBAL_POOLING.NAME", "gem")),
     ],
 )
-def test_parts_sum_to_the_total(tool, build, name, opts, rest):
-    model, _ = build(name, *opts)
-    counts = tool.count_parameters(model)
+def test_parts_sum_to_the_total(name, opts):
+    model = build(name, *opts)
+    counts = count_parameters(model)
     total = counts.pop("total")
-    assert sum(counts.values()) + rest == total
+    assert sum(counts.values()) == total
     starts = ("proposal_generator.", "roi_heads.", "region_gcn.")
     regions = sum(p.numel() for key, p in model.named_parameters() if key.startswith(starts))
     assert counts.get("regions", 0) == regions
     assert ("regions" in counts) == (regions > 0)
 
 
-def test_what_is_frozen_counts(tool, build):
+def test_what_is_frozen_counts():
     sizes = [
-        tool.count_parameters(build("COCO/resnet101", "MODEL.BACKBONE.FREEZE_AT", stages)[0])
+        count_parameters(build("COCO/resnet101", "MODEL.BACKBONE.FREEZE_AT", stages))
         for stages in ("0", "5")
     ]
     assert sizes[0] == sizes[1]
@@ -146,18 +154,18 @@ def torchvision_multiply_adds(size):
     return sum(counts)
 
 
-def test_resnet_101_with_a_linear_head(tool, build):
-    model, cfg = build("COCO/resnet101")
-    per_image, once = tool.count_multiply_adds(model.eval(), tool.random_image(448, cfg))
+def test_resnet_101_with_a_linear_head():
+    model = build("COCO/resnet101")
+    per_image, once = count_multiply_adds(model.eval(), random_image(448, 448, 0))
     assert per_image == torchvision_multiply_adds(448) + 80 * 2048
     assert per_image / 1e9 == pytest.approx(31.2, abs=0.01)
     assert once == 0
 
 
-def test_resnet_101_as_torchvision_publishes_it(tool, build):
+def test_resnet_101_as_torchvision_publishes_it():
     published = torchvision.models.ResNet101_Weights.IMAGENET1K_V1.meta["_ops"]
-    model, cfg = build("COCO/resnet101", "MODEL.LABEL_HEAD.NUM_LABELS", "1000")
-    per_image, _ = tool.count_multiply_adds(model.eval(), tool.random_image(224, cfg))
+    model = build("COCO/resnet101", "MODEL.LABEL_HEAD.NUM_LABELS", "1000")
+    per_image, _ = count_multiply_adds(model.eval(), random_image(224, 224, 0))
     assert per_image / 1e9 == pytest.approx(published, abs=0.001)
 
 
@@ -178,14 +186,12 @@ def adaptive_convolution(num_labels, in_dim, out_dim):
     ("head", "convolution"),
     [("GCNHead", graph_convolution), ("AdaptiveGCNHead", adaptive_convolution)],
 )
-def test_the_label_graph_is_computed_once_whatever_the_image(
-    tool, prepared, head, convolution, size
-):
-    per_image, once = tool.count_multiply_adds(
-        *prepared("DigitScenes/ml_gcn", size, "MODEL.LABEL_HEAD.NAME", head)
+def test_the_label_graph_is_computed_once_whatever_the_image(head, convolution, size):
+    per_image, once = count_multiply_adds(
+        *build_prepared("DigitScenes/ml_gcn", size, "MODEL.LABEL_HEAD.NAME", head)
     )
-    linear = prepared("DigitScenes/ml_gcn", size, "MODEL.LABEL_HEAD.NAME", "LinearHead")
-    assert (per_image, 0) == tool.count_multiply_adds(*linear)
+    linear = build_prepared("DigitScenes/ml_gcn", size, "MODEL.LABEL_HEAD.NAME", "LinearHead")
+    assert (per_image, 0) == count_multiply_adds(*linear)
     # The degree of each label comes first.
     assert once == 10 * 10 + convolution(10, 300, 1024) + convolution(10, 1024, 256)
 
@@ -202,8 +208,8 @@ class Logits(nn.Module):
 
 
 @pytest.mark.parametrize("name", [IA_GCN, "DigitScenes/base_com_sco", "DigitScenes/ml_gcn"])
-def test_fvcore_counts_the_same(tool, prepared, name):
-    model, image = prepared(name, 64)
+def test_fvcore_counts_the_same(name):
+    model, image = build_prepared(name, 64)
     analysis = FlopCountAnalysis(Logits(model), image[0]["image"])
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     operators = analysis.by_operator()
@@ -211,21 +217,21 @@ def test_fvcore_counts_the_same(tool, prepared, name):
     del operators["batch_norm"]
     # It asks for gradients: what comes once is computed anew. And it rounds.
     expected = pytest.approx(sum(operators.values()), rel=1e-3)
-    assert sum(tool.count_multiply_adds(model, image)) == expected
+    assert sum(count_multiply_adds(model, image)) == expected
 
 
 @pytest.mark.parametrize("size", [64, 100])
-def test_all_regions_are_found_in_noise(prepared, size):
-    model, image = prepared(IA_GCN, size)
+def test_all_regions_are_found_in_noise(size):
+    model, image = build_prepared(IA_GCN, size)
     with torch.no_grad():
         (output,) = model(image)
     assert len(output["regions"]) == 20
     assert output["logits"].isfinite().all()
 
 
-def test_a_model_without_an_rpn_is_given_regions(prepared):
+def test_a_model_without_an_rpn_is_given_regions():
     keys = ("MODEL.PROPOSAL_GENERATOR.NAME", "PrecomputedProposals")
-    model, image = prepared(IA_GCN, 64, *keys)
+    model, image = build_prepared(IA_GCN, 64, *keys)
     with torch.no_grad():
         (output,) = model(image)
     boxes = output["regions"].proposal_boxes
@@ -234,14 +240,14 @@ def test_a_model_without_an_rpn_is_given_regions(prepared):
     assert boxes.inside_box((64, 64)).all()
 
 
-def test_the_first_pass_is_not_timed(tool, monkeypatch):
+def test_the_first_pass_is_not_timed(monkeypatch):
     seconds = iter([9.0, 1.0, 5.0, 2.0])
 
     def repeat(call, number, repeat):
         return [next(seconds) for _ in range(repeat)]
 
-    monkeypatch.setattr(tool.timeit, "repeat", repeat)
-    assert tool.time_forward(nn.Identity(), [], rounds=3) == 2.0
+    monkeypatch.setattr("timeit.repeat", repeat)
+    assert time_forward(nn.Identity(), [], rounds=3) == 2.0
 
 
 # ---------------------------------------------------------------------------------- command line
@@ -290,11 +296,52 @@ def test_keys_and_options_in_any_order(main):
     assert 0 < regions[0] < regions[1]
 
 
+def test_the_image_has_the_configs_size(main):
+    arguments = ["--config-file", config("DigitScenes/asl"), "--no-time"]
+    lines = read_lines(main(*arguments)[1])
+    assert lines["image"] == "96×96"
+    assert read_lines(main(*arguments, "--size", 96)[1]) == lines
+    high = read_lines(main(*arguments, "INPUT.IMAGE_SIZE", "(192, 96)")[1])
+    assert high["image"] == "192×96"
+    # But for the classifier, the cost of a convolutional network is that of its pixels.
+    ratio = float(high["GMac per image"]) / float(lines["GMac per image"])
+    assert ratio == pytest.approx(2, rel=1e-3)
+
+
+def test_a_head_of_a_users_own(main, tmp_path):
+    """Imported for the command; without --import it is refused."""
+    (tmp_path / "head_to_analyze.py").write_text(
+        "from ia_gcn.modeling import LABEL_HEAD_REGISTRY, LinearHead\n"
+        "@LABEL_HEAD_REGISTRY.register()\n"
+        "class HeadToAnalyze(LinearHead):\n"
+        "    pass\n"
+    )
+    arguments = ["--config-file", config("DigitScenes/asl"), "--no-time"]
+    keys = ["MODEL.LABEL_HEAD.NAME", "HeadToAnalyze"]
+    status, _, err = main(*arguments, *keys)
+    assert status == 1
+    assert "HeadToAnalyze" in err
+    imported = ["--import", tmp_path / "head_to_analyze.py"]
+    status, out, err = main(*keys, *arguments, *imported)
+    assert status == 0, err
+    assert read_lines(out) == read_lines(main(*arguments)[1])
+
+
+def test_from_python():
+    size = analyze_model(load_config("DigitScenes/ml_gcn"), image_size=(64, 96), rounds=1)
+    assert size.image_size == (64, 96)
+    assert size.parameters == count_parameters(build("DigitScenes/ml_gcn"))
+    assert size.seconds > 0
+    assert size.once > 0
+
+
 def test_a_large_region_branch(main):
     name = config("COCO/ia_gcn_R_101")
-    status, out, _ = main("--config-file", name, "--size", 64, "--rounds", 1, "--threads", 1)
+    status, out, _ = main("--config-file", name, "--size", 64, "--rounds", 1)
     assert status == 0
-    lines = {key: float(value) for key, value in read_lines(out).items()}
+    lines = read_lines(out)
+    assert lines.pop("image") == "64×64"
+    lines = {key: float(value) for key, value in lines.items()}
     parts = [lines[f"{part}, M"] for part in ("backbone", "label head", "regions")]
     assert sum(parts) == pytest.approx(lines["total, M"], abs=0.02)
     assert lines["GMac once"] == 0
@@ -314,36 +361,40 @@ def test_a_table_of_given_configs(main):
     assert float(rows[1][3]) > 0
     assert "median of 2 passes of one image, on 1 threads" in out
     assert "A, C×C" in out
-    assert "64×64 pixels" in out
+    assert [row[header.index("image")] for row in rows] == ["64×64", "64×64"]
 
 
 def test_the_table_of_the_papers(tool, main, monkeypatch):
     files = []
 
-    def analyze(config_file, args):
+    def setup_cfg(config_file, *args, **options):
         files.append(config_file)
-        return {"total": len(files) * 1e6}
 
-    monkeypatch.setattr(tool, "analyze", analyze)
+    def analyze_model(cfg, **options):
+        parts = {"backbone": 0, "label_head": 0, "total": len(files) * 1e6}
+        return ModelSize((64, 64), parts, 0, 0, None)
+
+    monkeypatch.setattr(tool, "setup_cfg", setup_cfg)
+    monkeypatch.setattr(tool, "analyze_model", analyze_model)
     status, out, _ = main("--table", "--no-time")
     assert status == 0
     assert all(Path(file).is_file() for file in files)
     header, *rows = read_table(out)
-    assert header == ["", "total, M"]
-    assert [config(name) for name, _ in rows] == files
-    assert [float(total) for _, total in rows] == list(range(1, 17))
-    assert set(PUBLISHED) < {name for name, _ in rows}
+    assert "regions, M" not in header
+    assert [config(name) for name, *_ in rows] == files
+    total = header.index("total, M")
+    assert [float(row[total]) for row in rows] == list(range(1, 17))
+    assert set(PUBLISHED) < {name for name, *_ in rows}
     assert rows[3][0] == "COCO/ia_gcn_R_101"
 
 
-def test_nothing_is_read_or_logged(tool, caplog, tmp_path):
+def test_nothing_is_read_or_logged(caplog, tmp_path):
     gone = str(tmp_path / "gone.pth")
     keys = ["MODEL.WEIGHTS", gone, "MODEL.TIMM.WEIGHTS_FILE", gone, "MODEL.TIMM.PRETRAINED", "True"]
     keys += ["MODEL.DEVICE", "cuda:7", "MODEL.LABEL_HEAD.NAME", "GCNHead"]
     keys += ["MODEL.LABEL_EMBEDDINGS.SOURCE", gone]
     with caplog.at_level(logging.INFO):
-        cfg = tool.load_config(config("DigitScenes/asl"), keys)
-        model = Trainer.build_model(cfg)
+        model = build_model(without_weights(setup_cfg(config("DigitScenes/asl"), keys)))
     assert next(model.parameters()).device.type == "cpu"
     assert "gone.pth" not in caplog.text
 
@@ -362,7 +413,8 @@ NO_DATA = ["DATASETS.TRAIN", "()", "DATASETS.TEST", "()"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "63"], "--size 63: batch norms need 64 or more"),
+        (["--size", "63"], "INPUT.IMAGE_SIZE 63×63 (--size): batch norms need 64 or more"),
+        (["INPUT.IMAGE_SIZE", "(448, 32)"], "INPUT.IMAGE_SIZE 448×32"),
         (["NO.SUCH_KEY", "1"], "NO.SUCH_KEY 1: "),
         (["MODEL.LABEL_HEAD.NUM_LABELS"], "MODEL.LABEL_HEAD.NUM_LABELS: "),
         (["MODEL.BACKBONE.NAME", "no_such_net"], "no_such_net"),

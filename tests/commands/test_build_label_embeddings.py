@@ -12,6 +12,7 @@ from ia_gcn.data import MultiLabelDatasetMapper
 from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.data.label_embeddings import normalize_embeddings
 from ia_gcn.engine import Trainer, setup_cfg
+from ia_gcn.inference.image_embeddings import label_means
 from tests.helpers.commands import run_script
 
 COMMAND = "build_label_embeddings"
@@ -76,8 +77,8 @@ def trained(repository, tmp_path):
         cfg = setup_cfg(str(config_file), opts)
         torch.manual_seed(0)
         model = Trainer.build_model(cfg).eval()
-        if model.label_graph is not None:
-            graph = model.label_graph
+        graph = model.label_graph
+        if graph is not None:
             counts = np.array([[4, 2, 3], [2, 4, 1], [3, 1, 5]])
             graph.fill(counts.diagonal(), counts, graph.embeddings)
         folder = tmp_path / "run"
@@ -143,7 +144,6 @@ def test_embeddings_are_the_means_of_a_plain_loop(
     assert content["kind"] == kind
     dim = expected.shape[1]
     assert f"MODEL.LABEL_EMBEDDINGS.SOURCE {output} MODEL.LABEL_EMBEDDINGS.DIM {dim}\n" in out
-    assert not model.pooling._forward_hooks
 
 
 def test_the_images_are_not_augmented(main, trained, custom, tmp_path):
@@ -184,9 +184,9 @@ def test_a_label_without_a_image_gets_the_mean_of_the_others(
     assert not np.allclose(red, blue, rtol=1e-3)
 
 
-def test_sums_are_divided_by_counts(tool):
+def test_sums_are_divided_by_counts():
     sums = np.array([[2, 4], [0, 0], [9, 0], [0, 0]], np.float64)
-    found = tool.label_means(sums, np.array([2.0, 0.0, 3.0, 0.0]))
+    found = label_means(sums, np.array([2.0, 0.0, 3.0, 0.0]))
     assert found.dtype == np.float32
     assert found.tolist() == [[1, 2], [2, 1], [3, 0], [2, 1]]
 
@@ -233,13 +233,14 @@ def test_help_has_examples(main, capsys):
 
 
 def fails(result):
-    """The one line on stderr of a command that fails."""
+    """The last line on stderr of a command that fails; before it there may be what was logged."""
     status, out, err = result
     assert status == 1
     assert not out
-    assert err.startswith("build_label_embeddings: ")
-    assert err.count("\n") == 1
-    return err
+    assert "Traceback" not in err
+    line = err.splitlines()[-1]
+    assert line.startswith("build_label_embeddings: ")
+    return line
 
 
 def test_errors_are_one_line(main, trained, custom, tmp_path):
@@ -303,7 +304,7 @@ def test_images_without_any_label(main, trained, two_data_sets):
 
 def test_where_it_can_not_write(main, trained, custom, tmp_path, monkeypatch, tool):
     """It says so before it looks at an image."""
-    monkeypatch.setattr(tool, "sum_by_label", None)
+    monkeypatch.setattr(tool, "embed_labels", None)
     arguments = [*trained(custom)[0], "--kind", "scores", "--output"]
     (tmp_path / "folder.npz").mkdir()
     assert "folder.npz" in fails(main(*arguments, tmp_path / "folder.npz"))

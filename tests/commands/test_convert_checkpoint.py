@@ -18,33 +18,40 @@ from detectron2.modeling import build_backbone, build_model
 from PIL import Image
 from torch import nn
 
-from ia_gcn.checkpoint import MultiLabelCheckpointer, convert_torchvision_resnet, read_checkpoint
+from ia_gcn.checkpoint import (
+    MultiLabelCheckpointer,
+    convert_torchvision_resnet,
+    load_model,
+    read_checkpoint,
+)
+from ia_gcn.checkpoint.conversion import convert_checkpoint
 from ia_gcn.checkpoint.detectron2_zoo import convert_detectron2, detectron2_settings
 from ia_gcn.checkpoint.ml_gcn import edge_counts
 from ia_gcn.checkpoint.torchvision_resnet import torchvision_settings
 from ia_gcn.checkpoint.tresnet import convert_tresnet, tresnet_settings
 from ia_gcn.config import add_ia_gcn_config
 from ia_gcn.data.datasets import COCO_LABELS, VOC_LABELS
-from ia_gcn.engine import setup_cfg
-from tests.helpers.commands import load_command, run_script
+from ia_gcn.engine import Trainer, setup_cfg
+from ia_gcn.errors import InputError
+from tests.helpers.commands import run_script
 
-COMMAND = "convert_checkpoint"
+COMMAND = "convert"
 
 
 @pytest.fixture
-def tool(main, monkeypatch, repository):
+def convert_main(main, monkeypatch, repository):
     """`main` in the repository."""
     monkeypatch.chdir(repository)
     return main
 
 
 @pytest.fixture
-def convert(tool, tmp_path):
+def convert(convert_main, tmp_path):
     """A function that converts with success: (the new checkpoint's path, stdout)."""
 
     def run(source, name, *arguments):
         output = tmp_path / "out" / "model.pth"
-        status, out, err = tool(source, "--format", name, "--output", output, *arguments)
+        status, out, err = convert_main(source, "--format", name, "--output", output, *arguments)
         assert status == 0, err
         return output, out
 
@@ -52,12 +59,12 @@ def convert(tool, tmp_path):
 
 
 @pytest.fixture
-def fails(tool, tmp_path):
+def fails(convert_main, tmp_path):
     """A function that converts without success, and writes nothing: the one line on stderr."""
 
     def run(source, name, *arguments):
         output = tmp_path / "failed" / "model.pth"
-        status, _, err = tool(source, "--format", name, "--output", output, *arguments)
+        status, _, err = convert_main(source, "--format", name, "--output", output, *arguments)
         assert status == 1
         assert err.startswith("convert_checkpoint: ")
         assert err.count("\n") == 1
@@ -277,7 +284,9 @@ def test_ml_gcn_on_coco_gives_the_same_logits_by_label(convert, ml_gcn, tmp_path
     network, embeddings = ml_gcn(80, prefix)
     given = ["--embeddings", tmp_path / "word2vec.pkl"]
     path, out = convert(tmp_path / "checkpoint.pth.tar", "ml_gcn", *given)
-    assert groups_of(out, "taken")["label_graph"] == 3
+    taken = groups_of(out, "taken")
+    names = ("embeddings", "label_counts", "pair_counts")
+    assert {f"label_graph.{name}": 1 for name in names}.items() <= taken.items()
     assert groups_of(out, "left in the file") is None
 
     checkpoint = read_checkpoint(str(path))
@@ -326,7 +335,8 @@ def test_eval_only_of_a_converted_ml_gcn(ml_gcn, tmp_path, tiny_coco, repository
         "OUTPUT_DIR": str(tmp_path),
     }
     opts = [*(item for pair in opts.items() for item in pair), *printed_settings(result.stdout)]
-    load_command("train_net").evaluate(setup_cfg("configs/COCO/ml_gcn_R_101.yaml", opts), False)
+    cfg = setup_cfg("configs/COCO/ml_gcn_R_101.yaml", opts)
+    Trainer.test(cfg, load_model(cfg, order))
     predictions = np.load(tmp_path / "inference/custom_test/predictions.npz")
     assert predictions["label_names"].tolist() == order
 
@@ -584,7 +594,7 @@ def test_what_is_no_asl_checkpoint_is_refused(fails, tmp_path):
     assert "22 of another shape" in error(small_asl(**{"body__conv1__0__weight": torch.zeros(1)}))
 
 
-def test_asls_labels_are_in_the_order_of_cocos_categories(tool, tmp_path):
+def test_asls_labels_are_in_the_order_of_cocos_categories(convert_main, tmp_path):
     """Unless the file says another, or --labels; the classifier goes with them."""
     order = []
     for arguments in ([], ["--labels", "coco"]):
@@ -594,7 +604,7 @@ def test_asls_labels_are_in_the_order_of_cocos_categories(tool, tmp_path):
             content["idx_to_class"] = dict(enumerate(sorted(COCO_LABELS)))
         torch.save(content, tmp_path / "asl.pth")
         output = ["--output", tmp_path / "model.pth", "--allow-partial", *arguments]
-        status, _, err = tool(tmp_path / "asl.pth", "--format", "asl", *output)
+        status, _, err = convert_main(tmp_path / "asl.pth", "--format", "asl", *output)
         assert status == 0, err
         checkpoint = read_checkpoint(str(tmp_path / "model.pth"))
         assert checkpoint["label_names"] == COCO_LABELS
@@ -887,14 +897,14 @@ def test_damaged_and_missing_files_are_one_line(fails, tmp_path, resnet18):
     assert "cut.pth" in fails(source, "torchvision")
 
 
-def test_arguments_that_can_not_be(tool, fails, tmp_path, resnet18):
+def test_arguments_that_can_not_be(convert_main, fails, tmp_path, resnet18):
     source = tmp_path / "resnet.pth"
     torch.save(resnet18.state_dict(), source)
     before = source.read_bytes()
 
     def error(output, *arguments):
         arguments = ["--format", "torchvision", "--output", output, *arguments]
-        status, _, err = tool(source, *arguments)
+        status, _, err = convert_main(source, *arguments)
         assert status == 1
         assert err.count("\n") == 1
         return err
@@ -911,9 +921,27 @@ def test_arguments_that_can_not_be(tool, fails, tmp_path, resnet18):
     assert "NO.SUCH.KEY" in fails(source, "torchvision", "NO.SUCH.KEY", 1)
 
 
-def test_help_names_formats_and_options(tool, capsys):
+def test_from_python(tmp_path, resnet18):
+    """What the command says is reported, and a refusal is an InputError."""
+    source, output = tmp_path / "resnet.pth", tmp_path / "model.pth"
+    torch.save(resnet18.state_dict(), source)
+    said = []
+    convert_checkpoint(source, "torchvision", output, report=said.append)
+    assert groups_of("\n".join(said), "taken")["backbone.stem"] == 6
+    taken = read_checkpoint(str(output))["model"]
+    assert taken["backbone.stem.conv1.weight"].equal(resnet18.conv1.weight)
+    output.unlink()
+    with pytest.raises(InputError, match="--format caffe: there is torchvision, ml_gcn"):
+        convert_checkpoint(source, "caffe", output)
+    opts = ["MODEL.RESNETS.DEPTH", 34]
+    with pytest.raises(InputError, match=r"it goes with MODEL\.RESNETS\.DEPTH 18;"):
+        convert_checkpoint(source, "torchvision", output, opts=opts)
+    assert not output.exists()
+
+
+def test_help_names_formats_and_options(convert_main, capsys):
     with pytest.raises(SystemExit, match="0"):
-        tool("--help")
+        convert_main("--help")
     out = capsys.readouterr().out
     for part in ("torchvision", "ml_gcn", "asl", "tresnet", "detectron2", "--allow-partial"):
         assert part in out

@@ -20,7 +20,11 @@ import torch
 from PIL import Image
 
 from ia_gcn import MultiLabelPredictor
+from ia_gcn.commands import visualize_regions
+from ia_gcn.config import read_config
 from ia_gcn.data import UnreadableImage
+from ia_gcn.demo import build_page, describe_image, describe_model, launch
+from ia_gcn.demo.description import draw_graph, figure_title, network_name
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import plot_label_graph
@@ -28,7 +32,7 @@ from tests.data.test_dataset_mapper import UNREADABLE
 from tests.helpers.commands import ROOT
 from tests.inference.test_predictor import COLOURS, change, save_checkpoint
 
-COMMAND = "demo_app"
+COMMAND = "demo"
 CHROMIUM = shutil.which("chromium")
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed"
@@ -62,7 +66,7 @@ def broken(tmp_path):
 
 
 @pytest.fixture
-def serve(tool, monkeypatch, tmp_path):
+def serve(monkeypatch, tmp_path):
     """A function that serves the page of a predictor, with examples: its address."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     # `launch` sets these.
@@ -71,8 +75,8 @@ def serve(tool, monkeypatch, tmp_path):
     pages = []
 
     def start(predictor, examples=()):
-        pages.append(tool.build_page(predictor, list(examples)))
-        return tool.launch(pages[-1], "127.0.0.1", free_port())
+        pages.append(build_page(predictor, examples))
+        return launch(pages[-1], "127.0.0.1", free_port())
 
     yield start
     for page in pages:
@@ -108,37 +112,34 @@ def pixels_of(path):
 
 
 @pytest.mark.parametrize("config", ["asl", "ml_gcn", "ml_agcn", "ia_gcn_plus"])
-def test_the_labels_are_the_predictors(tool, make_checkpoint, photo, config):
+def test_the_labels_are_the_predictors(make_checkpoint, photo, config):
     embeddings = ("MODEL.LABEL_EMBEDDINGS.SOURCE", "names", "MODEL.LABEL_EMBEDDINGS.DIM", 7)
     opts = embeddings if config == "ml_agcn" else ()
     predictor = MultiLabelPredictor(make_checkpoint(*opts, config=config)[0], device="cpu")
     prediction = predictor(photo)
     scores = sorted(prediction.scores.astype(float), reverse=True)
     for threshold in (0, *scores, 1):
-        labels, figure = tool.describe(predictor, photo, threshold)
+        labels, figure = describe_image(predictor, photo, threshold)
         assert len(labels) == sum(score >= threshold for score in scores)
         assert labels == prediction.above(threshold)
-        assert (figure is None) == (config == "asl") == (not tool.figure_title(predictor))
+        assert (figure is None) == (config == "asl") == (not figure_title(predictor))
 
 
-def test_the_figure_of_an_ia_gcn_is_that_of_visualize_regions(
-    tool, make_checkpoint, photo, tmp_path, monkeypatch
-):
+def test_the_figure_of_an_ia_gcn_is_that_of_visualize_regions(make_checkpoint, photo, tmp_path):
     weights, cfg, _ = make_checkpoint(config="ia_gcn_plus")
     (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
-    command = ["visualize_regions.py", str(tmp_path / "run"), "MODEL.WEIGHTS", weights]
-    monkeypatch.setattr(sys, "argv", [*command, "--images", photo])
-    assert importlib.import_module("visualize_regions").main() == 0
+    run = str(tmp_path / "run")
+    assert visualize_regions.main([run, "MODEL.WEIGHTS", weights, "--images", photo]) == 0
     expected = pixels_of(tmp_path / "run" / "regions" / f"{Path(photo).stem}.png")
 
     predictor = MultiLabelPredictor(weights, device="cpu")
-    figure = tool.describe(predictor, photo, cfg.TEST.THRESHOLD).figure
+    figure = describe_image(predictor, photo, cfg.TEST.THRESHOLD).figure
     np.testing.assert_array_equal(np.asarray(figure), expected)
-    other = tool.describe(predictor, photo, 0.9).figure
+    other = describe_image(predictor, photo, 0.9).figure
     assert (np.asarray(other) != expected).any()
 
 
-def test_a_label_graph_is_of_the_likeliest_labels(tool, tmp_path):
+def test_a_label_graph_is_of_the_likeliest_labels(tmp_path):
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, 20, (30, 30))
     pairs = pairs + pairs.T
@@ -151,7 +152,7 @@ def test_a_label_graph_is_of_the_likeliest_labels(tool, tmp_path):
     scores = rng.random(30).astype(np.float32)
     scores[3] = 1.0
     names = [f"label {i}" for i in range(30)]
-    figure = tool.draw_graph(graph, scores, names)
+    figure = draw_graph(graph, scores, names)
 
     shown = sorted(range(30), key=lambda i: -scores[i])[:20]
     conditional = [[pairs[i][j] / counts[i] if counts[i] else 0.0 for j in shown] for i in shown]
@@ -162,7 +163,7 @@ def test_a_label_graph_is_of_the_likeliest_labels(tool, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn_plus"])
-def test_what_is_no_image_is_refused(tool, make_checkpoint, broken, tmp_path, config):
+def test_what_is_no_image_is_refused(make_checkpoint, broken, tmp_path, config):
     predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
     files = [broken]
     for name, write in UNREADABLE.items():
@@ -170,17 +171,46 @@ def test_what_is_no_image_is_refused(tool, make_checkpoint, broken, tmp_path, co
         files.append(str(tmp_path / name))
     for file in files:
         with pytest.raises(UnreadableImage):
-            tool.describe(predictor, file, 0.5)
+            describe_image(predictor, file, 0.5)
 
 
 @pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn_plus"])
-def test_scores_that_are_not_finite_are_refused(tool, make_checkpoint, photo, config):
+def test_scores_that_are_not_finite_are_refused(make_checkpoint, photo, config):
     weights, _, model = make_checkpoint(config=config)
     with torch.no_grad():
         model.label_head.layers[1].weight[0, 0] = torch.nan
     change(weights, model=model.state_dict())
     with pytest.raises(InputError, match="not finite"):
-        tool.describe(MultiLabelPredictor(weights, device="cpu"), photo, 0.5)
+        describe_image(MultiLabelPredictor(weights, device="cpu"), photo, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("ml_gcn", "MultiLabelRecognizer with GCNHead on resnet10"),
+        ("ia_gcn_plus", "InstanceAwareRecognizer with GCNHead on resnet10"),
+        ("com_sco_only", "InstanceAwareRecognizer on resnet10"),
+    ],
+)
+def test_what_the_model_is_and_its_data(make_checkpoint, config, expected):
+    predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
+    # Of the file that it was trained on, no more than the name.
+    data = "Data: annotations.json, 3 labels (red, green, blue)"
+    assert describe_model(predictor) == [f"Model: {expected}", data]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [
+        ("build_resnet_backbone", "resnet50"),
+        ("build_resnet_fpn_backbone", "resnet50_fpn"),
+        ("build_timm_backbone", "tresnet_l"),
+        ("my_backbone", "my"),
+    ],
+)
+def test_the_network_has_a_name(backbone, name):
+    keys = ["MODEL.BACKBONE.NAME", backbone, "MODEL.RESNETS.DEPTH", 50]
+    assert network_name(read_config("", [*keys, "MODEL.TIMM.NAME", "tresnet_l"])) == name
 
 
 # ----------------------------------------------------------------------------------------- the page
@@ -188,7 +218,7 @@ def test_scores_that_are_not_finite_are_refused(tool, make_checkpoint, photo, co
 
 @needs_gradio
 @pytest.mark.parametrize("config", ["asl", "ml_gcn", "ia_gcn_plus"])
-def test_the_page_over_http(tool, make_checkpoint, serve, photo, tmp_path, config):
+def test_the_page_over_http(make_checkpoint, serve, photo, tmp_path, config):
     predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
     address = serve(predictor)
     assert address.startswith("http://127.0.0.1:")
@@ -199,7 +229,7 @@ def test_the_page_over_http(tool, make_checkpoint, serve, photo, tmp_path, confi
     if config == "asl":
         assert figure is None
     else:
-        drawn = np.asarray(tool.describe(predictor, photo, 0).figure)
+        drawn = np.asarray(describe_image(predictor, photo, 0).figure)
         assert pixels_of(figure).shape == drawn.shape
         # But for the name of the image, which gradio keeps without its signs.
         assert (pixels_of(figure) != drawn).mean() < 0.01
@@ -263,14 +293,8 @@ def test_the_command(make_checkpoint, photo, tmp_path):
     environment = {"HTTP_PROXY": proxy, "http_proxy": proxy, "GRADIO_TEMP_DIR": str(kept)}
     process = subprocess.Popen(
         [
-            *(
-                sys.executable,
-                ROOT / "tools/demo_app.py",
-                "--weights",
-                weights,
-                "--port",
-                str(port),
-            ),
+            *(sys.executable, ROOT / "tools/demo_app.py"),
+            *("--weights", weights, "--port", str(port)),
             *("--device", "cpu", "--examples", tmp_path / "examples"),
         ],
         env={**os.environ, **environment},
@@ -334,12 +358,14 @@ class Browser:
         self._process.terminate()
         self._process.communicate(timeout=60)
 
-    def open(self, address):
+    def open(self, address, width=1200):
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         attached = self.send("Target.attachToTarget", targetId=target, flatten=True)
         self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Network", "Runtime", "DOM", "Page"):
             self.send(f"{domain}.enable")
+        screen = {"width": width, "height": 1400, "deviceScaleFactor": 1, "mobile": width < 800}
+        self.send("Emulation.setDeviceMetricsOverride", **screen)
         self.send("Page.navigate", url=address)
 
     def send(self, method, **parameters):
@@ -402,7 +428,7 @@ def has_image(width):
 
 
 @needs_gradio
-def test_the_page_in_a_browser(tool, make_checkpoint, serve, browser, photo, broken, tmp_path):
+def test_the_page_in_a_browser(make_checkpoint, serve, browser, photo, broken, tmp_path):
     weights, *_ = make_checkpoint(config="ia_gcn_plus", saved=("TEST.THRESHOLD", 0.01))
     predictor = MultiLabelPredictor(weights, device="cpu")
     Image.new("RGB", (123, 45)).save(tmp_path / "example.png")
@@ -436,6 +462,37 @@ def test_the_page_in_a_browser(tool, make_checkpoint, serve, browser, photo, bro
     assert not browser.exceptions
 
 
+def box_of(browser, selector):
+    """left, top, right and bottom of an element on the page."""
+    box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+    return [browser.evaluate(f"{box}.{side}") for side in ("left", "top", "right", "bottom")]
+
+
+@needs_gradio
+@pytest.mark.parametrize("width", [1200, 390])
+def test_where_things_stand(make_checkpoint, serve, browser, tmp_path, width):
+    """On a phone the result is above the examples; on a wide screen, beside them."""
+    weights, *_ = make_checkpoint(config="ml_gcn")
+    Image.new("RGB", (123, 45)).save(tmp_path / "example.png")
+    predictor = MultiLabelPredictor(weights, device="cpu")
+    browser.open(serve(predictor, [str(tmp_path / "example.png")]), width)
+    browser.wait_for(has_image(123))
+    browser.wait_for(shows("MultiLabelRecognizer with GCNHead on resnet10"))
+    assert browser.evaluate("document.title") == "model.pth: Labels in an image"
+    assert browser.evaluate("document.querySelector('h1').innerText") == "Labels in an image"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    names = ("image", "result", "figure", "examples")
+    image, result, figure, examples = (box_of(browser, f"#{name}") for name in names)
+    if width < 640:
+        for above, below in zip((image, result, figure), (result, figure, examples)):
+            assert above[3] <= below[1]
+    else:
+        assert image[2] <= result[0]
+        assert image[3] <= examples[1]
+        assert examples[2] <= result[0]
+        assert examples[3] <= figure[1]
+
+
 # ----------------------------------------------------------------------------------------- refusals
 
 
@@ -462,7 +519,7 @@ def test_refusals_are_one_line(main, make_checkpoint, tmp_path):
     empty.mkdir()
     (empty / "notes.txt").write_text("no image")
     assert "missing: no such folder" in fails(main("--weights", weights, "--examples", missing))
-    assert "empty: there is no" in fails(main("--weights", weights, "--examples", empty))
+    assert "empty: there is no image" in fails(main("--weights", weights, "--examples", empty))
     assert "none.pth" in fails(main("--weights", tmp_path / "none.pth"))
     assert "none.yaml" in fails(main("--weights", weights, "--config-file", "none.yaml"))
     assert "abacus" in fails(main("--weights", weights, "--device", "abacus"))
@@ -472,6 +529,16 @@ def test_refusals_are_one_line(main, make_checkpoint, tmp_path):
         assert f"--port {taken}: " in line
     line = fails(main("--weights", weights, "--device", "cpu", "--host", "no.such.host.invalid"))
     assert "--host no.such.host.invalid" in line
+
+
+def test_unreadable_examples_are_left_out(tool, photo, broken, tmp_path, capsys):
+    assert tool.find_examples(str(tmp_path)) == [photo]
+    err = capsys.readouterr().err
+    assert err.startswith(f"demo_app: --examples: {broken}: ")
+    assert err.count("\n") == 1
+    Path(photo).unlink()
+    with pytest.raises(InputError, match="there is no image in this folder"):
+        tool.find_examples(str(tmp_path))
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])

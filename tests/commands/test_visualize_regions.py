@@ -1,4 +1,4 @@
-"""tools/visualize_regions.py: run as a user would, what it writes, and the images it draws."""
+"""tools/visualize_regions.py: what it writes, and the images it draws."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,11 @@ from detectron2.structures import Boxes
 from matplotlib import pyplot
 from PIL import Image
 
-from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.checkpoint import MultiLabelCheckpointer, load_model
 from ia_gcn.data import MultiLabelDatasetMapper, get_test_dicts
+from ia_gcn.data.dataset_mapper import read_image
 from ia_gcn.engine import Trainer, setup_cfg
+from ia_gcn.visualization import describe_recognition, recognize
 from ia_gcn.visualization.regions import (
     DIMMED,
     Recognition,
@@ -48,7 +50,7 @@ def make_run(tiny_coco, repository, tmp_path):
         cfg = setup_cfg(str(repository / f"configs/DigitScenes/{config}.yaml"), [*flat, *opts])
         torch.manual_seed(0)
         model = Trainer.build_model(cfg)
-        if hasattr(model.label_head, "label_graph"):
+        if model.label_graph is not None:
             counts = np.array([[4, 2, 3], [2, 4, 1], [3, 1, 5]])
             embeddings = np.random.default_rng(0).normal(size=(3, 300))
             model.label_graph.fill(counts.diagonal(), counts, embeddings)
@@ -61,13 +63,18 @@ def make_run(tiny_coco, repository, tmp_path):
     return make
 
 
-def open_run(tool, folder, *opts):
+def open_run(tool, folder):
     """The config, the model, the mapper and the data set dicts of a run."""
-    weights = ["MODEL.WEIGHTS", tool.weights_of(str(folder))]
-    cfg = setup_cfg(str(folder / "config.yaml"), [*weights, *opts])
-    model = tool.load_model(cfg, ["red", "green", "blue"])
+    cfg = tool.run_config(str(folder), [])
+    model = load_model(cfg, ["red", "green", "blue"])
     mapper = MultiLabelDatasetMapper(cfg, is_train=False)
     return cfg, model, mapper, get_test_dicts(cfg, "custom_test")
+
+
+def recognize_record(model, mapper, record):
+    """What the model says of a data set's image, whose labels are known."""
+    view = mapper(record)
+    return recognize(model, view, read_image(record["file_name"]), targets=view["labels"])
 
 
 def read_json(path):
@@ -87,21 +94,26 @@ def assert_drawn(path):
 # ---------------------------------------------------------------------------------- the command
 
 
-def test_the_command(tool, make_run):
+def test_what_it_writes(main, tool, make_run):
     run = make_run()
-    result = run_script("tools/visualize_regions.py", run, "--num-images", 2)
-    assert result.returncode == 0, result.stderr
+    status, out, err = main(run, "--num-images", 2)
+    assert status == 0, err
     cfg, model, mapper, dicts = open_run(tool, run)
     files = [Path(record["file_name"]) for record in tool.sample_records(cfg, 2)]
     expected = {f"{file.stem}{suffix}" for file in files for suffix in (".json", ".png")}
     written = {path.name for path in (run / "regions").iterdir()}
     assert written == {*expected, "regions.png"}
-    assert set(result.stdout.split()) == {str(run / "regions" / name) for name in written}
+    assert set(out.split()) == {str(run / "regions" / name) for name in written}
     for path in (run / "regions").glob("*.png"):
         assert_drawn(path)
     for file in files:
         record = next(d for d in dicts if d["file_name"] == str(file))
         check_content(read_json(run / "regions" / f"{file.stem}.json"), model, mapper, record)
+
+
+def test_the_command(tmp_path):
+    result = run_script("tools/visualize_regions.py", tmp_path)
+    assert "config.yaml: no such file" in fails((result.returncode, result.stdout, result.stderr))
 
 
 @torch.no_grad()
@@ -156,7 +168,7 @@ def check_content(content, model, mapper, record):
     torch.testing.assert_close(torch.tensor(graph["fused"]), lcm * individual, atol=1e-4, rtol=0)
 
 
-def test_any_images_from_another_checkpoint(tool, main, make_run, tmp_path, monkeypatch):
+def test_any_images_from_another_checkpoint(main, tool, make_run, tmp_path, monkeypatch):
     """Grey, 16 bits, odd sizes, twice the same name; an image `regions`; no ground truth."""
     drawn = []
     monkeypatch.setattr(tool, "draw_recognition", lambda *args: drawn.append(args[-1]))
@@ -197,11 +209,18 @@ def test_help_has_examples(main, capsys):
     assert "tools/visualize_regions.py output/demo\n" in capsys.readouterr().out
 
 
-def test_the_best_checkpoint_comes_first(tool, tmp_path):
-    assert tool.weights_of(str(tmp_path)) == ""
-    for name in ("model_final.pth", "model_best.pth"):
-        (tmp_path / name).touch()
-        assert tool.weights_of(str(tmp_path)) == str(tmp_path / name)
+def test_the_best_checkpoint_comes_first(tool, make_run):
+    run = make_run()
+    best, final = run / "model_best.pth", run / "model_final.pth"
+    final.write_bytes(best.read_bytes())
+
+    def weights(*opts):
+        return tool.run_config(str(run), opts).MODEL.WEIGHTS
+
+    assert weights() == str(best)
+    best.unlink()
+    assert weights() == str(final)
+    assert weights("MODEL.WEIGHTS", "x.pth") == "x.pth"
 
 
 def test_the_test_sets_images_are_always_the_same(tool, make_run):
@@ -237,8 +256,8 @@ def test_the_test_sets_images_are_always_the_same(tool, make_run):
 )
 def test_what_a_model_lacks_is_null(tool, make_run, opts, branches, graph):
     _, model, mapper, dicts = open_run(tool, make_run(*opts))
-    recognition = tool.recognize(model, mapper, dicts[0])
-    content = tool.describe(recognition, "a.png", ["red", "green", "blue"])
+    recognition = recognize_record(model, mapper, dicts[0])
+    content = describe_recognition(recognition, "a.png", ["red", "green", "blue"])
     for label in content["labels"]:
         for branch in ("global", "region"):
             assert (label[f"score_{branch}"] is not None) == (branch in branches)
@@ -248,14 +267,14 @@ def test_what_a_model_lacks_is_null(tool, make_run, opts, branches, graph):
     assert there == ["labels", *graph]
 
 
-def test_a_image_without_regions(tool, make_run, monkeypatch):
+def test_an_image_without_regions(tool, make_run, monkeypatch):
     _, model, mapper, dicts = open_run(tool, make_run())
     propose = model.propose_regions
     monkeypatch.setattr(
         model, "propose_regions", lambda *args: ([p[:0] for p in propose(*args)[0]], {})
     )
-    recognition = tool.recognize(model, mapper, dicts[0])
-    content = tool.describe(recognition, "a.png", ["red", "green", "blue"])
+    recognition = recognize_record(model, mapper, dicts[0])
+    content = describe_recognition(recognition, "a.png", ["red", "green", "blue"])
     assert content["regions"] == []
     assert {label["presence"] for label in content["labels"]} == {1.0}
     assert content["label_graph"]["fused"] == content["label_graph"]["statistical"]
@@ -272,13 +291,15 @@ def test_a_box_of_the_input_becomes_one_of_the_image(tool, make_run, monkeypatch
         return [proposals], {}
 
     monkeypatch.setattr(model, "propose_regions", propose_one)
-    assert tool.recognize(model, mapper, dicts[0]).boxes.tolist() == [[16, 0, 32, 6]]
+    assert recognize_record(model, mapper, dicts[0]).boxes.tolist() == [[16, 0, 32, 6]]
 
 
 def test_ignored_labels_are_neither_present_nor_absent(tool, make_run):
     _, model, mapper, dicts = open_run(tool, make_run())
     record = {**dicts[0], "labels": [2], "ignored_labels": [0]}
-    content = tool.describe(tool.recognize(model, mapper, record), "", ["red", "green", "blue"])
+    content = describe_recognition(
+        recognize_record(model, mapper, record), "", ["red", "green", "blue"]
+    )
     assert [label["present"] for label in content["labels"]] == [None, False, True]
 
 

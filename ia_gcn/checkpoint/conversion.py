@@ -1,0 +1,387 @@
+"""Other projects' weights as checkpoints of this one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from ..config import CONFIGS, read_config
+from ..data.datasets import COCO_LABELS, VOC_LABELS
+from ..errors import InputError
+from ..io.files import check_writable, write_atomically
+from .detectron2_zoo import (
+    REGION_RES5,
+    RPN,
+    anchors,
+    convert_detectron2,
+    detectron2_settings,
+    has_fpn,
+)
+from .loading import build_model
+from .matching import Match, check_match, describe_names, match_tensors
+from .ml_gcn import convert_ml_gcn, ml_gcn_settings
+from .source import read_source, state_dict_of
+from .source_labels import (
+    describe_order,
+    embeddings_by_name,
+    model_order,
+    read_embeddings,
+    source_labels,
+)
+from .torchvision_resnet import (
+    convert_torchvision_resnet,
+    is_torchvision_resnet,
+    torchvision_settings,
+)
+from .tresnet import (
+    BLUR,
+    CLASSIFIER,
+    asl_settings,
+    convert_classifier,
+    convert_tresnet,
+    tresnet_settings,
+)
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = ".pth"
+
+State = Dict[str, torch.Tensor]
+
+
+class Request(NamedTuple):
+    """What is to be converted, and into which model: the arguments of `convert_checkpoint`."""
+
+    source: str
+    format: str
+    config_file: str
+    opts: Sequence[Any]
+    imports: Sequence[str]
+    labels: str
+    embeddings: str
+
+    @property
+    def shown(self) -> str:
+        """What a message calls the source."""
+        return f"SOURCE: {self.source}"
+
+
+class Conversion(NamedTuple):
+    """What a format's converter made of a source."""
+
+    cfg: CfgNode
+    settings: Dict[str, Any]
+    """The config keys that the weights go with."""
+    tensors: State
+    """Of the source, under the model's names."""
+    expected: State
+    """What they are to fill: of the model, or a part of it."""
+    left: Sequence[str] = ()
+    """Names in the source that the model has no part for."""
+    fresh: Sequence[str] = ()
+    """Names in the model beside those expected."""
+    label_names: List[str] | None = None
+    """Of a whole model."""
+    notes: Sequence[str] = ()
+    """What else is to be said."""
+
+
+def convert_checkpoint(
+    source: str | os.PathLike[str],
+    format: str,
+    output: str | os.PathLike[str],
+    *,
+    config_file: str = "",
+    opts: Sequence[Any] = (),
+    imports: Sequence[str] = (),
+    labels: str = "",
+    embeddings: str = "",
+    allow_partial: bool = False,
+    report: Callable[[str], None] = logger.info,
+) -> None:
+    """Make a checkpoint of this project of another project's weights.
+
+    Of the source, tensors, numbers, strings and containers are read; pickled code is never
+    executed. A whole model is saved with its labels, in the order of the data set, and its config.
+
+    Args:
+        source: a .pkl file, or a .pth file, whatever its name.
+        format: what it is, one of CONVERTERS.
+        output: the .pth file to write.
+        config_file: of the model; "": one of configs/ that goes with the format.
+        opts: alternating config keys and values.
+        imports: modules of a user's own that the model needs.
+        labels: of ml_gcn and asl, coco, voc, or a file with a name a line, in the source's order;
+            "": what the file says itself, or by their number, 80 or 20.
+        embeddings: of ml_gcn, a .pkl, .npy or .npz file with a row per label, in the source's
+            order; "": by name from MODEL.LABEL_EMBEDDINGS.SOURCE.
+        allow_partial: save the tensors that match, if not all do.
+        report: gets lines that say what became of which tensors, and which config keys the weights
+            go with; also where the source is then refused.
+    Raises:
+        InputError: an argument or file can't be used, or a tensor is unmatched, misshaped or
+            missing.
+        OSError: the output can't be written.
+    """
+    request = Request(
+        os.fspath(source), format, config_file, opts, imports, str(labels), str(embeddings)
+    )
+    check_request(request, Path(output))
+    content = read_source(request.source, request.shown)
+    state = state_dict_of(content, request.shown)
+    conversion = CONVERTERS[format](state, content, request)
+    match = match_tensors(conversion.tensors, conversion.expected)
+    report(f"{request.source}: {format}, {len(state)} tensors")
+    report(describe_conversion(conversion, match))
+    if not allow_partial:
+        try:
+            check_match(match, request.shown)
+        except InputError as error:
+            raise InputError(f"{error}{advice(conversion)}; --allow-partial: the rest") from None
+    result = {"model": match.taken}
+    if conversion.label_names is not None:
+        # Where it ran is no concern of those who get it.
+        conversion.cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE
+        result.update(label_names=conversion.label_names, config=conversion.cfg.dump())
+    with write_atomically(output) as file:
+        torch.save(result, file)
+    report(f"{os.fspath(output)}: {', '.join(result)}")
+
+
+def check_request(request: Request, output: Path) -> None:
+    """Refuse at once what can't be converted or written.
+
+    Raises:
+        InputError: the arguments contradict each other, or there is no such format.
+        OSError: the folder of the output can't be written to.
+    """
+    if request.format not in CONVERTERS:
+        raise InputError(f"--format {request.format}: there is {', '.join(CONVERTERS)}")
+    if request.labels and request.format not in ("ml_gcn", "asl"):
+        raise InputError(f"--labels: --format {request.format} has no labels")
+    if request.embeddings and request.format != "ml_gcn":
+        raise InputError(f"--embeddings: --format {request.format} has no label embeddings")
+    if output.suffix != SUFFIX:
+        raise InputError(f"--output {output}: its name must end in {SUFFIX}")
+    if output.is_dir():
+        raise InputError(f"--output {output}: is a folder")
+    if output.exists() and os.path.exists(request.source) and output.samefile(request.source):
+        raise InputError(f"--output {output}: is SOURCE")
+    check_writable(output.parent)
+
+
+# -------------------------------------------------------------------------------------- formats
+
+
+def from_torchvision(state: State, content: Dict, request: Request) -> Conversion:
+    if not is_torchvision_resnet(state):
+        raise InputError(f"{request.shown}: the names are not those of torchvision's ResNets")
+    tensors = convert_torchvision_resnet(state)
+    settings = of_source(request, torchvision_settings, tensors)
+    cfg = model_config(request, "Base-MultiLabel.yaml", settings)
+    left = [name for name in state if name.startswith("fc.")]
+    return Conversion(cfg, settings, tensors, backbone_tensors(cfg), left)
+
+
+def from_tresnet(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, tresnet_settings, state)
+    cfg = model_config(request, "COCO/asl_tresnet_m.yaml", settings)
+    expected = backbone_tensors(cfg)
+    left = [name for name in state if name.startswith(CLASSIFIER) or name.endswith(BLUR)]
+    return Conversion(cfg, settings, convert_tresnet(state, expected), expected, left)
+
+
+def from_asl(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, asl_settings, state)
+    # In what order ASL's labels are, its checkpoints say themselves; COCO's are its categories.
+    own = content.get("idx_to_class")
+    own = list(map(str, own.values())) if isinstance(own, dict) else None
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, own, request.shown)
+    label_names, order = model_order(labels)
+    name = settings["MODEL.TIMM.NAME"]
+    base = "asl_tresnet_m" if name == "tresnet_m" else "asl_tresnet_l"
+    cfg = model_config(request, f"COCO/{base}.yaml", settings, label_names)
+    expected = random_model(cfg).state_dict()
+    tensors = {**convert_tresnet(state, expected), **convert_classifier(state, order)}
+    left = [name for name in state if name.endswith(BLUR)]
+    return Conversion(
+        *(cfg, settings, tensors, expected, left),
+        label_names=label_names,
+        notes=[describe_order(label_names, labels)],
+    )
+
+
+def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, ml_gcn_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    # ML-GCN numbers COCO's labels by their sorted names.
+    labels = source_labels(request.labels, count, sorted(COCO_LABELS), None, request.shown)
+    label_names, order = model_order(labels)
+    folder = "VOC" if label_names == VOC_LABELS else "COCO"
+    cfg = model_config(request, f"{folder}/ml_gcn_R_101.yaml", settings, label_names)
+    expected = random_model(cfg).state_dict()
+    notes = [describe_order(label_names, labels)]
+    if request.embeddings:
+        embeddings = read_embeddings(request.embeddings, len(labels))[order]
+    else:
+        embeddings = embeddings_by_name(cfg, label_names)
+        notes.append(
+            f"label embeddings: those of {cfg.MODEL.LABEL_EMBEDDINGS.SOURCE}; the weights were "
+            "trained with the source's own (--embeddings), which may differ"
+        )
+    graph = cfg.MODEL.LABEL_GRAPH
+    tensors = of_source(
+        request, convert_ml_gcn, state, order, embeddings, graph.THRESHOLD, graph.REWEIGHT
+    )
+    return Conversion(cfg, settings, tensors, expected, label_names=label_names, notes=notes)
+
+
+def from_detectron2(state: State, content: Dict, request: Request) -> Conversion:
+    # The model is the user's: what the source goes with is said, and not set.
+    cfg = model_config(request, "COCO/ia_gcn_R_101.yaml", {})
+    model = random_model(cfg)
+    names = model.state_dict()
+    settings = of_source(request, detectron2_settings, state, names)
+    tensors = convert_detectron2(state, names)
+    parts = ("backbone.", RPN, REGION_RES5)
+    used = set(map(id, tensors.values()))
+    return Conversion(
+        cfg,
+        settings,
+        tensors,
+        {name: tensor for name, tensor in names.items() if name.startswith(parts)},
+        [name for name, tensor in state.items() if id(tensor) not in used],
+        [name for name in names if not name.startswith(parts)],
+        notes=[*rpn_notes(state, names), *anchor_notes(state, model)],
+    )
+
+
+CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
+    "torchvision": from_torchvision,
+    "ml_gcn": from_ml_gcn,
+    "asl": from_asl,
+    "tresnet": from_tresnet,
+    "detectron2": from_detectron2,
+}
+
+
+def of_source(request: Request, function: Callable, *values) -> Any:
+    """What a function says of the source; an InputError names the file."""
+    try:
+        return function(*values)
+    except InputError as error:
+        raise InputError(f"{request.shown}: --format {request.format}: {error}") from None
+
+
+# --------------------------------------------------------------------------------------- models
+
+
+def model_config(
+    request: Request,
+    default: str,
+    settings: Dict[str, Any],
+    label_names: Sequence[str] | None = None,
+) -> CfgNode:
+    """The config file that was given, or the default one, with the settings, and `opts` upon them.
+
+    A default config's data sets are left out where they have not the labels of a whole model.
+    """
+    opts = [item for pair in settings.items() for item in pair]
+    own = {"COCO": COCO_LABELS, "VOC": VOC_LABELS}.get(Path(default).parent.name)
+    if not request.config_file and label_names not in (None, own):
+        opts += ["DATASETS.TRAIN", (), "DATASETS.TEST", ()]
+    config_file = request.config_file or str(CONFIGS / default)
+    cfg = read_config(config_file, ["MODEL.DEVICE", "cpu", *opts, *request.opts], request.imports)
+    # How many labels a part's model will have makes no difference to the part.
+    cfg.MODEL.LABEL_HEAD.NUM_LABELS = cfg.MODEL.LABEL_HEAD.NUM_LABELS or 1
+    return cfg
+
+
+def random_model(cfg: CfgNode) -> nn.Module:
+    """The config's model, with random weights: its names and shapes are looked at."""
+    return build_model(without_weights(cfg))
+
+
+def backbone_tensors(cfg: CfgNode) -> State:
+    """Those of the config's backbone, under a model's names."""
+    try:
+        backbone = build_backbone(without_weights(cfg))
+    except AssertionError as error:  # how detectron2 says what does not go together
+        raise InputError(f"MODEL: {error}") from error
+    return {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+
+
+def without_weights(cfg: CfgNode) -> CfgNode:
+    """A copy of a config that asks for no weights."""
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS_FILE = ""
+    cfg.MODEL.TIMM.PRETRAINED = False
+    return cfg
+
+
+# --------------------------------------------------------------------------------------- report
+
+
+def describe_conversion(conversion: Conversion, match: Match) -> str:
+    """What became of which tensors, by group, and the config keys that they go with."""
+    parts = {
+        "taken": [name for name in conversion.tensors if name in match.taken],
+        "left in the file": conversion.left,
+        "unmatched in the file": match.unmatched,
+        "misshaped": match.misshaped,
+        "missing": match.missing,
+        "fresh in the model": conversion.fresh,
+    }
+    groups = [describe_names(*part) for part in parts.items() if part[1]]
+    return "\n".join([*groups, *conversion.notes, describe_settings(conversion.settings)])
+
+
+def describe_settings(settings: Dict[str, Any]) -> str:
+    """A line per key, all together as a command line takes them."""
+    lines = [f"  {key} {shlex.quote(str(value))}" for key, value in settings.items()]
+    return "it goes with\n" + " \\\n".join(lines)
+
+
+def advice(conversion: Conversion) -> str:
+    """Which keys of the config are not those that the source goes with."""
+    values = {key: value_of(conversion.cfg, key) for key in conversion.settings}
+    wrong = [f"{key} {value}" for key, value in conversion.settings.items() if values[key] != value]
+    return f"; it goes with {', '.join(wrong)}" if wrong else ""
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    for name in key.split("."):
+        cfg = cfg[name]
+    return list(cfg) if isinstance(cfg, tuple) else cfg
+
+
+def rpn_notes(state: State, model_names: Iterable[str]) -> List[str]:
+    if has_fpn(state) and not has_fpn(model_names):
+        return [
+            "the RPN of an FPN fits a model with MODEL.BACKBONE.NAME build_resnet_fpn_backbone; "
+            "--allow-partial takes the backbone without it"
+        ]
+    return []
+
+
+def anchor_notes(state: State, model: nn.Module) -> List[str]:
+    """Whether the RPN's anchors are those that it was trained with."""
+    theirs, ours = anchors(state), anchors(dict(model.named_buffers()))
+    if not ours:
+        return []
+    keys = "MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS"
+    if not theirs:
+        return [f"anchors: the file has none; {keys} must be the source's"]
+    same = len(theirs) == len(ours) and all(
+        a.shape == b.shape and torch.allclose(a.float(), b) for a, b in zip(theirs, ours)
+    )
+    return ["anchors: the same" if same else f"anchors: not the source's; see {keys}"]

@@ -1,0 +1,180 @@
+"""Draw what a trained IA-GCN sees in images: regions, their weights, scores and label graph.
+
+Takes the output folder of a run of tools/train_net.py, and of its test set a few images, always
+the same ones, or any others. Writes into OUTPUT/regions
+  NAME.png     of each image: its regions, the same by their learned weight, the scores of both
+               branches and of their fusion, and statistical, individual and fused label graph
+  NAME.json    the same in numbers
+  regions.png  a sheet with a row per image
+
+Examples:
+  of the test set:
+    tools/visualize_regions.py output/demo
+  of your own images:
+    tools/visualize_regions.py output/demo --output seen --images a.jpg b.png
+  of another checkpoint (keys and values of the config come before --images):
+    tools/visualize_regions.py output/demo MODEL.WEIGHTS output/demo/model_final.pth
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Dict, Iterable, List, Sequence
+
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from ..checkpoint import load_model
+from ..data import MultiLabelDatasetMapper, get_test_dicts
+from ..data.dataset_mapper import read_image
+from ..engine import check_labels, setup_cfg
+from ..errors import InputError
+from ..visualization import (
+    describe_recognition,
+    draw_recognition,
+    draw_region_sheet,
+    recognize,
+    sample_items,
+)
+from .common import add_import_option, make_parser, positive_int, run
+
+SHEET = "regions"
+# A PNG of many more rows is too high for matplotlib.
+MAX_SHEET_ROWS = 50
+
+
+def visualize_regions(
+    cfg: CfgNode, records: Sequence[Dict], max_regions: int, output: str | os.PathLike[str]
+) -> None:
+    """Draw and describe images, and print the files' names.
+
+    Args:
+        cfg: of the model, with its MODEL.WEIGHTS.
+        records: a data set dict for each image; one without `labels` has no ground truth.
+        max_regions: draw no more of them.
+        output: the folder to write into.
+    Raises:
+        InputError: the model can't be used or has no regions, an image can't be read, or would be
+            overwritten.
+    """
+    output = Path(output)
+    label_names = check_labels(cfg)
+    paths = [output / name for name in unique_names([record["file_name"] for record in records])]
+    check_overwrites_none(paths, records)
+    model = load_model(cfg, label_names)
+    if not model.has_regions:
+        raise InputError(
+            f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} has no region branch"
+        )
+    mapper = MultiLabelDatasetMapper(cfg, is_train=False)
+    output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    # Without a terminal, no bar.
+    for path, record in tqdm(list(zip(paths, records)), leave=False, disable=None):
+        file_name = record["file_name"]
+        view = mapper({"labels": [], **record})
+        targets = view["labels"] if "labels" in record else None
+        recognition = recognize(
+            model, view, read_image(file_name), name=os.path.basename(file_name), targets=targets
+        )
+        write_json(f"{path}.json", describe_recognition(recognition, file_name, label_names))
+        draw_recognition(recognition, label_names, cfg.TEST.THRESHOLD, max_regions, f"{path}.png")
+        tqdm.write(f"{path}.json\n{path}.png")
+        if len(rows) < MAX_SHEET_ROWS:
+            rows.append(recognition)
+    sheet = str(output / f"{SHEET}.png")
+    draw_region_sheet(rows, label_names, cfg.TEST.THRESHOLD, max_regions, sheet)
+    print(sheet)
+
+
+def sample_records(cfg: CfgNode, count: int) -> List[Dict]:
+    """Some of the first test set, always the same ones, which are in its predictions.png too.
+
+    Raises:
+        InputError: there is no test set.
+    """
+    if not cfg.DATASETS.TEST:
+        raise InputError("DATASETS.TEST is empty; --images takes images without a data set")
+    records = get_test_dicts(cfg, cfg.DATASETS.TEST[0])
+    # The order in which an evaluation's predictions.npz has them.
+    return sample_items(sorted(records, key=lambda record: record["image_id"]), count)
+
+
+def unique_names(file_names: Iterable[str]) -> List[str]:
+    """A name without suffix for each file; a number makes it another than those before it."""
+    names = [SHEET]
+    for file_name in file_names:
+        stem = name = Path(file_name).stem
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{stem}_{number}"
+        names.append(name)
+    return names[1:]
+
+
+def check_overwrites_none(paths: Sequence[Path], records: Sequence[Dict]) -> None:
+    """Refuse to write over one of the images.
+
+    Raises:
+        InputError: one of the drawings would.
+    """
+    sources = {os.path.realpath(record["file_name"]) for record in records}
+    for path in [*paths, paths[0].parent / SHEET]:
+        if os.path.realpath(f"{path}.png") in sources:
+            raise InputError(f"--output: {path}.png is one of the images, and would be lost")
+
+
+def write_json(path: str, content: Dict) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def run_config(output_dir: str, opts: Sequence[str], imports: Sequence[str] = ()) -> CfgNode:
+    """The config of a run, with its best checkpoint, else its last one, as MODEL.WEIGHTS.
+
+    Raises:
+        InputError: there is no config or no checkpoint in the folder, or see `setup_cfg`.
+    """
+    names = ("model_best.pth", "model_final.pth")
+    found = [path for name in names if os.path.exists(path := os.path.join(output_dir, name))]
+    # A run's own MODEL.WEIGHTS is where its training began.
+    weights = ["MODEL.WEIGHTS", found[0] if found else ""]
+    config_file = os.path.join(output_dir, "config.yaml")
+    cfg = setup_cfg(config_file, [*weights, *opts], imports=imports)
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError(
+            f"{output_dir} has no {' and no '.join(names)}; MODEL.WEIGHTS takes another checkpoint"
+        )
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = make_parser(__doc__)
+    parser.add_argument("output_dir", metavar="OUTPUT", help="OUTPUT_DIR of the run")
+    parser.add_argument("--output", metavar="DIR", help="write there and not to OUTPUT/regions")
+    parser.add_argument(
+        "--num-images", type=positive_int, default=4, metavar="N", help="of the test set (4)"
+    )
+    parser.add_argument("--images", nargs="+", metavar="FILE", help="these instead")
+    parser.add_argument(
+        "--regions", type=positive_int, default=10, metavar="N", help="draw no more of them (10)"
+    )
+    add_import_option(parser)
+    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config keys and values")
+    # Intermixed, so that options may stand between the folder and the keys.
+    args = parser.parse_intermixed_args(argv)
+
+    def work() -> None:
+        cfg = run_config(args.output_dir, args.opts, args.imports)
+        if args.images:
+            records = [{"file_name": file_name} for file_name in args.images]
+        else:
+            records = sample_records(cfg, args.num_images)
+        output = args.output or os.path.join(args.output_dir, "regions")
+        visualize_regions(cfg, records, args.regions, output)
+
+    return run("visualize_regions", work)

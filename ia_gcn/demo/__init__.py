@@ -1,0 +1,6 @@
+"""A page to try a trained model on images."""
+
+from .description import Description, describe_image, describe_model
+from .page import build_page, launch
+
+__all__ = ["Description", "build_page", "describe_image", "describe_model", "launch"]

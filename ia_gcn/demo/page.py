@@ -1,0 +1,164 @@
+"""The page itself: gradio's components, and serving them."""
+
+from __future__ import annotations
+
+import html
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Dict, Sequence
+
+from ..errors import InputError
+from ..inference import MultiLabelPredictor
+from ..io.images import UnreadableImage
+from .description import describe_image, describe_model, figure_title
+
+if TYPE_CHECKING:
+    import gradio
+
+TITLE = "Labels in an image"
+# In seconds; how often, and from what age on, the images that were dropped are deleted.
+CLEAN_UP = (3600, 3600)
+# A wide screen has the examples below the image and beside the result; a narrow one, at the end.
+CSS = """
+#content { display: grid; grid-template: "image result" auto "examples result" 1fr
+  "figure figure" auto / minmax(0, 1fr) minmax(0, 1fr); }
+#image { grid-area: image } #result { grid-area: result }
+#figure { grid-area: figure } #examples { grid-area: examples }
+@media (max-width: 640px) {
+  #content { grid-template: "image" "result" "figure" "examples" / minmax(0, 1fr); }
+}
+/* gradio puts the title and the buttons of an image on it. */
+#figure img { padding-top: 2.5rem }
+"""
+
+
+def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> gradio.Blocks:
+    """The page, also to be asked by programs, at /describe.
+
+    Args:
+        predictor: of the model.
+        examples: files of images to choose from, which can be read.
+    Raises:
+        InputError: gradio is not installed.
+    """
+    gr = import_gradio()
+    names = predictor.label_names
+
+    def run(image: Dict | None, threshold: float):
+        file = image and image["path"]
+        if not file:
+            return None, None
+        # gradio lets a program name any file of this machine.
+        if not Path(file).resolve().is_relative_to(uploads):
+            raise gr.Error("this image was not dropped here", print_exception=False)
+        try:
+            labels, figure = describe_image(predictor, file, threshold)
+        except UnreadableImage as error:
+            # Where gradio put the file is nobody's business.
+            name = Path(file).name
+            message = f"{name}: {error.reason.replace(file, name)}"
+        except InputError as error:
+            message = str(error)
+        else:
+            return dict(labels) or f"none of {len(names)} at {threshold:.0%}", figure
+        # gradio takes it for HTML.
+        raise gr.Error(html.escape(message), print_exception=False)
+
+    model = os.path.basename(predictor.cfg.MODEL.WEIGHTS)
+    with gr.Blocks(
+        title=f"{model}: {TITLE}", analytics_enabled=False, delete_cache=CLEAN_UP
+    ) as page:
+        gr.HTML(heading(model, describe_model(predictor)))
+        with gr.Column(elem_id="content"):
+            with gr.Column(elem_id="image"):
+                image = gr.Image(
+                    sources=["upload", "clipboard"],
+                    label="Image",
+                    buttons=["fullscreen"],
+                )
+                uploads = Path(image.GRADIO_CACHE).resolve()
+                threshold = gr.Slider(
+                    0, 1, predictor.cfg.TEST.THRESHOLD, step=0.01, label="Least probability"
+                )
+            with gr.Column(elem_id="result"):
+                labels = gr.Label(label="Labels", show_heading=False)
+            title = figure_title(predictor)
+            figure = gr.Image(
+                label=title,
+                visible=bool(title),
+                elem_id="figure",
+                format="png",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+            )
+            if examples:
+                with gr.Column(elem_id="examples"):
+                    gr.Examples(list(examples), image, cache_examples=False)
+        gr.on(
+            [image.change, threshold.release],
+            run,
+            [image, threshold],
+            [labels, figure],
+            api_name="describe",
+            # gradio would read the file, fail with a stack trace, and convert what it can read.
+            preprocess=False,
+        )
+    return page
+
+
+def heading(model: str, lines: Sequence[str]) -> str:
+    """The title, the model's name and lines about it, as HTML."""
+    about = "<br>".join(map(html.escape, lines))
+    return f"<h1>{TITLE}</h1><p><b>{html.escape(model)}</b><br>{about}</p>"
+
+
+def import_gradio():
+    """The module.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import gradio
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'{error}: the page needs pip install "ia_gcn[demo]" or pip install gradio'
+        ) from None
+    return gradio
+
+
+def launch(page: gradio.Blocks, host: str = "127.0.0.1", port: int = 7860) -> str:
+    """Serve a page from other threads, until it is closed.
+
+    Args:
+        page: see `build_page`.
+        host: the address to listen on.
+        port: the port.
+    Returns:
+        the page's address.
+    Raises:
+        InputError: the address or the port can't be used.
+    """
+    # gradio says of any failure that the port is taken.
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: {error.strerror or error}") from None
+    # gradio asks its own page whether it is there, which a proxy would not know.
+    os.environ.update(NO_PROXY="*", no_proxy="*")
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        # The browser would keep what was dropped.
+        run_history=False,
+        footer_links=[],
+        css=CSS,
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    return address

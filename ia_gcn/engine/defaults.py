@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Sequence
 
 import torch
@@ -15,8 +14,6 @@ from ..data import get_label_names, register_custom
 from ..errors import InputError
 from ..extensions import check_extensions, import_extensions, merge_extensions
 from .label_matching import checkpoint_labels, weights_path
-
-logger = logging.getLogger(__name__)
 
 
 def setup_cfg(
@@ -75,7 +72,6 @@ def setup_cfg(
     if names and (custom.TRAIN or custom.TEST or not cfg.MODEL.LABEL_HEAD.NUM_LABELS):
         cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(get_label_names(names))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No CUDA here: MODEL.DEVICE is cpu.")
         cfg.MODEL.DEVICE = "cpu"
     return cfg
 

@@ -9,7 +9,14 @@ from .operating_points import (
     precision_recall_curve,
 )
 from .predictions import Predictions, read_predictions
-from .report import average_precision_table, labels_without_positives, summarize, summary_table
+from .report import (
+    average_precision_table,
+    labels_without_positives,
+    metrics_tables,
+    summarize,
+    summary_line,
+    summary_table,
+)
 
 __all__ = [
     "Calibration",
@@ -23,9 +30,11 @@ __all__ = [
     "interpolated_precision",
     "labels_without_positives",
     "measure_calibration",
+    "metrics_tables",
     "multi_label_metrics",
     "precision_recall_curve",
     "read_predictions",
     "summarize",
+    "summary_line",
     "summary_table",
 ]

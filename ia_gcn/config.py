@@ -1,6 +1,33 @@
 """Every config key that ia_gcn adds to detectron2's, with its default and its symbol."""
 
+from __future__ import annotations
+
+import os
+
 from detectron2.config import CfgNode as CN
+from detectron2.utils.file_io import PathManager
+
+from .errors import InputError
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__))
+
+
+def find_config(path: str) -> str:
+    """The path itself where there is such a file, else that of one of the configs of ia_gcn.
+
+    Args:
+        path: of a YAML file, or such as DigitScenes/ml_gcn.yaml or configs/DigitScenes/ml_gcn.yaml.
+    Raises:
+        InputError: there is neither.
+    """
+    if PathManager.isfile(path):
+        return path
+    # Installed, the folder is in the package; in a checkout beside it.
+    for folder in (_PACKAGE, os.path.dirname(_PACKAGE)):
+        found = os.path.join(folder, "configs", path.removeprefix("configs/"))
+        if os.path.isfile(found):
+            return found
+    raise InputError(f"--config-file {path}: no such file")
 
 
 def add_ia_gcn_config(cfg: CN) -> None:

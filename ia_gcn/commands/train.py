@@ -28,18 +28,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import time
 from typing import Sequence
 
 from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
 
 from ..engine import Trainer, evaluate_checkpoint, launch, setup_cfg, setup_run
-from ..errors import InputError
 from .common import add_import_option, run
-
-# Seconds that the main process has to say what is wrong, before the others do.
-MAIN_SPEAKS_FIRST = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,35 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    """What each process does; returns its exit status."""
-    return run("train", lambda: _train_or_evaluate(args))
-
-
-def _train_or_evaluate(args: argparse.Namespace) -> int:
-    try:
-        cfg = setup_cfg(
-            args.config_file,
-            args.opts,
-            eval_only=args.eval_only,
-            resume=args.resume,
-            imports=args.imports,
-        )
-        cfg.freeze()
-        setup_run(cfg, args, args.verbose)
-        if args.eval_only:
-            evaluate_checkpoint(cfg, args.resume)
-        else:
-            trainer = Trainer(cfg)
-            trainer.resume_or_load(args.resume)
-            trainer.train()
-    except (InputError, FloatingPointError):
-        # What ends one process mostly ends all of them. It is said once: whoever started them
-        # ends the others after the first.
-        if not comm.is_main_process():
-            time.sleep(MAIN_SPEAKS_FIRST)
-        raise
-    except KeyboardInterrupt:
-        if comm.get_world_size() > 1:
-            return 130  # which is said by the process that started this one
-        raise
+    """What each process does."""
+    cfg = setup_cfg(
+        args.config_file,
+        args.opts,
+        eval_only=args.eval_only,
+        resume=args.resume,
+        imports=args.imports,
+    )
+    cfg.freeze()
+    setup_run(cfg, args, args.verbose)
+    if args.eval_only:
+        evaluate_checkpoint(cfg, args.resume)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(args.resume)
+        trainer.train()
     return 0

@@ -7,9 +7,8 @@ from typing import Sequence
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 
-from ..config import add_ia_gcn_config
+from ..config import add_ia_gcn_config, find_config
 from ..data import get_label_names, register_custom
 from ..errors import InputError
 from ..extensions import check_extensions, import_extensions, merge_extensions
@@ -30,7 +29,7 @@ def setup_cfg(
     data is custom; MODEL.DEVICE becomes cpu where there is no CUDA.
 
     Args:
-        config_file: path of a YAML file; "" for the defaults.
+        config_file: path of a YAML file, see `find_config`; "" for the defaults.
         opts: alternating keys and values.
         eval_only: for an evaluation of the checkpoint alone. The training set is not looked at, and
             a CSV for DATASETS.CUSTOM.TEST has the checkpoint's labels, unless
@@ -47,10 +46,8 @@ def setup_cfg(
     add_ia_gcn_config(cfg)
     try:
         if config_file:
-            if not PathManager.isfile(config_file):
-                raise InputError(f"--config-file {config_file}: no such file")
             # detectron2's default would run code that a file asks for.
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            cfg.merge_from_file(find_config(config_file), allow_unsafe=False)
     except InputError:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:

@@ -45,7 +45,7 @@ class ProgressBar(tqdm):
         return super().display(*args, **kwargs)
 
     def close(self):
-        if not self.is_bar and self.n == self.last_print_n:
+        if not (self.disable or self.is_bar) and self.n == self.last_print_n:
             self.leave = False  # the last line has been printed
         super().close()
 
@@ -93,7 +93,7 @@ class ProgressWriter(EventWriter):
 
     def _show(self, storage: EventStorage, done: int) -> None:
         epochs = round(self._max_iter / self._per_epoch, 1)
-        figures = [f"epoch {done / self._per_epoch:.1f}/{epochs:g}"]
+        figures = [f"epoch {done / self._per_epoch:.1f}/{epochs:g}"] if epochs >= 1 else []
         losses = {name: x for name, x in storage.histories().items() if "loss" in name}
         figures += [f"{name} {x.median(WINDOW):.4g}" for name, x in losses.items()]
         latest = storage.latest()

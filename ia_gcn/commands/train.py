@@ -45,7 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     machines = args.num_machines, args.machine_rank, args.dist_url
-    return run("train", lambda: launch(_work, args.num_gpus, *machines, args=(args,)))
+    return run(
+        "train",
+        lambda: launch(_work, args.num_gpus, *machines, args=(args,)),
+        interrupted="interrupted; --resume continues from the last checkpoint",
+    )
 
 
 def _work(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-from .defaults import setup_cfg
+from .defaults import make_config, setup_cfg
 from .evaluation import evaluate_checkpoint
 from .hooks import BestCheckpointer, SeedEveryStep, StopOnBadLoss
 from .label_matching import checkpoint_labels, match_labels, weights_path
@@ -20,6 +20,7 @@ __all__ = [
     "evaluate_checkpoint",
     "fill_label_graph",
     "launch",
+    "make_config",
     "match_labels",
     "setup_cfg",
     "setup_logging",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 import yaml
@@ -70,6 +70,32 @@ def setup_cfg(
         cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(get_label_names(names))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def make_config(
+    config_file: str = "",
+    options: Mapping[str, Any] | None = None,
+    *,
+    eval_only: bool = False,
+    imports: Sequence[str] = (),
+) -> CfgNode:
+    """`setup_cfg` for Python: a frozen config, ready for `Trainer`.
+
+    Args:
+        config_file: of the package, such as "DigitScenes/ml_gcn.yaml", or a path of your own.
+        options: values by key, for example {"SOLVER.MAX_EPOCHS": 5}. With DATASETS.TRAIN or
+            DATASETS.TEST among them, the number of labels is that of these data sets.
+        eval_only, imports: see `setup_cfg`.
+    Raises:
+        InputError: see `setup_cfg`.
+    """
+    options = dict(options or {})
+    if "DATASETS.TRAIN" in options or "DATASETS.TEST" in options:
+        options.setdefault("MODEL.LABEL_HEAD.NUM_LABELS", 0)
+    opts = [item for pair in options.items() for item in pair]
+    cfg = setup_cfg(config_file, opts, eval_only=eval_only, imports=imports)
+    cfg.freeze()
     return cfg
 
 

@@ -58,6 +58,7 @@ class Trainer(DefaultTrainer):
     Attributes:
         ema: the running mean of the weights, `module` a model; None where SOLVER.EMA_DECAY is 0.
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
+        label_names: of the model's outputs, in order.
         test_sizes: the number of images of each of DATASETS.TEST.
     """
 
@@ -68,7 +69,7 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.defrost()
         self.seed = cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        label_names = check_labels(cfg)
+        label_names = self.label_names = check_labels(cfg)
         data_loader = self.build_train_loader(cfg)
         epochs_to_iterations(cfg, len(data_loader.dataset))
         cfg.freeze()
@@ -159,7 +160,7 @@ class Trainer(DefaultTrainer):
             best = BestModelCheckpointer(
                 model,
                 self.cfg.OUTPUT_DIR,
-                label_names=self.checkpointer.label_names,
+                label_names=self.label_names,
                 config=self.checkpointer.config,
             )
             # After the evaluation, before the writers.

@@ -168,7 +168,7 @@ def check_images_exist(dataset_name: str, dataset_dicts: Sequence[Dict]) -> None
         shown = ", ".join(missing[:MAX_LISTED])
         more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
         if more:
-            logger.error("Missing images of %s:\n%s", dataset_name, "\n".join(missing))
+            logger.debug("Missing images of %s:\n%s", dataset_name, "\n".join(missing))
         raise InputError(
             f"data set {dataset_name}: {len(missing)} of {len(dataset_dicts)} images are missing: "
             f"{shown}{more}"

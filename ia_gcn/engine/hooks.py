@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Dict, List, Sequence, Tuple
 
@@ -15,8 +16,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..checkpoint import MultiLabelCheckpointer
 from ..data.samplers import mix_seeds
 
-# Losses that are taken together where it is asked whether they grew: single ones jump about.
-GROWTH_WINDOW = 20
+logger = logging.getLogger(__name__)
+
+# A loss has grown if it is this many times its lowest median over so many values in a row. Single
+# values jump about, most of all in the first iterations.
+GROWTH, GROWTH_WINDOW = 10, 20
 
 
 class SeedEveryStep(HookBase):
@@ -62,6 +66,8 @@ class StopOnBadLoss(HookBase):
             if not math.isfinite(value):
                 bad.append(name)
         if bad:
+            files = [x["file_name"] for x in args[0]]
+            logger.debug(f"Images of the batch whose loss is not finite: {files}")
             raise FloatingPointError(self._describe(bad, args[0]))
 
     def _describe(self, bad: List[str], batch: List[Dict]) -> str:
@@ -87,16 +93,16 @@ class StopOnBadLoss(HookBase):
 def growth_start(values: Sequence[float]) -> int | None:
     """Where a loss began to grow, as an index; None where it did not.
 
-    It has grown if its last value is more than twice its lowest median over `GROWTH_WINDOW` values
-    in a row, and began to after the last value that was not.
+    It has grown if its last value is more than GROWTH times its lowest median over GROWTH_WINDOW
+    values in a row; it began after the last value that was at most twice that.
     """
     if len(values) < 2:
         return None
     windows = sliding_window_view(values, min(GROWTH_WINDOW, len(values) // 2))
-    limit = 2 * np.median(windows, axis=1).min()
-    if values[-1] <= limit:
+    lowest = np.median(windows, axis=1).min()
+    if values[-1] <= GROWTH * lowest:
         return None
-    return int(np.flatnonzero(np.asarray(values) <= limit)[-1])
+    return int(np.flatnonzero(np.asarray(values) <= 2 * lowest)[-1])
 
 
 def remedies(cfg: CfgNode) -> List[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 from detectron2.utils.events import EventStorage, EventWriter, get_event_storage
 from tqdm import tqdm
@@ -40,7 +39,7 @@ class ProgressBar(tqdm):
 
     def display(self, *args, **kwargs):
         if not self.is_bar:
-            passed = time.time() - self.start_t
+            passed = self.format_dict["elapsed"]
             self.mininterval = min(LONGEST, max(SHORTEST, passed / 10))
         return super().display(*args, **kwargs)
 

@@ -275,3 +275,9 @@ def test_nothing_is_registered_without_custom_data():
     cfg = setup_cfg("", ["DATASETS.TRAIN", "('digit_scenes_train',)"])
     assert cfg.DATASETS.TRAIN == ("digit_scenes_train",)
     assert not {"custom_train", "custom_test"} & set(DatasetCatalog.list())
+
+
+def test_a_registered_csv_has_the_labels_that_it_names(csv_file, tmp_path):
+    register_multilabel_csv("mine", csv_file("a.png,dog;cat\nb.png,ant\n"), str(tmp_path))
+    assert get_label_names(["mine"]) == ["ant", "cat", "dog"]
+    assert [d["labels"] for d in DatasetCatalog.get("mine")] == [[1, 2], [0]]

@@ -141,8 +141,13 @@ def files_summary(cfg: CfgNode, checkpoints: Sequence[str] = ()) -> str:
         checkpoints: a description each.
     """
     folders = [os.path.join(cfg.OUTPUT_DIR, "inference", name) for name in cfg.DATASETS.TEST]
-    rows = {"checkpoints": ", ".join(checkpoints), "results": ", ".join(folders)}
-    rows["log"] = os.path.join(cfg.OUTPUT_DIR, LOG_FILE)
+    reports = [os.path.join(folder, "report.html") for folder in folders if cfg.TEST.REPORT]
+    rows = {
+        "checkpoints": ", ".join(checkpoints),
+        "results": ", ".join(folders),
+        "report": ", ".join(reports),
+        "log": os.path.join(cfg.OUTPUT_DIR, LOG_FILE),
+    }
     return _lines("Written", {name: text for name, text in rows.items() if text})
 
 

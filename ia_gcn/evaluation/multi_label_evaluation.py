@@ -158,7 +158,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         path = os.path.join(self._output_dir, "report.html")
         with write_atomically(path) as file:
             file.write(page.encode("utf-8", "replace"))
-        logger.info(f"Report: {path}")
+        logger.debug(f"Report: {path}")
 
 
 def _nan_to_none(value):

@@ -102,6 +102,7 @@ class MultiLabelPredictor:
         if weights is None:
             if model is None or label_names is None or cfg is None:
                 raise TypeError("MultiLabelPredictor takes weights, or model, label_names and cfg")
+            model = getattr(model, "module", model)  # of a DistributedDataParallel
             _check_proposals(cfg, model)
             self.cfg, self.label_names, self.model = cfg, list(label_names), model.eval()
         else:

@@ -77,6 +77,7 @@ def test_a_training(training):
         line("Written"),
         line(rf"  checkpoints +{folder}/model_final.pth, {folder}/model_best.pth \(mAP .*\)"),
         line(f"  results +{folder}/inference/custom_test"),
+        line(f"  report +{folder}/inference/custom_test/report.html"),
         line(f"  log +{folder}/log.txt"),
     )
 
@@ -100,6 +101,7 @@ def test_an_evaluation(training):
         results(),
         line("Written"),
         line(f"  results +{folder}/evaluation/inference/custom_test"),
+        line(f"  report +{folder}/evaluation/inference/custom_test/report.html"),
         line(f"  log +{folder}/evaluation/log.txt"),
     )
 

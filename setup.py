@@ -14,8 +14,13 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["ia_gcn", "ia_gcn.*"]),
-    package_data={"ia_gcn.evaluation": ["report_page/*"]},
+    packages=[*find_packages(include=["ia_gcn", "ia_gcn.*"]), "ia_gcn.configs"],
+    # The configs are part of the package; see ia_gcn.config.find_config.
+    package_dir={"ia_gcn.configs": "configs"},
+    package_data={"ia_gcn.configs": ["**/*.yaml"], "ia_gcn.evaluation": ["report_page/*"]},
+    # Beside the package, whose import takes seconds.
+    py_modules=["ia_gcn_cli"],
+    entry_points={"console_scripts": ["ia-gcn = ia_gcn_cli:main"]},
     python_requires=">=3.9",
     # detectron2 is not on PyPI: keep the build you have, or run tools/install_detectron2.py.
     install_requires=[

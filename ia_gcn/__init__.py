@@ -7,6 +7,8 @@ missing, there is `ia_gcn.inference.OnnxPredictor` alone.
 
 from importlib.util import find_spec
 
+from . import quiet  # noqa: F401, before what it is about
+
 __version__ = "0.1.0"
 __all__ = ["MultiLabelPredictor", "add_ia_gcn_config", "data", "modeling"]
 

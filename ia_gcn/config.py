@@ -14,8 +14,7 @@ from .config_rules import apply_rules
 from .errors import InputError
 from .extensions import check_extensions, import_extensions, merge_extensions
 
-# Where the configs of the papers' tables are.
-CONFIGS = Path(__file__).parent.parent / "configs"
+_PACKAGE = Path(__file__).parent
 
 
 def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[str] = ()) -> CN:
@@ -38,10 +37,8 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
     defaults = cfg.clone()
     try:
         if config_file:
-            if not PathManager.isfile(config_file):
-                raise InputError(f"--config-file {config_file}: no such file")
             # detectron2's default would run code that a file asks for.
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            cfg.merge_from_file(find_config(config_file), allow_unsafe=False)
     except InputError:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -59,6 +56,24 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
 def _one_line(error: Exception) -> str:
     # A KeyError's own text is its argument in quotes.
     return " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+
+
+def find_config(path: str) -> str:
+    """The path itself where there is such a file, else that of one of the configs of ia_gcn.
+
+    Args:
+        path: of a YAML file, or such as DigitScenes/ml_gcn.yaml or configs/DigitScenes/ml_gcn.yaml.
+    Raises:
+        InputError: there is neither.
+    """
+    if PathManager.isfile(path):
+        return path
+    # Installed, the folder is in the package; in a checkout beside it.
+    for folder in (_PACKAGE, _PACKAGE.parent):
+        found = folder / "configs" / path.removeprefix("configs/")
+        if found.is_file():
+            return str(found)
+    raise InputError(f"--config-file {path}: no such file")
 
 
 def add_ia_gcn_config(cfg: CN) -> None:

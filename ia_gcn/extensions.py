@@ -54,8 +54,8 @@ def check_extensions(needed: Sequence[str]) -> None:
     """
     missing = [module for module in needed if _module_name(module) not in sys.modules]
     if missing:
-        wanted = " ".join(missing)
-        raise InputError(f"IMPORTS: the config needs code of your own: add --import {wanted}")
+        wanted = " ".join(f"--import {module}" for module in missing)
+        raise InputError(f"IMPORTS: the config needs code of your own: add {wanted}")
 
 
 def _module_name(module: str) -> str:

@@ -144,13 +144,16 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             )
 
     def load(self, path: str, *args, **kwargs) -> Dict[str, Any]:
-        """As detectron2's.
+        """As detectron2's; without a path nothing is loaded.
 
         Raises:
             InputError: there is no such file, it isn't a checkpoint, or its label names are not
                 the model's.
         """
         self._path = path or None
+        if not path:
+            # fvcore would say that the model starts from scratch: the backbone may have weights.
+            return {}
         try:
             return super().load(path, *args, **kwargs)
         except InputError:

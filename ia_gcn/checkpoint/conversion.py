@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone
 from torch import nn
 
-from ..config import CONFIGS, read_config
+from ..config import read_config
 from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..errors import InputError
 from ..io.files import check_writable, write_atomically
@@ -299,7 +299,7 @@ def model_config(
     own = {"COCO": COCO_LABELS, "VOC": VOC_LABELS}.get(Path(default).parent.name)
     if not request.config_file and label_names not in (None, own):
         opts += ["DATASETS.TRAIN", (), "DATASETS.TEST", ()]
-    config_file = request.config_file or str(CONFIGS / default)
+    config_file = request.config_file or default
     cfg = read_config(config_file, ["MODEL.DEVICE", "cpu", *opts, *request.opts], request.imports)
     # How many labels a part's model will have makes no difference to the part.
     cfg.MODEL.LABEL_HEAD.NUM_LABELS = cfg.MODEL.LABEL_HEAD.NUM_LABELS or 1

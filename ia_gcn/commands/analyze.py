@@ -31,7 +31,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..analysis import ModelSize, analyze_model
-from ..config import CONFIGS
 from ..engine import setup_cfg
 from .common import add_import_option, make_parser, positive_int, run
 
@@ -127,7 +126,7 @@ def table_files(given: Sequence[str]) -> Dict[str, str]:
     """Config files by the names of their rows: those given, or PAPERS."""
     if given:
         return {path.removesuffix(".yaml"): path for path in given}
-    return {name: str(CONFIGS / f"{name}.yaml") for name in PAPERS}
+    return {name: f"{name}.yaml" for name in PAPERS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

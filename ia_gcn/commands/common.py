@@ -28,10 +28,11 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
         "--import",
         dest="imports",
         metavar="MODULE",
-        nargs="+",
         default=[],
-        action="extend",
-        help="a module or .py file of your own, which registers heads, losses or data sets",
+        # Not several at once: the config's keys that follow would be taken for modules.
+        action="append",
+        help="a module or .py file of your own, which registers heads, losses or data sets; may be "
+        "given several times",
     )
 
 

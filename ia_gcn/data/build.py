@@ -155,7 +155,7 @@ def check_images_exist(dataset_name: str, dataset_dicts: Sequence[Dict]) -> None
         shown = ", ".join(missing[:MAX_LISTED])
         more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
         if more:
-            logger.error("Missing images of %s:\n%s", dataset_name, "\n".join(missing))
+            logger.debug("Missing images of %s:\n%s", dataset_name, "\n".join(missing))
         raise InputError(
             f"data set {dataset_name}: {len(missing)} of {len(dataset_dicts)} images are missing: "
             f"{shown}{more}"
@@ -374,12 +374,20 @@ def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) 
         samples,
         batch_size=batch_size,
         sampler=sampler,
-        num_workers=num_workers,
+        # More than there are processors are of no use, and the samples are the same.
+        num_workers=min(num_workers, available_processors()),
         collate_fn=trivial_batch_collator,
         # Worker seeds are never used; without a generator of its own, drawing them would move
         # torch's global one.
         generator=torch.Generator(),
     )
+
+
+def available_processors() -> int:
+    """Of this process, which may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def images_per_process(total: int) -> int:

@@ -53,7 +53,7 @@ def cached_label_statistics(
     try:
         with PathManager.open(path, "rb") as file, np.load(file) as cache:
             if str(cache["fingerprint"]) == fingerprint:
-                logger.info(f"Label statistics taken from {path}")
+                logger.debug(f"Label statistics taken from {path}")
                 return LabelStatistics(cache["label_counts"], cache["pair_counts"])
     # Missing or damaged in whatever way: there is nothing in it that can't be counted again.
     except Exception:
@@ -64,7 +64,7 @@ def cached_label_statistics(
         np.savez_compressed(
             file, fingerprint=fingerprint, label_names=label_names, **statistics._asdict()
         )
-    logger.info(f"Label statistics of {len(dataset_dicts)} images written to {path}")
+    logger.debug(f"Label statistics of {len(dataset_dicts)} images written to {path}")
     return statistics
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Sequence
+from typing import Any, Mapping, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -12,8 +11,6 @@ from ..config import read_config
 from ..data import get_label_names, register_custom
 from .held_out import check_held_out
 from .label_matching import checkpoint_labels, weights_path
-
-logger = logging.getLogger(__name__)
 
 
 def setup_cfg(
@@ -30,7 +27,7 @@ def setup_cfg(
     data is custom; MODEL.DEVICE becomes cpu where there is no CUDA.
 
     Args:
-        config_file: path of a YAML file; "" for the defaults.
+        config_file: path of a YAML file, see `find_config`; "" for the defaults.
         opts: alternating keys and values.
         eval_only: for an evaluation of the checkpoint alone. The training set is not looked at, and
             a CSV for DATASETS.CUSTOM.TEST has the checkpoint's labels, unless
@@ -56,6 +53,31 @@ def setup_cfg(
     if names and (custom.TRAIN or custom.TEST or not cfg.MODEL.LABEL_HEAD.NUM_LABELS):
         cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(get_label_names(names))
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        logger.warning("No CUDA here: MODEL.DEVICE is cpu.")
         cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def make_config(
+    config_file: str = "",
+    options: Mapping[str, Any] | None = None,
+    *,
+    eval_only: bool = False,
+    imports: Sequence[str] = (),
+) -> CfgNode:
+    """`setup_cfg` for Python: a frozen config, ready for `Trainer`.
+
+    Args:
+        config_file: of the package, such as "DigitScenes/ml_gcn.yaml", or a path of your own.
+        options: values by key, for example {"SOLVER.MAX_EPOCHS": 5}. With DATASETS.TRAIN or
+            DATASETS.TEST among them, the number of labels is that of these data sets.
+        eval_only, imports: see `setup_cfg`.
+    Raises:
+        InputError: see `setup_cfg`.
+    """
+    options = dict(options or {})
+    if "DATASETS.TRAIN" in options or "DATASETS.TEST" in options:
+        options.setdefault("MODEL.LABEL_HEAD.NUM_LABELS", 0)
+    opts = [item for pair in options.items() for item in pair]
+    cfg = setup_cfg(config_file, opts, eval_only=eval_only, imports=imports)
+    cfg.freeze()
     return cfg

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from typing import Dict, List, Sequence, Tuple
+
+import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ..checkpoint import MultiLabelCheckpointer
 from ..data.samplers import mix_seeds
+
+logger = logging.getLogger(__name__)
+
+# A loss has grown if it is this many times its lowest median over so many values in a row. Single
+# values jump about, most of all in the first iterations.
+GROWTH, GROWTH_WINDOW = 10, 20
 
 
 class SeedEveryStep(HookBase):
@@ -31,10 +44,13 @@ class UpdateEma(HookBase):
 class StopOnBadLoss(HookBase):
     """Stops a run whose loss is not finite, before the weights change.
 
-    The message names the iteration, the loss terms and the image files of this process's batch.
+    The FloatingPointError says which losses are not finite, since when they have been growing, and
+    what to try; where they have not been growing, the image files of this process's batch.
     """
 
     def before_train(self):
+        # (iteration, value), of every loss by name; a batch in parts has several in an iteration.
+        self._history: Dict[str, List[Tuple[int, float]]] = {}
         self._handle = self.trainer.model.register_forward_hook(self._check)
 
     def after_train(self):
@@ -43,13 +59,61 @@ class StopOnBadLoss(HookBase):
     def _check(self, model, args, losses):
         if not model.training:
             return
-        if torch.isfinite(sum(losses.values())):
-            return
-        terms = {name: loss.item() for name, loss in losses.items()}
-        files = [x["file_name"] for x in args[0]]
-        raise FloatingPointError(
-            f"the loss is not finite in iteration {self.trainer.iter}: {terms}; images: {files}"
-        )
+        bad = []
+        for name, loss in losses.items():
+            value = loss.item()
+            self._history.setdefault(name, []).append((self.trainer.iter, value))
+            if not math.isfinite(value):
+                bad.append(name)
+        if bad:
+            files = [x["file_name"] for x in args[0]]
+            logger.debug(f"Images of the batch whose loss is not finite: {files}")
+            raise FloatingPointError(self._describe(bad, args[0]))
+
+    def _describe(self, bad: List[str], batch: List[Dict]) -> str:
+        stories = []
+        for name in bad:
+            iterations, values = zip(*self._history[name])
+            *before, last = values
+            stories.append(f"{name} is {last}")
+            start = growth_start(before)
+            if start is not None:
+                stories[-1] += (
+                    f" (growing since iteration {iterations[start] + 1}, from {before[start]:.3g} "
+                    f"to {before[-1]:.3g})"
+                )
+            elif before:
+                stories[-1] += f" ({before[-1]:.3g} just before)"
+        text = f"training diverged in iteration {self.trainer.iter + 1}: {', '.join(stories)}. "
+        if "growing" not in text:
+            text += f"Images of the batch: {', '.join(x['file_name'] for x in batch)}. "
+        return text + f"Try {' or '.join(remedies(self.trainer.cfg))}."
+
+
+def growth_start(values: Sequence[float]) -> int | None:
+    """Where a loss began to grow, as an index; None where it did not.
+
+    It has grown if its last value is more than GROWTH times its lowest median over GROWTH_WINDOW
+    values in a row; it began after the last value that was at most twice that.
+    """
+    if len(values) < 2:
+        return None
+    windows = sliding_window_view(values, min(GROWTH_WINDOW, len(values) // 2))
+    lowest = np.median(windows, axis=1).min()
+    if values[-1] <= GROWTH * lowest:
+        return None
+    return int(np.flatnonzero(np.asarray(values) <= 2 * lowest)[-1])
+
+
+def remedies(cfg: CfgNode) -> List[str]:
+    """What a config leaves to try against a loss that is not finite, in the words of its keys."""
+    solver = cfg.SOLVER
+    found = [f"a lower SOLVER.BASE_LR (it is {solver.BASE_LR:g})"]
+    if not solver.CLIP_GRADIENTS.ENABLED:
+        found.append("SOLVER.CLIP_GRADIENTS.ENABLED True")
+    if solver.AMP.ENABLED:
+        found.append("SOLVER.AMP.ENABLED False")
+    return found
 
 
 class BestModelCheckpointer(MultiLabelCheckpointer):

@@ -13,6 +13,8 @@ import torch.multiprocessing as mp
 from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 
+from ..errors import InputError
+
 
 def launch(
     main: Callable[..., int],
@@ -22,7 +24,7 @@ def launch(
     dist_url: str = "auto",
     args: Sequence = (),
 ) -> int:
-    """Run `main(*args)` in every process of a job and return 0, or exit with what failed.
+    """Run `main(*args)` in every process of a job and return 0, or an exit status of what failed.
 
     Under torchrun, this process is one of the job's and joins it. Else num_processes of them are
     started on this machine: detectron2's way where there are GPUs, one each, and with gloo on the
@@ -32,18 +34,22 @@ def launch(
         main: returns an exit status.
         num_processes: on this machine.
         num_machines, machine_rank, dist_url: as detectron2's `launch`.
+    Raises:
+        InputError, FloatingPointError: what the first process that failed has raised; the others
+            are ended.
     """
     if "LOCAL_WORLD_SIZE" in os.environ and "RANK" in os.environ:
         _join_torchrun()
         return main(*args)
     if num_processes * num_machines == 1:
         return main(*args)
+    # torch's C++ code warns of what its users can't change, such as parameters that DDP found used.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         if torch.cuda.is_available():
             if num_processes > torch.cuda.device_count():
-                sys.exit(
-                    f"--num-gpus {num_processes}: this machine has {torch.cuda.device_count()}"
-                )
+                found = torch.cuda.device_count()
+                raise InputError(f"--num-gpus {num_processes}: this machine has {found}")
             job = num_processes, num_machines, machine_rank, dist_url
             launch_d2(_exit_with, *job, args=(main, args))
         else:
@@ -55,8 +61,19 @@ def launch(
             )
     except mp.ProcessExitedException as error:
         # The process has said why.
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except mp.ProcessRaisedException as error:
+        raise _original(error) from None
     return 0
+
+
+def _original(error: mp.ProcessRaisedException) -> Exception:
+    """What a process has raised, from its stack trace; anything else than bad input as it is."""
+    kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+    for known in (InputError, FloatingPointError):
+        if kind.rpartition(".")[2] == known.__name__:
+            return known(message)
+    return error
 
 
 def _join_torchrun() -> None:

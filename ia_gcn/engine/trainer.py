@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+import math
 import os
 import weakref
 from typing import Dict, List, Sequence
@@ -25,7 +28,7 @@ from ..data import (
 )
 from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError
-from ..evaluation import MultiLabelEvaluator
+from ..evaluation import MultiLabelEvaluator, summary_line
 from ..inference.test_time_augmentation import MultiLabelTTA
 from .accumulation import AccumulatingTrainer
 from .held_out import write_split
@@ -36,7 +39,11 @@ from .hooks import (
     StopOnBadLoss,
     UpdateEma,
 )
+from .progress import SHORTEST, ProgressBar, ProgressWriter
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
+from .summary import files_summary, results_summary, training_summary
+
+logger = logging.getLogger(__name__)
 
 # Of the periodic ones; 120 of a ResNet-101 with its optimizer's state would fill 40 GB.
 CHECKPOINTS_KEPT = 3
@@ -52,6 +59,8 @@ class Trainer(DefaultTrainer):
     Attributes:
         ema: the running mean of the weights, `module` a model; None where SOLVER.EMA_DECAY is 0.
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
+        label_names: of the model's outputs, in order.
+        test_sizes: the number of images of each of DATASETS.TEST.
     """
 
     def __init__(self, cfg: CfgNode):
@@ -61,13 +70,12 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
         cfg.defrost()
         self.seed = cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-        label_names = check_labels(cfg)
+        label_names = self.label_names = check_labels(cfg)
         data_loader = self.build_train_loader(cfg)
         epochs_to_iterations(cfg, len(data_loader.dataset))
         cfg.freeze()
         # What is wrong with a test set is said now, and not at the first evaluation.
-        for name in cfg.DATASETS.TEST:
-            get_test_dicts(cfg, name)
+        self.test_sizes = {name: len(get_test_dicts(cfg, name)) for name in cfg.DATASETS.TEST}
 
         if comm.is_main_process():
             write_split(cfg)
@@ -80,6 +88,7 @@ class Trainer(DefaultTrainer):
         if not 0 <= decay < 1:
             raise InputError(f"SOLVER.EMA_DECAY must be at least 0 and less than 1, not {decay}")
         self.ema = ModelEmaV3(model, decay) if decay else None
+        logger.debug(f"Model:\n{model}")
         model = wrap_in_ddp(model)
         self._trainer = AccumulatingTrainer(
             model,
@@ -102,6 +111,7 @@ class Trainer(DefaultTrainer):
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self._weights_loaded = False
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -109,9 +119,38 @@ class Trainer(DefaultTrainer):
         if resume and self.checkpointer.has_checkpoint():
             self.checkpointer.transfer = False
         super().resume_or_load(resume)
+        self._weights_loaded = True
         for part in self.checkpointer.model.parts_to_load:
             self.checkpointer.check_loaded(part)
         self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH, self.seed)
+
+    def train(self) -> Dict:
+        """Train from the start, from MODEL.WEIGHTS, or from where `resume_or_load` resumed.
+
+        Returns:
+            the last evaluation's results, see `evaluate`; empty on all but the main process.
+        """
+        if not self._weights_loaded:
+            self.resume_or_load(resume=False)
+        if comm.is_main_process():
+            logger.info(training_summary(self))
+        super().train()
+        if comm.is_main_process():
+            if self.cfg.DATASETS.TEST:
+                logger.info(results_summary(self.cfg, with_ema=self.ema is not None))
+            logger.info(files_summary(self.cfg, self._checkpoints()))
+        return self._last_eval_results
+
+    def _checkpoints(self) -> List[str]:
+        """The paths of those that a finished training leaves to its user."""
+        found = [self.checkpointer.get_checkpoint_file()]
+        for hook in self._hooks:
+            if isinstance(hook, BestCheckpointer) and hook.best_iter is not None:
+                path = os.path.join(self.cfg.OUTPUT_DIR, "model_best.pth")
+                # The hook counts the evaluation after the training as one iteration more.
+                iteration = min(hook.best_iter + 1, self.max_iter)
+                found.append(f"{path} (mAP {hook.best_metric:.2f}, iteration {iteration})")
+        return found
 
     def build_hooks(self):
         period = self.cfg.TEST.EVAL_PERIOD
@@ -128,13 +167,17 @@ class Trainer(DefaultTrainer):
             best = BestModelCheckpointer(
                 model,
                 self.cfg.OUTPUT_DIR,
-                label_names=self.checkpointer.label_names,
+                label_names=self.label_names,
                 config=self.checkpointer.config,
             )
             # After the evaluation, before the writers.
             ret.insert(-1, BestCheckpointer(period, best, metric))
         if self.ema:
             ret.insert(0, UpdateEma())
+        if comm.is_main_process():
+            num_images = len(self.data_loader.dataset)
+            per_epoch = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
+            ret.append(hooks.PeriodicWriter([ProgressWriter(self.max_iter, per_epoch)], period=1))
         return ret
 
     def evaluate(self) -> Dict:
@@ -148,12 +191,24 @@ class Trainer(DefaultTrainer):
         # Of the last evaluation alone, whose weights are kept under that name.
         cfg.TEST.REPORT = cfg.TEST.REPORT and self.iter + 1 >= self.max_iter
         results = self.test(cfg, self.model)
+        self._log_progress("", results)
         if self.ema:
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
             cfg.TEST.EMA = True
             results = {**results, "ema": self.test(cfg, self.ema.module)}
+            self._log_progress("EMA on ", results["ema"])
         self._last_eval_results = results
         return results
+
+    def _log_progress(self, weights: str, results: Dict) -> None:
+        """A line on each test set; not after the last iteration, which the tables are of."""
+        names = self.cfg.DATASETS.TEST
+        if not comm.is_main_process() or self.iter >= self.max_iter:
+            return
+        for name in names:
+            summary = (results if len(names) == 1 else results[name])["multi_label"]
+            line = summary_line(summary)
+            logger.info(f"iteration {self.iter + 1}: {line} ({weights}{name})")
 
     def state_dict(self):
         # detectron2 0.6 leaves out the optimizer; today's main has it under the same key.
@@ -184,7 +239,16 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         mapper = DatasetMapperTTA(cfg) if cfg.TEST.AUG.ENABLED else None
-        return build_multilabel_test_loader(cfg, dataset_name, mapper)
+        loader = build_multilabel_test_loader(cfg, dataset_name, mapper)
+        return ProgressBar(
+            loader,
+            f"evaluation on {dataset_name}: batch",
+            unit="it",
+            leave=False,
+            # What is over sooner shows none.
+            delay=SHORTEST,
+            disable=not comm.is_main_process(),
+        )
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -265,9 +329,11 @@ def wrap_in_ddp(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     device_ids = [comm.get_local_rank()] if model.device.type == "cuda" else None
+    # Its name in newer versions of torch.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     return DistributedDataParallel(
         model,
         device_ids=device_ids,
-        broadcast_buffers=False,
+        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
         find_unused_parameters=model.has_unused_parameters,
     )

@@ -9,7 +9,14 @@ from .operating_points import (
     precision_recall_curve,
 )
 from .predictions import Predictions, read_predictions
-from .report import average_precision_table, labels_without_positives, summarize, summary_table
+from .report import (
+    average_precision_table,
+    labels_without_positives,
+    metrics_tables,
+    summarize,
+    summary_line,
+    summary_table,
+)
 from .thresholds import write_operating_points, write_thresholds
 
 __all__ = [
@@ -24,10 +31,12 @@ __all__ = [
     "interpolated_precision",
     "labels_without_positives",
     "measure_calibration",
+    "metrics_tables",
     "multi_label_metrics",
     "precision_recall_curve",
     "read_predictions",
     "summarize",
+    "summary_line",
     "summary_table",
     "write_operating_points",
     "write_thresholds",

@@ -111,11 +111,12 @@ class MultiLabelEvaluator(DatasetEvaluator):
         return OrderedDict(multi_label=summary)
 
     def _report(self, summary: Dict, per_label: Dict[str, float], num_images: int) -> None:
+        # For the log; the screen gets the tables when the run is over.
         table = summary_table(summary, self._top_k)
-        logger.info(f"{self._dataset_name}, {num_images} images, in percent:\n{table}")
-        logger.info(f"AP of each label:\n{average_precision_table(per_label)}")
+        logger.debug(f"{self._dataset_name}, {num_images} images, in percent:\n{table}")
+        logger.debug(f"AP of each label:\n{average_precision_table(per_label)}")
         if any(map(math.isnan, per_label.values())):
-            logger.warning(labels_without_positives(per_label))
+            logger.debug(labels_without_positives(per_label))
 
     def _write(self, summary, per_label, settings, image_ids, scores, targets) -> None:
         PathManager.mkdirs(self._output_dir)
@@ -157,7 +158,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         path = os.path.join(self._output_dir, "report.html")
         with write_atomically(path) as file:
             file.write(page.encode("utf-8", "replace"))
-        logger.info(f"Report: {path}")
+        logger.debug(f"Report: {path}")
 
 
 def _nan_to_none(value):

@@ -11,6 +11,9 @@ from tabulate import tabulate
 
 from .metrics import multi_label_metrics
 
+# Whose AP is shown; all are in metrics.json.
+MAX_LABELS = 100
+
 SUMMARY = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
 
@@ -54,6 +57,11 @@ def average_precision_table(per_label: Dict[str, float]) -> str:
     return tabulate(cells, ["label", "AP"] * columns, floatfmt=".2f", tablefmt="pipe")
 
 
+def summary_line(summary: Dict[str, float]) -> str:
+    """The figures that a run is followed by."""
+    return ", ".join(f"{key} {summary[key]:.2f}" for key in ("mAP", "CF1", "OF1"))
+
+
 def labels_without_positives(per_label: Dict[str, float]) -> str:
     """A line that names the labels whose AP is NaN."""
     without = [name for name, ap in per_label.items() if math.isnan(ap)]
@@ -61,3 +69,14 @@ def labels_without_positives(per_label: Dict[str, float]) -> str:
         f"{len(without)} label(s) without a positive are left out of mAP, CP and CR: "
         f"{', '.join(without)}"
     )
+
+
+def metrics_tables(metrics: Dict, top_k: int | None) -> str:
+    """The content of a metrics.json as tables; of more than MAX_LABELS labels the summary alone."""
+    per_label = {name: math.nan if ap is None else ap for name, ap in metrics["AP"].items()}
+    parts = [summary_table(metrics, top_k)]
+    if len(per_label) <= MAX_LABELS:
+        parts += ["", average_precision_table(per_label)]
+    if any(map(math.isnan, per_label.values())):
+        parts += ["", labels_without_positives(per_label)]
+    return "\n".join(parts)

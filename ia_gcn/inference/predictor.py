@@ -56,6 +56,12 @@ class MultiLabelPredictor:
         p = MultiLabelPredictor(weights="model.pth")
         p("photo.jpg").above(0.5)  # [("cat", 0.93), ("sofa", 0.71)]
 
+    or, with a model in memory, such as a `Trainer`'s:
+
+        p = MultiLabelPredictor(
+            model=trainer.model, label_names=trainer.label_names, cfg=trainer.cfg
+        )
+
     Images are prepared as in evaluation, and the scores are those of evaluation, of the one test
     view: TEST.AUG has no effect.
 
@@ -68,8 +74,11 @@ class MultiLabelPredictor:
 
     def __init__(
         self,
-        weights: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
         *,
+        model: torch.nn.Module | None = None,
+        label_names: Sequence[str] | None = None,
+        cfg: CfgNode | None = None,
         config_file: str = "",
         opts: Sequence[Any] = (),
         device: str | None = None,
@@ -78,6 +87,10 @@ class MultiLabelPredictor:
         """
         Args:
             weights: a checkpoint of `MultiLabelCheckpointer`.
+            model: a recogniser to be used as it is and where it is, in place of `weights`; it is
+                put into evaluation mode. The arguments after `cfg` are of no effect then.
+            label_names: of the model's outputs, in order; with `model`.
+            cfg: of the model, frozen; with `model`.
             config_file: in place of the config that the checkpoint carries.
             opts: alternating keys and values, which come after the config's own.
             device: of torch, for example cpu; None: a GPU where there is one.
@@ -86,7 +99,17 @@ class MultiLabelPredictor:
             InputError: the checkpoint or the config can't be used, or do not go together; the
                 model needs proposals from a file; there is no such device.
         """
-        weights = os.fspath(weights)
+        if weights is None:
+            if model is None or label_names is None or cfg is None:
+                raise TypeError("MultiLabelPredictor takes weights, or model, label_names and cfg")
+            model = getattr(model, "module", model)  # of a DistributedDataParallel
+            _check_proposals(cfg, model)
+            self.cfg, self.label_names, self.model = cfg, list(label_names), model.eval()
+        else:
+            self._read(os.fspath(weights), config_file, opts, device, ema)
+        self.view = EvaluationView(self.cfg)
+
+    def _read(self, weights, config_file, opts, device, ema) -> None:
         content = read_checkpoint(weights)
         self.label_names = _label_names(content, weights)
         cfg = _read_config(content, weights, config_file, opts)
@@ -95,7 +118,6 @@ class MultiLabelPredictor:
         cfg.MODEL.DEVICE = _check_device(device)
         cfg.freeze()
         self.cfg = cfg
-        self.view = EvaluationView(cfg)
         self.model = _load_model(cfg, self.label_names, ema)
 
     def __call__(self, image: ImageSource) -> Prediction:
@@ -184,14 +206,18 @@ def _check_device(device: str | None) -> str:
 
 def _load_model(cfg: CfgNode, label_names: List[str], ema: bool) -> torch.nn.Module:
     model = load_model(cfg, label_names, ema=ema)
+    _check_proposals(cfg, model)
+    if cfg.TEST.OPTIMIZE_MODEL:
+        model = optimize_for_inference(model)
+    return model.eval().requires_grad_(False)
+
+
+def _check_proposals(cfg: CfgNode, model: torch.nn.Module) -> None:
     if model.needs_proposals:
         raise InputError(
             f"MODEL.PROPOSAL_GENERATOR.NAME is {cfg.MODEL.PROPOSAL_GENERATOR.NAME}: this model "
             "takes regions from a file, and an image alone has none"
         )
-    if cfg.TEST.OPTIMIZE_MODEL:
-        model = optimize_for_inference(model)
-    return model.eval().requires_grad_(False)
 
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:

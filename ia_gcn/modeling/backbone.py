@@ -98,7 +98,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     if freeze_at:
         freeze(net)
     own = "timm's weights" if pretrained else "random weights"
-    logger.info(f"{name}: {cfg.MODEL.WEIGHTS or weights_file or own}")
+    logger.debug(f"{name}: {cfg.MODEL.WEIGHTS or weights_file or own}")
     return TimmBackbone(net)
 
 

@@ -6,14 +6,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 from torch import nn
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.commands import train
 from ia_gcn.data import register_multilabel_coco
 from ia_gcn.engine import Trainer, checkpoint_labels, match_labels
 from ia_gcn.inference import SelectLabels
-from tests.helpers.commands import load_command, run_script
+from tests.helpers.commands import own_log_handlers, run_script
 
 COLOURS = ["red", "green", "blue"]
 MATCH = {"DATASETS.MATCH_LABELS_BY_NAME": True}
@@ -58,16 +58,12 @@ def options(tiny_coco, checkpoint, tmp_path):
 
 
 @pytest.fixture
-def evaluate(options, monkeypatch, capsys, tmp_path):
+def evaluate(options, capsys, tmp_path):
     """A function that runs the tool in this process: status, last line of stderr, predictions."""
-    tool = load_command("train_net")
-    # They set up logging for the whole process.
-    monkeypatch.setattr(tool, "default_setup", lambda cfg, args: None)
-    monkeypatch.setattr(tool, "setup_logger", lambda *args, **kwargs: None)
 
     def run(name, changes, *flags):
-        arguments = default_argument_parser().parse_args([*flags, *options(name, changes)])
-        status = tool.main(arguments)
+        with own_log_handlers():
+            status = train.main([*flags, *map(str, options(name, changes))])
         lines = capsys.readouterr().err.strip().splitlines()
         return status, lines[-1] if lines else "", read_predictions(tmp_path / name)
 
@@ -113,7 +109,7 @@ def test_labels_in_another_order(evaluate, tmp_path):
 
     status, line, predictions = evaluate("refused", REORDERED)
     assert (status, predictions) == (1, None)
-    assert line.startswith("train_net: the data set has the same labels in another order than")
+    assert line.startswith("train: the data set has the same labels in another order than")
     assert "model.pth; DATASETS.MATCH_LABELS_BY_NAME" in line
 
     status, _, predictions = evaluate("matched", {**REORDERED, **MATCH})
@@ -258,7 +254,7 @@ def test_what_is_no_checkpoint_is_refused(evaluate, csv_file, test_set, weights,
     data = csv_file("000001.png,green") if test_set == "csv" else {}
     status, line, _ = evaluate("refused", {**data, "MODEL.WEIGHTS": weights})
     assert status == 1
-    assert line.startswith("train_net: ")
+    assert line.startswith("train: ")
     assert message in line
 
 

@@ -344,3 +344,9 @@ def test_too_few_images_to_hold_out_are_refused(csv_file, error_line, content):
     message = error_line(setup_cfg, "", ["DATASETS.CUSTOM.TRAIN", csv_file(content)])
     assert "DATASETS.CUSTOM.HOLD_OUT 0.2" in message
     assert "DATASETS.CUSTOM.TEST" in message
+
+
+def test_a_registered_csv_has_the_labels_that_it_names(csv_file, tmp_path):
+    register_multilabel_csv("mine", csv_file("a.png,dog;cat\nb.png,ant\n"), str(tmp_path))
+    assert get_label_names(["mine"]) == ["ant", "cat", "dog"]
+    assert [d["labels"] for d in DatasetCatalog.get("mine")] == [[1, 2], [0]]

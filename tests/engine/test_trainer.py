@@ -1,6 +1,7 @@
 """The trainer: exact resume, its hooks, and what it refuses."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from detectron2.modeling import build_model
 
 from ia_gcn.data.dataset_mapper import MultiLabelDatasetMapper
 from ia_gcn.engine import Trainer
+from ia_gcn.engine.hooks import growth_start, remedies
 from ia_gcn.errors import InputError
 
 
@@ -186,9 +188,67 @@ def test_a_bad_loss_stops_the_run_and_says_where(make_cfg, monkeypatch, tmp_path
     with pytest.raises(FloatingPointError) as caught:
         run(make_cfg("run", "TEST.EVAL_PERIOD", 0))
     message = str(caught.value)
-    assert "iteration" in message
-    assert "loss_multi_label" in message
+    assert "loss_multi_label is nan" in message
+    # It came at once: the images may be to blame.
     assert "000005.png" in message
+    assert "growing" not in message
+    assert message.endswith("SOLVER.CLIP_GRADIENTS.ENABLED True.")
+
+
+def test_a_run_that_diverges_says_since_when_and_what_to_try(make_cfg):
+    rate = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1e4, "SOLVER.MAX_ITER", 100)
+    trainer = Trainer(make_cfg("run", *rate, "TEST.EVAL_PERIOD", 0))
+    with pytest.raises(FloatingPointError) as caught:
+        trainer.train()
+    found = re.search(
+        r"diverged in iteration (\d+): loss_multi_label is (?:nan|inf) "
+        r"\(growing since iteration (\d+), from (\S+) to (\S+)\)",
+        str(caught.value),
+    )
+    last, first = int(found[1]), int(found[2])
+    losses = [value for value, _ in trainer.storage.history("total_loss").values()]
+    # The storage has those that were finite.
+    assert (last, trainer.iter) == (len(losses) + 1, len(losses))
+    assert float(found[3]) == pytest.approx(losses[first - 1], rel=0.01)
+    assert float(found[4]) == pytest.approx(losses[-1], rel=0.01)
+    assert "a lower SOLVER.BASE_LR (it is 10000)" in str(caught.value)
+    assert "000" not in str(caught.value).replace("10000", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "start"),
+    [
+        ([], None),
+        ([0.7], None),
+        ([0.7, 0.6, 0.7, 0.5], None),
+        ([0.7, 0.6, 0.5, 1.3, 4.0, 80.0], 2),
+        ([0.1] * 50 + [0.15, 0.3, 5.0], 50),
+        # A loss that has doubled and come back has not grown.
+        ([0.5] * 30 + [3.0] * 10 + [0.6], None),
+        ([0.5] * 30 + [3.0] * 10 + [0.6, 2.0, 9.0], 40),
+    ],
+)
+def test_since_when_a_loss_grows(values, start):
+    assert growth_start(values) == start
+
+
+def test_only_what_is_left_to_try_is_named(make_cfg):
+    amp, clipped = ("SOLVER.AMP.ENABLED", True), ("SOLVER.CLIP_GRADIENTS.ENABLED", True)
+    lower = "a lower SOLVER.BASE_LR (it is 0.002)"
+    assert remedies(make_cfg("a", *clipped)) == [lower]
+    assert remedies(make_cfg("b", *clipped, *amp)) == [lower, "SOLVER.AMP.ENABLED False"]
+
+
+def test_a_training_without_resume_or_load_starts_from_the_weights(make_cfg, tmp_path):
+    trained = run(make_cfg("first"))
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "first/model_final.pth"))
+    cfg = make_cfg("second", *weights, "SOLVER.MAX_ITER", 1, "SOLVER.BASE_LR", 0.0)
+    trainer = Trainer(cfg)
+    results = trainer.train()
+    # A rate of 0 leaves the weights as they were; the norms' statistics move.
+    for name, value in trained.model.named_parameters():
+        assert torch.equal(value, trainer.model.get_parameter(name)), name
+    assert results["multi_label"].keys() >= {"mAP", "CF1", "OF1_top3"}
 
 
 def test_the_model_is_filled_from_the_training_set(make_cfg, tmp_path):

@@ -68,7 +68,7 @@ def test_neither_order_nor_batches_nor_repetition_matter(data_set, predictions, 
 def test_what_it_writes(data_set, predictions, tmp_path, caplog):
     evaluator = MultiLabelEvaluator(data_set, str(tmp_path))
     process(evaluator, predictions, range(30))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         results = evaluator.evaluate()["multi_label"]
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["images"] == 30

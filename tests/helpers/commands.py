@@ -107,8 +107,5 @@ def own_log_handlers() -> Iterator[None]:
     finally:
         for log, (handlers, level, propagate) in zip(loggers, before):
             for handler in set(log.handlers) - set(handlers):
-                if not isinstance(handler.stream, StringIO):
-                    handler.stream.close()
+                handler.close()
             log.handlers[:], log.level, log.propagate = handlers, level, propagate
-        detectron2_logger.setup_logger.cache_clear()
-        detectron2_logger._cached_log_stream.cache_clear()

@@ -80,6 +80,25 @@ def test_three_lines(make_checkpoint, tmp_path, monkeypatch):
     assert prediction.regions is None
 
 
+def test_a_model_in_memory_predicts_as_its_checkpoint(make_checkpoint):
+    weights, cfg, model = make_checkpoint()
+    model.train()
+    p = MultiLabelPredictor(model=model, label_names=COLOURS, cfg=cfg)
+    assert not model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    expected = MultiLabelPredictor(weights=weights, device="cpu")(image)
+    assert p(image).labels == COLOURS
+    np.testing.assert_allclose(p(image).scores, expected.scores, rtol=0, atol=1e-6)
+
+
+def test_it_takes_weights_or_a_model_with_what_belongs_to_it(make_checkpoint):
+    _, cfg, model = make_checkpoint()
+    for arguments in ({}, {"model": model}, {"model": model, "cfg": cfg}):
+        with pytest.raises(TypeError, match="weights, or model, label_names and cfg"):
+            MultiLabelPredictor(**arguments)
+
+
 @pytest.mark.parametrize(
     ("config", "opts"),
     [

@@ -448,7 +448,7 @@ def test_with_a_checkpoint_no_other_weights_are_looked_at(downloads, error_line,
     ],
 )
 def test_the_log_says_where_the_weights_are_from(caplog, keys, expected):
-    with caplog.at_level(logging.INFO, logger="ia_gcn"):
+    with caplog.at_level(logging.DEBUG, logger="ia_gcn"):
         build_backbone(make_cfg(**keys))
     assert f"test_resnet: {expected}" in caplog.messages
 

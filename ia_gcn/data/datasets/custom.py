@@ -102,7 +102,7 @@ def _label_names(path: str) -> List[str]:
 
 
 def register_multilabel_csv(
-    name: str, csv_file: str, image_root: str, label_names: Sequence[str]
+    name: str, csv_file: str, image_root: str, label_names: Sequence[str] | None = None
 ) -> None:
     """Register a data set given as CSV, see `read_csv`.
 
@@ -110,8 +110,12 @@ def register_multilabel_csv(
         name: for DATASETS.TRAIN and DATASETS.TEST.
         csv_file: its path.
         image_root: folder that the file names are relative to.
-        label_names: in the order of the model's outputs.
+        label_names: in the order of the model's outputs; None: all that the file names, sorted.
+    Raises:
+        InputError: without `label_names`, the file can't be read or names none.
     """
+    if label_names is None:
+        label_names = _label_names(csv_file)
     register_multilabel(
         name,
         lambda: load_multilabel_csv(csv_file, image_root, label_names),

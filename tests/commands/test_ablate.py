@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from ia_gcn.config import read_config
 from tests.helpers.commands import run_process, run_script
 
 COMMAND = "ablate"
@@ -60,6 +61,16 @@ SPEC = {
                         "MODEL.LABEL_EMBEDDINGS.SOURCE": "{output}/network/label_embeddings.npz",
                     },
                 },
+            },
+        },
+        "diverging": {
+            "title": "Diverging",
+            "rows": {
+                "too fast": {
+                    "config": "configs/DigitScenes/base_rpn.yaml",
+                    "opts": {"SOLVER.BASE_LR": 1e30},
+                },
+                "Base": {"config": "configs/DigitScenes/base_rpn.yaml"},
             },
         },
         "broken": {
@@ -130,17 +141,18 @@ def test_what_is_there_is_not_run_again_and_more_seeds_are_added(after_heads, ab
     before = read_results(after_heads)
     again = ablate("run", "--tables", "parts", "--seeds", "1-2")
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "all 4 runs are there" in again.stdout
+    assert "4 of 4 runs are in" in again.stdout
     assert read_results(after_heads) == before
     more = ablate("run", "--tables", "parts", "--seeds", "1-3")
     assert more.returncode == 0, more.stderr[-3000:]
-    assert "2 of 2 runs" in more.stdout
+    assert "6 of 6 runs are in" in more.stdout
     assert [result["seed"] for result in read_results(after_heads)[len(before) :]] == [3, 3]
 
 
 @pytest.mark.slow
 def test_features_that_were_cut_short_are_made_again(after_heads, ablate):
-    (after_heads / "network" / "network.pth").unlink()
+    # It is written when all others are complete.
+    (after_heads / "network" / "made_with.json").unlink()
     (after_heads / "network" / "digit_scenes_val.safetensors").write_bytes(b"cut")
     result = ablate("run", "--tables", "adaptive", "--seeds", "4")
     assert result.returncode == 0, result.stderr[-3000:]
@@ -205,19 +217,46 @@ def test_everything_can_be_trained(after_heads, ablate):
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_go_on(after_heads, ablate):
-    result = ablate("run", "--tables", "broken", "--seeds", "7")
+    result = ablate("run", "--tables", "diverging", "--seeds", "7")
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("ablate: ")]
     assert len(lines) == 1
-    assert "broken: no λ, seed 7 failed" in lines[0]
-    assert "MODEL.FUSION.GLOBAL_WEIGHT" in lines[0]
+    assert "diverging: too fast, seed 7 failed" in lines[0]
     assert read_results(after_heads)[-1]["seed"] == 7
+
+
+def test_a_row_that_cannot_be_run_is_refused_before_anything_is_trained(root, tmp_path):
+    where = ("--spec", root / "spec.yaml", "--output", tmp_path)
+    result = run_script("tools/ablate.py", "run", *where, "--tables", "broken", "--seeds", "7")
+    assert result.returncode == 1
+    assert "broken: no λ, seed 7: MODEL.FUSION.GLOBAL_WEIGHT" in result.last_line
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_row_is_known_by_what_is_in_its_config(tool, tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("SOLVER: {BASE_LR: 0.1}")
+    (tmp_path / "row.yaml").write_text("_BASE_: base.yaml")
+    row = {"config": str(tmp_path / "row.yaml")}
+    tables = {"t": {"title": "T", "rows": {"a": row, "b": {**row, "opts": {"SEED": 3}}}}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**SPEC, "opts": {}, "tables": tables}))
+
+    def keys():
+        spec = tool.read_spec(tmp_path / "spec.yaml")
+        return [spec.run("heads", row, 1).key for row in spec.tables["t"].rows]
+
+    before = keys()
+    # What the seed is has a place of its own.
+    assert before[0] == before[1]
+    assert keys() == before
+    base.write_text("SOLVER: {BASE_LR: 0.2}")
+    assert before[0] not in keys()
 
 
 @pytest.mark.parametrize(
     ("what", "args", "spec", "message"),
     [
-        ("list", ["--tables", "more"], "spec.yaml", "--tables more: must be of parts, fusion"),
+        ("list", ["--tables", "more"], "spec.yaml", "--tables more: must be of adaptive, broken"),
         ("list", [], "missing.yaml", "No such file"),
         ("run", [], "list.yaml", "not a file of tables"),
         ("report", ["--tables", "unrun"], "unrun.yaml", "no two rows of a table were run"),
@@ -246,7 +285,7 @@ def test_what_is_shipped_is_a_file_of_tables(tool, repository, monkeypatch):
     for table in spec.tables.values():
         for row in table.rows:
             run = spec.run("heads", row, 1)
-            cfg = tool.setup_cfg(run.config, tool.as_list(run.opts, repository))
+            cfg = read_config(run.config, tool.as_list(run.opts, repository))
             assert cfg.SOLVER.MAX_EPOCHS > 0
         if table.x:
             assert [float(row.name) for row in table.rows]

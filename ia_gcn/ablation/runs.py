@@ -1,0 +1,192 @@
+"""The runs of an ablation: each in a process of its own, one line of results each."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Callable, Dict, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from ..checkpoint import build_model
+from ..data import get_label_names, get_multilabel_dicts
+from ..engine import Trainer, fill_label_graph
+from ..engine.frozen_features import FrozenFeatures, HeadsOnFeatures, train_heads
+from ..engine.schedule import epochs_to_iterations
+from ..errors import InputError
+from ..evaluation import multi_label_metrics
+from .spec import Run, Spec
+from .start import Start, check_runs, prepare, run_cfg
+
+MEASURES = ("mAP", "CF1", "OF1")
+
+
+def run_ablation(
+    spec: Spec,
+    output: Path,
+    runs: Dict[str, Run],
+    *,
+    jobs: int = 2,
+    threads: int = 1,
+    imports: Sequence[str] = (),
+) -> int:
+    """Run what lacks in the folder; returns how many runs failed.
+
+    Args:
+        runs: by what to call them, as `Spec.runs` returns them.
+        jobs: runs at once, each in a process of its own.
+        threads: of torch, in each run.
+        imports: modules of the user's own, for each process.
+    Raises:
+        InputError: a row can't be run; nothing was trained then.
+    """
+    start = Start(output)
+    output.mkdir(parents=True, exist_ok=True)
+    done = read_results(output)
+    todo = {name: run for name, run in runs.items() if run.key not in done}
+    if not todo:
+        return 0
+    needs = check_runs(spec, todo, start, imports)
+    in_new_process(prepare, spec, todo, start, needs, imports)
+    failed = 0
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        tqdm(total=len(todo), unit=" runs", smoothing=0.05) as progress,
+    ):
+        futures = {
+            pool.submit(in_new_process, run_one, run, spec, start, threads, imports): name
+            for name, run in todo.items()
+        }
+        for future in as_completed(futures):
+            name = futures[future]
+            try:
+                append_result(output, future.result())
+                progress.set_postfix_str(name)
+            except (InputError, FloatingPointError, BrokenProcessPool) as error:
+                failed += 1
+                log = run_folder(todo[name], output) / "log.txt"
+                progress.write(f"ablate: {name} failed, see {log}: {error}", sys.stderr)
+            progress.update()
+    return failed
+
+
+def in_new_process(function: Callable, *args):
+    """function(*args) in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def run_one(run: Run, spec: Spec, start: Start, threads: int, imports: Sequence[str]) -> Dict:
+    """Train and measure; what it says goes to the run's log.txt.
+
+    Returns:
+        the figures in percent, for results.jsonl.
+    """
+    torch.set_num_threads(threads)
+    folder = run_folder(run, start.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a") as log, redirect_stdout(log), redirect_stderr(log):
+        begin = time.perf_counter()
+        cfg = run_cfg(run, spec, start, folder, imports)
+        figures = {"heads": run_heads, "train": run_training}[run.mode](cfg, spec, start)
+        seconds = time.perf_counter() - begin
+    return {**run._asdict(), **figures, "seconds": round(seconds, 1), "torch": torch.__version__}
+
+
+def run_folder(run: Run, output: Path) -> Path:
+    return output / "runs" / run.key
+
+
+def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
+    """Train the heads on frozen features, and measure them on the test images."""
+    train, test = (
+        FrozenFeatures.load(str(start.features(name))) for name in (spec.train, spec.test)
+    )
+    epochs_to_iterations(cfg, len(train.targets))
+    seed_all_rng(cfg.SEED)
+    # Of its network nothing is used.
+    cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = "", False
+    model = build_model(cfg)
+    label_names = get_label_names(cfg.DATASETS.TRAIN)
+    fill_label_graph(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), label_names)
+    heads, storage = train_heads(cfg, model, train)
+    return {
+        **measure_heads(heads, test, cfg),
+        "train": measure_heads(heads, train, cfg),
+        "regions": region_figures(storage),
+    }
+
+
+def measure_heads(heads: HeadsOnFeatures, features: FrozenFeatures, cfg: CfgNode) -> Dict:
+    scores = heads.predict(features).sigmoid().numpy()
+    targets = features.targets.numpy().astype(int)
+    found = multi_label_metrics(scores, targets, threshold=cfg.TEST.THRESHOLD)
+    return {name: found[name] for name in MEASURES}
+
+
+def run_training(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
+    """Train everything, and measure it on the test and on the training images."""
+    setup_logger(cfg.OUTPUT_DIR)
+    setup_logger(cfg.OUTPUT_DIR, name="ia_gcn")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    # Of a run that had been cut after its last iteration, there is no result yet.
+    results = getattr(trainer, "_last_eval_results", None) or trainer.evaluate()
+    found, train = (
+        {name: results[dataset]["multi_label"][name] for name in MEASURES}
+        for dataset in cfg.DATASETS.TEST
+    )
+    return {**found, "train": train, "regions": region_figures(trainer.storage)}
+
+
+def region_figures(storage: EventStorage) -> Dict:
+    """|µ|, σ, the KL and the mean of a at the end of the training, where there is a region branch.
+
+    They are means over its last 50 iterations.
+    """
+    histories = storage.histories()
+    return {
+        key.partition("/")[2]: histories[key].avg(50)
+        for key in histories
+        if key.startswith("regions/")
+    }
+
+
+def results_file(output: Path) -> Path:
+    return output / "results.jsonl"
+
+
+def append_result(output: Path, result: Dict) -> None:
+    with open(results_file(output), "a", encoding="utf-8") as file:
+        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+
+
+def read_results(output: Path) -> Dict[str, Dict]:
+    """The results that are there, by the keys of their runs.
+
+    Raises:
+        InputError: a line is no result, or of version 0.1, which didn't say what its config was.
+    """
+    path = results_file(output)
+    if not path.exists():
+        return {}
+    results = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            result = json.loads(line)
+            results[result["key"]] = result
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}, line {number}: not a result: {error!r}") from None
+    return results

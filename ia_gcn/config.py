@@ -23,7 +23,7 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
     With MODEL.TIMM.NAME, the keys that go with a timm network are filled in, see `settle_timm`.
 
     Args:
-        config_file: path of a YAML file; "" for the defaults.
+        config_file: path of a YAML file, see `find_config`; "" for the defaults.
         opts: alternating keys and values, which come after the file's.
         imports: modules to import first, of which the config keeps the names as IMPORTS.
     Returns:
@@ -35,12 +35,11 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
     defaults = cfg.clone()
+    path = find_config(config_file) if config_file else ""
     try:
-        if config_file:
+        if path:
             # detectron2's default would run code that a file asks for.
-            cfg.merge_from_file(find_config(config_file), allow_unsafe=False)
-    except InputError:
-        raise
+            cfg.merge_from_file(path, allow_unsafe=False)
     except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--config-file {config_file}: {_one_line(error)}") from error
     try:
@@ -49,7 +48,7 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
         raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
     cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
     check_extensions(cfg.IMPORTS)
-    apply_rules(cfg, defaults, config_file, opts)
+    apply_rules(cfg, defaults, path, opts)
     return cfg
 
 

@@ -18,6 +18,7 @@ from ia_gcn.analysis import (
 )
 from ia_gcn.analysis.model_size import prepare, random_image, without_weights
 from ia_gcn.checkpoint import build_model
+from ia_gcn.config import find_config
 from ia_gcn.engine import setup_cfg
 from tests.helpers.commands import ROOT, run_script
 
@@ -378,10 +379,10 @@ def test_the_table_of_the_papers(tool, main, monkeypatch):
     monkeypatch.setattr(tool, "analyze_model", analyze_model)
     status, out, _ = main("--table", "--no-time")
     assert status == 0
-    assert all(Path(file).is_file() for file in files)
+    assert all(Path(find_config(file)).is_file() for file in files)
     header, *rows = read_table(out)
     assert "regions, M" not in header
-    assert [config(name) for name, *_ in rows] == files
+    assert [f"{name}.yaml" for name, *_ in rows] == files
     total = header.index("total, M")
     assert [float(row[total]) for row in rows] == list(range(1, 17))
     assert set(PUBLISHED) < {name for name, *_ in rows}

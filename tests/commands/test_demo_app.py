@@ -200,17 +200,18 @@ def test_what_the_model_is_and_its_data(make_checkpoint, config, expected):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "name"),
+    ("name", "keys"),
     [
-        ("build_resnet_backbone", "resnet50"),
-        ("build_resnet_fpn_backbone", "resnet50_fpn"),
-        ("build_timm_backbone", "tresnet_l"),
-        ("my_backbone", "my"),
+        ("resnet50", ["MODEL.BACKBONE.NAME", "build_resnet_backbone"]),
+        ("resnet50_fpn", ["MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"]),
+        ("tresnet_l", ["MODEL.TIMM.NAME", "tresnet_l"]),
+        ("my", ["MODEL.BACKBONE.NAME", "my_backbone"]),
     ],
 )
-def test_the_network_has_a_name(backbone, name):
-    keys = ["MODEL.BACKBONE.NAME", backbone, "MODEL.RESNETS.DEPTH", 50]
-    assert network_name(read_config("", [*keys, "MODEL.TIMM.NAME", "tresnet_l"])) == name
+def test_the_network_has_a_name(name, keys):
+    cfg = read_config("", keys)
+    cfg.MODEL.RESNETS.DEPTH = 50
+    assert network_name(cfg) == name
 
 
 # ----------------------------------------------------------------------------------------- the page

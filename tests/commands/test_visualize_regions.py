@@ -321,15 +321,8 @@ def test_errors_are_one_line(main, make_run, tmp_path):
     run = make_run()
     assert "SOLVER.NO_SUCH_KEY" in fails(main(run, "SOLVER.NO_SUCH_KEY", 1))
     assert "none.pth" in fails(main(run, "MODEL.WEIGHTS", tmp_path / "none.pth"))
-    assert "DATASETS.TEST is empty" in fails(
-        main(
-            run,
-            "DATASETS.CUSTOM.TEST",
-            "",
-            "DATASETS.CUSTOM.TRAIN",
-            tmp_path / "tiny/annotations.json",
-        )
-    )
+    no_data = ("DATASETS.CUSTOM.TEST", "", "DATASETS.TEST", "()", "MODEL.LABEL_HEAD.NUM_LABELS", 3)
+    assert "DATASETS.TEST is empty" in fails(main(run, *no_data, "DATASETS.TRAIN", "()"))
     # The checkpoint has no bias.
     assert "lacks 1 of the model's tensors" in fails(main(run, "MODEL.LABEL_GCN.BIAS", True))
 

@@ -133,7 +133,7 @@ def predict_files(
         predictor: its `view` reads files, and its `predict_views` takes them in batches.
         files: names, or binary files that are open.
         batch_size: images that go through the model at once.
-        num_workers: threads; None: one a processor core, 4 at most; 0: read between batches.
+        num_workers: threads; None: one a processor core, 8 at most; 0: read between batches.
     """
     if num_workers is None:
         num_workers = default_workers()
@@ -148,8 +148,8 @@ def predict_files(
 
 
 def default_workers() -> int:
-    """Threads that read images: one a processor core, 4 at most."""
-    return min(4, os.cpu_count() or 1)
+    """Threads that read images: one a processor core, 8 at most."""
+    return min(8, os.cpu_count() or 1)
 
 
 def map_ahead(

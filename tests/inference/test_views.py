@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
-from test_dataset_mapper import IMAGES, JPEGS, jpeg_bytes
 
 from ia_gcn.data import MultiLabelDatasetMapper
 from ia_gcn.data.test_time_views import DatasetMapperTTA
@@ -15,9 +14,10 @@ from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.inference import EvaluationView
 from ia_gcn.inference.onnx_predictor import ImageView
+from tests.data.test_dataset_mapper import IMAGES, JPEGS, jpeg_bytes
 
-# Heights and widths of models' inputs: shrunk much, a little, enlarged, and not in proportion.
-SIZES = [(48, 64), (171, 256), (500, 300)]
+# Height, width and channel order of models' inputs: images are shrunk much, a little, or enlarged.
+INPUTS = [((48, 64), "RGB"), ((171, 256), "BGR"), ((500, 300), "RGB")]
 
 
 def photo(size, **options):
@@ -54,8 +54,7 @@ def build_views(size, image_format):
     return cfg, EvaluationView(cfg), ImageView(stored)
 
 
-@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "image_format"), INPUTS)
 def test_all_views_of_a_file_are_identical(repository, monkeypatch, tmp_path, size, image_format):
     monkeypatch.chdir(repository)
     cfg, view, exported_view = build_views(size, image_format)

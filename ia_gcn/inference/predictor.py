@@ -70,7 +70,6 @@ class MultiLabelPredictor:
         label_names: C names.
         view: an `EvaluationView`.
         model: in evaluation mode.
-        has_regions: whether the model has a region branch.
     """
 
     def __init__(
@@ -120,7 +119,11 @@ class MultiLabelPredictor:
         cfg.freeze()
         self.cfg = cfg
         self.model = _load_model(cfg, self.label_names, ema)
-        self.has_regions = isinstance(self.model, InstanceAwareRecognizer)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether the model has a region branch."""
+        return isinstance(self.model, InstanceAwareRecognizer)
 
     def __call__(self, image: ImageSource) -> Prediction:
         """

@@ -2,7 +2,6 @@
 
 import json
 import os
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from ia_gcn.commands import export, predict
 from ia_gcn.data import UnreadableImage
 from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
-from ia_gcn.export import exportable, top_proposals
-from ia_gcn.export.export import ENDINGS
+from ia_gcn.export import ExportedModel, describe, exportable, top_proposals
+from ia_gcn.export.export import ENDINGS, evaluate_files, largest_difference
 from ia_gcn.inference import OnnxPredictor
 from ia_gcn.inference.onnx_predictor import ImageView
 from tests.data.test_dataset_mapper import UNREADABLE
@@ -377,30 +376,26 @@ def test_the_view_refuses_what_the_checkpoints_refuses(exported, tmp_path):
             view(source)
 
 
-def test_the_check_starts_from_files(main, checkpoint, tmp_path, monkeypatch):
-    """An exported model that prepares a file differently is not written."""
-    photo = tmp_path / "photo.jpg"
-    Image.fromarray(load_sample_images().images[0]).save(photo)
-    output = tmp_path / "model.onnx"
-    options = ["--weights", checkpoint, "--format", "onnx", "--output", output, "--check", photo]
-    status, _, err = main(*options)
-    assert (status, err) == (0, "")
-    os.remove(output)
-    resize = Image.Image.resize
+@pytest.mark.parametrize("any_batch", [True, False])
+def test_the_check_starts_from_files(checkpoint, tmp_path, any_batch):
+    """An exported model that says the same of pixels, but prepares a file differently, differs."""
+    p = MultiLabelPredictor(checkpoint, device="cpu")
+    files = [tmp_path / "a.jpg", tmp_path / "b.png"]
+    for file, photo in zip(files, load_sample_images().images):
+        Image.fromarray(photo).save(file)
+    expected = evaluate_files(p, files)
+    preprocessing = describe(p.cfg, p.label_names)["preprocessing"]
 
-    def other_resize(self, size, resample):
-        return resize(self, size, Image.Resampling.NEAREST)
+    def run(images):
+        return np.stack([result["logits"].numpy() for result in evaluate(p.model, images)])
 
-    class OtherView(ImageView):
-        def __call__(self, source):
-            with mock.patch.object(Image.Image, "resize", other_resize):
-                return super().__call__(source)
+    def difference(**changed):
+        exported = ExportedModel(ImageView({**preprocessing, **changed}), run)
+        return largest_difference(exported, files, expected, any_batch)
 
-    monkeypatch.setattr("ia_gcn.inference.onnx_predictor.ImageView", OtherView)
-    status, _, err = main(*options)
-    assert status == 1
-    assert err.startswith(f"export: {output} is not written: its logits differ")
-    assert not output.exists()
+    assert difference() <= 1e-5
+    for changed in ({"interpolation": "nearest"}, {"interpolation": "box"}, {"format": "BGR"}):
+        assert difference(**changed) > 1e-3
 
 
 @pytest.fixture

@@ -123,7 +123,7 @@ class MultiLabelPredictor:
     @property
     def has_regions(self) -> bool:
         """Whether the model has a region branch."""
-        return isinstance(self.model, InstanceAwareRecognizer)
+        return self.model.has_regions
 
     def __call__(self, image: ImageSource) -> Prediction:
         """

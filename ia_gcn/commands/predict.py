@@ -50,7 +50,14 @@ from ..extensions import import_extensions
 from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
 from ..inference.files import default_workers, map_ahead
 from ..io.images import source_name
-from .common import add_import_option, make_parser, run
+from .common import (
+    add_import_option,
+    make_parser,
+    non_negative_int,
+    positive_int,
+    probability,
+    run,
+)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -214,7 +221,7 @@ def read_thresholds(path: str, label_names: Sequence[str]) -> Dict[str, float]:
         thresholds = {label: probability(value) for label, value in rows}
     except OSError as error:
         raise InputError(f"--thresholds {path}: {error.strerror or error}") from None
-    except (AttributeError, TypeError, ValueError, csv.Error) as error:
+    except (argparse.ArgumentTypeError, AttributeError, TypeError, ValueError, csv.Error) as error:
         raise InputError(
             f"--thresholds {path}: neither JSON, {{label: threshold}}, nor CSV, label,threshold, "
             f"with thresholds of 0 to 1: {error}"
@@ -246,24 +253,6 @@ def check_overwrites_none(paths: Sequence[str], files: Sequence[str]) -> None:
             raise InputError(f"{path} is one of the images, and would be lost")
 
 
-def probability(value) -> float:
-    if not 0 <= float(value) <= 1:
-        raise ValueError(f"{value} is not from 0 to 1")
-    return float(value)
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="file, folder, pattern or -")
@@ -286,15 +275,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of some labels, other ones: JSON, {label: threshold}, or CSV, label,threshold",
     )
     parser.add_argument(
-        "--top-k", type=positive, metavar="K", help="of those, the K likeliest labels at most"
+        "--top-k", type=positive_int, metavar="K", help="of those, the K likeliest labels at most"
     )
     parser.add_argument("--regions", action="store_true", help="write boxes and weights (jsonl)")
     parser.add_argument("--draw", metavar="DIR", help="draw images with their labels there")
-    parser.add_argument("--batch-size", type=positive, default=16, metavar="N", help="(16)")
+    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="(16)")
     workers = default_workers()
     parser.add_argument(
         "--num-workers",
-        type=not_negative,
+        type=non_negative_int,
         default=workers,
         metavar="N",
         help=f"threads that read images ({workers})",

@@ -24,17 +24,19 @@ HAS_FAST_KERNEL = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 class Warp(T.Resize):
-    """detectron2's Resize, to a fixed height and width, by `WarpTransform`."""
+    """detectron2's Resize for training views, to a fixed height and width, by `WarpTransform`."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         return WarpTransform(*image.shape[:2], *self.shape)
 
 
 class WarpTransform(T.ResizeTransform):
-    """detectron2's bilinear ResizeTransform, sooner for (H, W, C) uint8 images.
+    """detectron2's bilinear ResizeTransform for training views, faster on (H, W, C) uint8 images.
 
-    What comes out is Pillow's within rounding: of a photo, one value in a hundred at most differs,
-    by one of 256 levels. In memory it is (C, H, W).
+    The result is Pillow's within rounding: of a photo, one value in a hundred differs, by one of
+    256 levels. That can change a score by some hundredths, so evaluation and prediction take
+    detectron2's ResizeTransform, that is Pillow, whose pixels can be had without torch as well.
+    In memory the result is (C, H, W).
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:

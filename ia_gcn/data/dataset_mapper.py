@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Dict, List
+from typing import BinaryIO, Dict, List
 
 import numpy as np
-import simplejpeg
 import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
@@ -15,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..errors import InputError
-from ..io.images import ORIENTATION, decode_image, upright_8_bit
+from ..io import images
 from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
 
 
@@ -123,58 +122,27 @@ class MultiLabelDatasetMapper:
         return sample
 
 
-def read_image(file_name: str, image_format: str = "RGB") -> np.ndarray:
+def read_image(file: str | BinaryIO, image_format: str = "RGB") -> np.ndarray:
     """Decode an image as detectron2's `read_image` does, and 16-bit greys as well.
 
     Args:
-        file_name: local or of a kind that PathManager knows.
-        image_format: RGB, BGR or another of `read_image`.
+        file: its name, local or of a kind that PathManager knows; or a binary file that is open.
+        image_format: RGB, BGR or another of detectron2's `read_image`.
     Returns:
         (H, W, 3) uint8, turned as its EXIF orientation says.
     Raises:
         UnreadableImage: the file is missing, truncated, too large, or no image at all.
     """
-    convert = partial(convert_file, image_format=image_format)
-    return decode_image(file_name, convert, partial(PathManager.open, mode="rb"))
-
-
-def convert_file(image: Image.Image, image_format: str) -> np.ndarray:
-    """What `read_image` returns, of a file that Pillow has opened and not read yet."""
-    if (image.format, image.mode, image_format) == ("JPEG", "RGB", "RGB"):
-        pixels = decode_upright_jpeg(image)
-        if pixels is not None:
-            return pixels
-    return convert_image(image, image_format)
-
-
-def decode_upright_jpeg(image: Image.Image) -> np.ndarray | None:
-    """What `read_image` returns, of a JPEG in colour; None where that is better left to Pillow.
-
-    The decoder is Pillow's, and so are the pixels, but Pillow goes by way of a fourth channel.
-    """
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        return None
-    image.fp.seek(0)
-    # No honest JPEG takes more than its pixels do, but for what is attached to it.
-    most = 3 * image.width * image.height + 2**20
-    content = image.fp.read(most + 1)
-    if len(content) > most:
-        return None
-    try:
-        pixels = simplejpeg.decode_jpeg(content, "RGB")
-    except ValueError:
-        # Something is wrong with it. Pillow decides whether that can be lived with.
-        return None
-    return pixels if pixels.shape[:2] == image.size[::-1] else None
+    convert = images.convert_file if image_format in ("RGB", "BGR") else convert_image
+    convert = partial(convert, image_format=image_format)
+    return images.decode_image(file, convert, partial(PathManager.open, mode="rb"))
 
 
 def convert_image(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     """What `read_image` returns, of an image that Pillow has opened."""
-    image = upright_8_bit(image)
-    if image.mode == image_format == "RGB":
-        # To convert it would be to copy it once more.
-        return np.asarray(image)
-    return utils.convert_PIL_to_numpy(image, image_format)
+    if image_format in ("RGB", "BGR"):
+        return images.convert_image(image, image_format)
+    return utils.convert_PIL_to_numpy(images.upright_8_bit(image), image_format)
 
 
 def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
@@ -187,14 +155,17 @@ def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
 
 def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
     """Training view: MultiScaleCrop, flip, Cutout and RandAugment, as far as INPUT asks for them;
-    test view: the image warped to INPUT.IMAGE_SIZE.
+    test view: the image resized to INPUT.IMAGE_SIZE.
+
+    The test view is resized by Pillow (detectron2's Resize), whose pixels an exported model gets
+    without torch, bit for bit. Training views take `Warp`, which is faster.
 
     Raises:
         InputError: a key is out of range, or RandAugment would leave boxes or proposals behind.
     """
     size = tuple(cfg.INPUT.IMAGE_SIZE)
     if not is_train:
-        return [Warp(size)]
+        return [T.Resize(size)]
     crop = cfg.INPUT.MULTI_SCALE_CROP
     augmentations = [
         MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT) if crop.ENABLED else Warp(size)

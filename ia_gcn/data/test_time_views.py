@@ -11,7 +11,6 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
 from ..errors import InputError
-from .augmentation import Warp
 from .dataset_mapper import MultiLabelDatasetMapper, read_image, target_vector
 
 PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode")
@@ -20,7 +19,7 @@ PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_
 class DatasetMapperTTA(MultiLabelDatasetMapper):
     """Reads an image once and makes the views that `MultiLabelTTA` takes.
 
-    Every view is warped from the image itself: to enlarge the plain test view would add no
+    Every view is resized from the image itself: to enlarge the plain test view would add no
     detail. Proposals from a file are scaled and mirrored with it.
     """
 
@@ -39,9 +38,9 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         self.views = []
         for scale in scales:
             height, width = (max(1, round(scale * side)) for side in image_size)
-            self.views.append(T.AugmentationList([Warp((height, width))]))
+            self.views.append(T.AugmentationList([T.Resize((height, width))]))
             if flip:
-                mirrored = [Warp((height, width)), T.HFlipTransform(width)]
+                mirrored = [T.Resize((height, width)), T.HFlipTransform(width)]
                 self.views.append(T.AugmentationList(mirrored))
 
     @classmethod

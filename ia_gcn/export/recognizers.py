@@ -6,12 +6,10 @@ B, C and N are the numbers of images, labels and regions.
 from __future__ import annotations
 
 import copy
-import os
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
 from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.modeling.proposal_generator import RPN
@@ -19,113 +17,8 @@ from detectron2.structures import Boxes
 from torch import nn
 from torchvision.ops import nms
 
-from .. import __version__
 from ..errors import InputError
 from ..modeling import MultiLabelRecognizer, VariationalROIHeads
-
-# What torch.onnx starts from.
-OLDEST_OPSET = 18
-
-
-def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
-    """What an exported file says of itself, as JSON can hold it.
-
-    Args:
-        cfg: of the model, with MODEL.WEIGHTS.
-        label_names: C names.
-    Returns:
-        label_names; preprocessing: from an image to the model's input; and made_by.
-    Raises:
-        InputError: INPUT.FORMAT is neither RGB nor BGR, which whole numbers can hold.
-    """
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise InputError(f"INPUT.FORMAT must be RGB or BGR to be exported, not {cfg.INPUT.FORMAT}")
-    return {
-        "label_names": list(label_names),
-        "preprocessing": {
-            "size": list(cfg.INPUT.IMAGE_SIZE),
-            "format": cfg.INPUT.FORMAT,
-            # Pillow's, which takes the mean over what becomes a pixel.
-            "interpolation": "bilinear",
-            "input": "uint8 (B, 3, height, width); the model itself takes off mean and deviation",
-            "mean": list(cfg.MODEL.PIXEL_MEAN),
-            "deviation": list(cfg.MODEL.PIXEL_STD),
-        },
-        "made_by": {
-            "ia_gcn": __version__,
-            "torch": str(torch.__version__),
-            "weights": os.path.basename(cfg.MODEL.WEIGHTS),
-            "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
-            "label_head": cfg.MODEL.LABEL_HEAD.NAME,
-        },
-    }
-
-
-def trace(recognizer: ExportableRecognizer) -> torch.export.ExportedProgram:
-    """The program of a recogniser, for images (B, 3, H, W) uint8 of its size.
-
-    Raises:
-        InputError: torch can't export its backbone, or is too old.
-    """
-    if not hasattr(torch.export, "default_decompositions"):
-        raise InputError(f"torch {torch.__version__} is too old to export: 2.6 or later can")
-    # An example of one image would make a program for one.
-    batch = 2 if recognizer.dynamic_batch else 1
-    images = torch.zeros(batch, 3, *recognizer.image_size, dtype=torch.uint8)
-    shapes = {"images": {0: torch.export.Dim("batch")}} if recognizer.dynamic_batch else None
-    try:
-        with torch.no_grad():
-            return torch.export.export(recognizer, (images,), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever a backbone does that it can't follow
-        raise InputError(f"torch.export can't take this model: {first_line(error)}") from error
-
-
-def to_onnx(
-    program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int | None = None
-) -> torch.onnx.ONNXProgram:
-    """A program of `trace` as ONNX, with the input `images`.
-
-    Args:
-        outputs: names of what it returns.
-        opset: version of ONNX's operators, at least 18; None: torch's choice.
-    Raises:
-        InputError: torch can't convert it, there is no such version, or onnx or onnxscript is
-            missing.
-    """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"ONNX takes {error.name}: pip install {error.name}") from None
-    newest = onnx.defs.onnx_opset_version()
-    if opset is not None and not OLDEST_OPSET <= opset <= newest:
-        raise InputError(f"--opset must be {OLDEST_OPSET} to {newest}, not {opset}")
-    einsum = torch.ops.aten.einsum.default
-    try:
-        # ONNX's own takes no graph of all images beside nodes of each.
-        program = program.run_decompositions(
-            {einsum: torch.export.default_decompositions()[einsum]}
-        )
-        converted = torch.onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=opset,
-            input_names=["images"],
-            output_names=list(outputs),
-            verbose=False,
-        )
-    except Exception as error:  # as above
-        raise InputError(f"torch.onnx can't take this model: {first_line(error)}") from error
-    made = converted.model.opset_imports[""]
-    # It goes back to another where it can't have this one.
-    if opset not in (None, made):
-        raise InputError(f"--opset {opset}: torch.onnx made {made} of this model")
-    return converted
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def exportable(model: MultiLabelRecognizer, image_size: Sequence[int]) -> ExportableRecognizer:

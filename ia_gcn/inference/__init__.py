@@ -1,14 +1,22 @@
 """Using a trained model: on images, from a checkpoint or from an exported file.
 
-Where torch or detectron2 is missing, there is `OnnxPredictor` alone.
+Where torch or detectron2 is missing, there is `OnnxPredictor` in place of `MultiLabelPredictor`.
 """
 
 from importlib.util import find_spec
 
+from .files import FilePrediction, find_images, predict_files
 from .onnx_predictor import OnnxPredictor
 from .prediction import PredictedRegions, Prediction
 
-__all__ = ["OnnxPredictor", "PredictedRegions", "Prediction"]
+__all__ = [
+    "FilePrediction",
+    "OnnxPredictor",
+    "PredictedRegions",
+    "Prediction",
+    "find_images",
+    "predict_files",
+]
 
 if find_spec("torch") and find_spec("detectron2"):
     from .image_embeddings import embed_labels

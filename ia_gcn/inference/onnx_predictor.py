@@ -14,24 +14,32 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..io.images import ImageSource, decode_image, image_pixels, upright_8_bit
+from ..io.images import ImageSource, convert_file, convert_image, decode_image, image_pixels
 from .prediction import PredictedRegions, Prediction
 
 
 class ImageView:
     """From an image to what an exported model takes; works without the model.
 
-    Pillow alone makes it, so that its pixels are those of evaluation within rounding, one level.
+    The pixels are those of evaluation, bit for bit.
     """
 
     def __init__(self, preprocessing: Dict[str, Any]):
         """
         Args:
             preprocessing: as `ia_gcn.export.describe` returns it.
+        Raises:
+            LookupError, TypeError, ValueError: it is anything else.
         """
-        self.height, self.width = preprocessing["size"]
-        self.image_format = preprocessing["format"]
+        height, width = preprocessing["size"]
+        self.size = width, height
         self.interpolation = Image.Resampling[preprocessing["interpolation"].upper()]
+        image_format = preprocessing["format"]
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"format {image_format!r}")
+        self.convert = partial(convert_image, image_format=image_format)
+        convert = partial(convert_file, image_format=image_format)
+        self.read = partial(decode_image, convert=convert)
 
     def __call__(self, source: ImageSource) -> Dict:
         """
@@ -40,17 +48,12 @@ class ImageView:
             height, width: of the image, turned as its EXIF says, in pixels.
         Raises:
             UnreadableImage: a file is missing, truncated, too large, or no image at all.
-            InputError: it is none of the things that a `ImageSource` is.
+            InputError: it is none of the things that an `ImageSource` is.
         """
-        pixels = image_pixels(source, self.convert, partial(decode_image, convert=self.convert))
-        resized = Image.fromarray(pixels).resize((self.width, self.height), self.interpolation)
-        image = np.asarray(resized).transpose(2, 0, 1)
-        return {"image": image, "height": pixels.shape[0], "width": pixels.shape[1]}
-
-    def convert(self, image: Image.Image) -> np.ndarray:
-        """(H, W, 3) uint8 of an image that Pillow has opened."""
-        pixels = np.asarray(upright_8_bit(image).convert("RGB"))
-        return pixels[:, :, ::-1] if self.image_format == "BGR" else pixels
+        pixels = image_pixels(source, self.convert, self.read)
+        resized = np.asarray(Image.fromarray(pixels).resize(self.size, self.interpolation))
+        height, width = pixels.shape[:2]
+        return {"image": resized.transpose(2, 0, 1), "height": height, "width": width}
 
 
 class OnnxPredictor:
@@ -60,7 +63,7 @@ class OnnxPredictor:
         label_names: C names.
         metadata: what tools/export_model.py wrote into the file: label_names, preprocessing and
             made_by.
-        view: a `ImageView`.
+        view: an `ImageView`.
         has_regions: whether the model has a region branch.
     """
 
@@ -127,7 +130,8 @@ class OnnxPredictor:
         if self.has_regions:
             valid = outputs["valid"]
             # From pixels of the model's input to the image's.
-            x, y = sample["width"] / self.view.width, sample["height"] / self.view.height
+            width, height = self.view.size
+            x, y = sample["width"] / width, sample["height"] / height
             boxes = outputs["boxes"][valid] * np.array([x, y, x, y], np.float32)
             regions = PredictedRegions(
                 boxes, outputs["weights"][valid], outputs["region_scores"][valid]

@@ -5,9 +5,14 @@ C is the number of labels, n of an image's regions.
 
 from __future__ import annotations
 
+from html import escape
 from typing import List, NamedTuple, Tuple
 
 import numpy as np
+
+# Labels that a notebook shows, and the colours of a bar from a probability of 0.5 on and below.
+SHOWN_LABELS = 10
+LIKELY, UNLIKELY = "#1a7f37", "#8c959f"
 
 
 class PredictedRegions(NamedTuple):
@@ -44,3 +49,21 @@ class Prediction(NamedTuple):
         # In float64, as evaluation compares them.
         chosen = order[(self.scores.astype(np.float64) >= threshold)[order]][:top_k]
         return [(self.labels[i], float(self.scores[i])) for i in chosen]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the SHOWN_LABELS likeliest labels as bars.
+
+        One piece of HTML that loads nothing and runs no script; names of labels are escaped.
+        """
+        shown = self.above(threshold=0, top_k=SHOWN_LABELS)
+        rows = "".join(
+            f'<tr><td style="text-align:left">{escape(name)}</td>'
+            f'<td style="width:16em"><div style="width:{share:.1%};min-width:1px;height:1em;'
+            f'background:{LIKELY if share >= 0.5 else UNLIKELY}"></div></td>'
+            f"<td>{share:.1%}</td></tr>"
+            for name, share in shown
+        )
+        caption = f"{len(shown)} of {len(self.labels)} labels"
+        if self.regions is not None:
+            caption += f", by {len(self.regions.boxes)} regions"
+        return f"<table><caption>{caption}</caption>{rows}</table>"

@@ -39,7 +39,7 @@ class EvaluationView:
             height, width: of the image, turned as its EXIF says, in pixels.
         Raises:
             UnreadableImage: a file is missing, truncated, too large, or no image at all.
-            InputError: it is none of the things that a `ImageSource` is.
+            InputError: it is none of the things that an `ImageSource` is.
         """
         convert = partial(convert_image, image_format=self.image_format)
         read = partial(read_image, image_format=self.image_format)
@@ -119,6 +119,11 @@ class MultiLabelPredictor:
         cfg.freeze()
         self.cfg = cfg
         self.model = _load_model(cfg, self.label_names, ema)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether the model has a region branch."""
+        return self.model.has_regions
 
     def __call__(self, image: ImageSource) -> Prediction:
         """

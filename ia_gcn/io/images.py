@@ -1,9 +1,14 @@
-"""Images from files, with Pillow alone: neither torch nor detectron2 is needed."""
+"""Images from files: neither torch nor detectron2 is needed.
+
+Every image that a model sees is read here, so that training, evaluation, predictors and exported
+models get the same pixels of the same file.
+"""
 
 from __future__ import annotations
 
 import os
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from typing import BinaryIO, Callable, Union
 
@@ -12,8 +17,15 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 
-# A file; (H, W, 3) uint8 RGB; or one that Pillow has opened.
-ImageSource = Union[str, "os.PathLike[str]", np.ndarray, Image.Image]
+try:
+    import simplejpeg
+except ImportError:
+    # An exported model runs without. Pillow then decodes JPEGs too: the same pixels, but slower.
+    simplejpeg = None
+
+# The name of a file; a binary file that is open; (H, W, 3) uint8 RGB; or one that Pillow has
+# opened.
+ImageSource = Union[str, "os.PathLike[str]", BinaryIO, np.ndarray, Image.Image]
 
 # The EXIF tag; 1 is upright.
 ORIENTATION = 0x0112
@@ -32,24 +44,79 @@ class UnreadableImage(Exception):
 
 
 def decode_image(
-    file_name: str,
+    file: str | BinaryIO,
     convert: Callable[[Image.Image], np.ndarray],
     open_file: Callable[[str], BinaryIO] = partial(open, mode="rb"),
 ) -> np.ndarray:
     """What `convert` makes of the image in a file.
 
+    Args:
+        file: its name, or a binary file that is open and stays so.
+        convert: gets the image before any of its pixels are read.
+        open_file: opens the file of a name.
     Raises:
         UnreadableImage: the file is missing, truncated, too large, or no image at all.
     """
     try:
-        with open_file(file_name) as file, warnings.catch_warnings():
-            # Of what is large or oddly stored Pillow warns, without its name, and reads it.
+        with warnings.catch_warnings():
+            # Pillow warns of large and oddly stored images, without their names, and reads them.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            return convert(Image.open(file))
+            with nullcontext(file) if hasattr(file, "read") else open_file(file) as stream:
+                return convert(Image.open(stream))
     # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...
     except Exception as error:
-        raise UnreadableImage(file_name, f"{type(error).__name__}: {error}") from error
+        name = source_name(file)
+        raise UnreadableImage(name, f"{type(error).__name__}: {error}") from error
+
+
+def source_name(file: str | os.PathLike[str] | BinaryIO) -> str:
+    """What to call a file in messages: an open one may have a `name`."""
+    return str(getattr(file, "name", "image")) if hasattr(file, "read") else os.fspath(file)
+
+
+def convert_file(image: Image.Image, image_format: str) -> np.ndarray:
+    """What `convert_image` returns, of a file that Pillow has opened and not read yet."""
+    if (image.format, image.mode) == ("JPEG", "RGB"):
+        pixels = decode_upright_jpeg(image, image_format)
+        if pixels is not None:
+            return pixels
+    return convert_image(image, image_format)
+
+
+def convert_image(image: Image.Image, image_format: str) -> np.ndarray:
+    """The pixels of an image that Pillow has opened.
+
+    Args:
+        image_format: RGB or BGR, the order of the channels.
+    Returns:
+        (H, W, 3) uint8, turned as its EXIF orientation says.
+    """
+    image = upright_8_bit(image)
+    # To convert RGB to RGB would be to copy it once more.
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def decode_upright_jpeg(image: Image.Image, image_format: str) -> np.ndarray | None:
+    """What `convert_image` returns, of a JPEG in colour; None where that is better left to Pillow.
+
+    The decoder is Pillow's, and so are the pixels, but Pillow goes by way of a fourth channel.
+    """
+    if simplejpeg is None or image.getexif().get(ORIENTATION, 1) != 1:
+        return None
+    image.fp.seek(0)
+    # No honest JPEG takes more than its pixels do, but for what is attached to it.
+    most = 3 * image.width * image.height + 2**20
+    content = image.fp.read(most + 1)
+    if len(content) > most:
+        return None
+    try:
+        pixels = simplejpeg.decode_jpeg(content, image_format)
+    except ValueError:
+        # Something is wrong with it. Pillow decides whether that can be lived with.
+        return None
+    return pixels if pixels.shape[:2] == image.size[::-1] else None
 
 
 def upright_8_bit(image: Image.Image) -> Image.Image:
@@ -69,12 +136,12 @@ def upright_8_bit(image: Image.Image) -> Image.Image:
 def image_pixels(
     image: ImageSource,
     convert: Callable[[Image.Image], np.ndarray],
-    read: Callable[[str], np.ndarray],
+    read: Callable[[str | BinaryIO], np.ndarray],
 ) -> np.ndarray:
-    """(H, W, 3) uint8 of a `ImageSource`, by `convert` of one in memory and by `read` of a file.
+    """(H, W, 3) uint8 of an `ImageSource`, by `convert` of one in memory and by `read` of a file.
 
     Raises:
-        InputError: it is none of the things that a `ImageSource` is.
+        InputError: it is none of the things that an `ImageSource` is.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
@@ -84,8 +151,11 @@ def image_pixels(
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         return convert(image)
+    if hasattr(image, "read"):
+        return read(image)
     if isinstance(image, (str, os.PathLike)):
         return read(os.fspath(image))
     raise InputError(
-        f"an image is a file name, an array or a Pillow image, not a {type(image).__name__}"
+        "an image is a file name, an open file, an array or a Pillow image, not a "
+        f"{type(image).__name__}"
     )

@@ -1,3 +1,4 @@
+from .label_bars import draw_label_bars
 from .label_graph import plot_label_graph
 from .measures import (
     draw_confusions,
@@ -23,6 +24,7 @@ __all__ = [
     "Recognition",
     "describe_recognition",
     "draw_confusions",
+    "draw_label_bars",
     "draw_precision_recall",
     "draw_prediction_sheet",
     "draw_recognition",

@@ -1,20 +1,26 @@
-"""tools/predict.py: run as a user would, on every kind of input, and what it writes and draws."""
+"""tools/predict.py: on every kind of input, what it writes and draws; and the loop behind it."""
 
 import csv
+import itertools
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ia_gcn import MultiLabelPredictor
+from ia_gcn.commands import predict
+from ia_gcn.inference import EvaluationView, find_images, predict_files
+from ia_gcn.inference.files import map_ahead
+from ia_gcn.visualization import draw_label_bars
 from tests.data.test_dataset_mapper import UNREADABLE
-from tests.helpers.commands import ROOT, run_script
+from tests.helpers.commands import ROOT
 from tests.inference.test_predictor import COLOURS, change, evaluate, save_checkpoint
 
 COMMAND = "predict"
@@ -68,19 +74,18 @@ def labels_of(record):
 # ------------------------------------------------------------------------------------- the command
 
 
-def test_the_command_says_what_evaluation_says(make_checkpoint, tmp_path):
-    """In batches, with worker processes; a missing file among the others."""
+def test_the_command_says_what_evaluation_says(main, make_checkpoint, tmp_path):
+    """In batches, read by threads; a missing file among the others."""
     weights, cfg, model = make_checkpoint()
     scores, files = evaluate(cfg, model)
     missing = str(tmp_path / "missing.jpg")
-    result = run_script(
-        *("tools/predict.py", "--weights", weights, "--batch-size", 3, "--device", "cpu"),
-        *("--num-workers", 2, "--threshold", 0, *files[:5], missing, *files[5:]),
+    status, out, err = main(
+        *("--weights", weights, "--batch-size", "3", "--device", "cpu"),
+        *("--num-workers", "2", "--threshold", "0", *files[:5], missing, *files[5:]),
     )
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1] == "predict: 15 images, 1 could not be read"
-    assert "Traceback" not in result.stderr
-    found = records(result.stdout)
+    assert status == 1
+    assert err.splitlines()[-1] == "predict: 15 images, 1 could not be read"
+    found = records(out)
     assert [record["file"] for record in found] == [*files[:5], missing, *files[5:]]
     assert set(found.pop(5)) == {"file", "error"}
     for record, row in zip(found, scores):
@@ -147,7 +152,7 @@ def test_what_can_not_be_read_is_a_record_and_the_rest_goes_on(main, make_checkp
         write(folder / name)
         Image.new("RGB", (9, 9)).save(folder / f"good {name}.png")
         inputs += below(folder, name, f"good {name}.png")
-    inputs += [str(folder / "no*match"), f"{folder}/http:", "a\0b"]
+    inputs += [str(folder / "no*match"), f"{folder}/http:", "https://example.org/a.jpg"]
     listed = "\n".join(inputs).encode()
     status, out, err = main("--weights", weights, "-", "--batch-size", 4, stdin=listed)
     assert status == 1
@@ -161,27 +166,102 @@ def test_what_can_not_be_read_is_a_record_and_the_rest_goes_on(main, make_checkp
     assert all(errors[-3:])
     reason = next(record["error"] for record in found if record["file"].endswith("folder.png"))
     assert reason == "there is no image in this folder"
+    assert found[-1]["error"] == "URLs are not downloaded"
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="not in a patched worker")
-def test_other_processes_load_what_is_more_than_a_batch(
-    tool, main, make_checkpoint, photos, monkeypatch
-):
+def test_an_image_on_standard_input_is_one(main, make_checkpoint, photos):
     weights, *_ = make_checkpoint()
+    drawn = photos.parent / "drawn"
+    for name in ("b.png", "a.JPG", "sub/deep/c.webp"):
+        content = (photos / name).read_bytes()
+        options = ["--weights", weights, "--threshold", 0, "--draw", drawn]
+        status, out, err = main(*options, "-", stdin=content)
+        assert (status, err.splitlines()[-1]) == (0, "predict: 1 images, 0 could not be read")
+        (record,) = records(out)
+        assert record["file"] == "-"
+        (expected,) = records(main(*options, photos / name)[1])
+        assert record["labels"] == expected["labels"]
+        assert (drawn / "-.png").read_bytes() == (drawn / f"{Path(name).stem}.png").read_bytes()
+    status, out, _ = main("--weights", weights, "-", stdin=b"no image\0")
+    assert status == 1
+    assert records(out)[0]["error"].startswith("UnidentifiedImageError")
 
-    def say_process(self, index):
-        return {"error": str(os.getpid())}
 
-    monkeypatch.setattr(tool.ImageFiles, "__getitem__", say_process)
+def test_urls_are_refused(main, tmp_path):
+    """Before anything is loaded."""
+    url = "HTTPS://example.org/photo.jpg"
+    line = fails(main("--weights", tmp_path / "none.pth", url))
+    assert line.startswith(f"predict: {url}: URLs are not downloaded; pipe the image instead: ")
 
-    def processes(*options):
-        _, out, _ = main("--weights", weights, photos, *options)
-        return [int(record["error"]) for record in records(out)]
 
-    a, b, c, d, e = processes("--batch-size", 2, "--num-workers", 2)
-    assert a == b == e != c == d
-    assert os.getpid() not in (a, c)
-    assert set(processes("--batch-size", 5, "--num-workers", 2)) == {os.getpid()}
+def test_modules_of_a_users_own_are_imported(main, make_checkpoint, photos, tmp_path):
+    weights, *_ = make_checkpoint()
+    (tmp_path / "my_own_part.py").write_text("raise ValueError('imported')")
+    options = ["--import", tmp_path / "my_own_part.py", "--weights", weights]
+    assert fails(main(photos, *options)).endswith("my_own_part.py: ValueError: imported")
+
+
+# --------------------------------------------------------------------------------------- the loop
+
+
+def test_records_of_a_folder_by_the_package_alone(make_checkpoint, photos):
+    """Files as names, paths and open files; with threads and without."""
+    p = MultiLabelPredictor(make_checkpoint()[0])
+    files = find_images(str(photos))
+    with open(files[0], "rb") as opened:
+        sources = [opened, Path(files[1]), *files[2:], str(photos / "gone.png")]
+        for workers in (0, 3):
+            results = list(predict_files(p, sources, batch_size=2, num_workers=workers))
+            assert [result.file for result in results] == [*files, str(photos / "gone.png")]
+            for file, result in zip(files, results):
+                np.testing.assert_allclose(result.prediction.scores, p(file).scores, atol=1e-6)
+                labels = labels_of(result.record(threshold=0.3, top_k=2))
+                expected = list(expected_labels(p(file), 0.3).items())[:2]
+                assert labels == pytest.approx(dict(expected), abs=1e-6)
+            assert results[-1].prediction is None
+            assert set(results[-1].record()) == {"file", "error"}
+
+
+def test_threads_read_ahead_of_the_model(make_checkpoint, photos, monkeypatch):
+    """While a batch is in the model, those after it are read, and no more than two of them."""
+    p = MultiLabelPredictor(make_checkpoint()[0])
+    started, readers = threading.Semaphore(0), set()
+    view = EvaluationView.__call__
+
+    def read(self, source):
+        readers.add(threading.current_thread())
+        started.release()
+        return view(self, source)
+
+    monkeypatch.setattr(EvaluationView, "__call__", read)
+    results = predict_files(p, [photos / "b.png"] * 20, batch_size=3, num_workers=2)
+    next(results)
+    # The first batch, and two more.
+    for _ in range(9):
+        assert started.acquire(timeout=60)
+    assert not started.acquire(timeout=0.2)
+    assert len(list(results)) == 19
+    assert len(readers) == 2
+    assert threading.main_thread() not in readers
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_map_ahead_is_the_built_in_map(workers):
+    assert list(map_ahead(str, range(20), workers, 4)) == list(map(str, range(20)))
+    results = map_ahead(lambda x: 1 // x, [1, 0, 1], workers, 4)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_a_loop_that_is_left_ends_its_threads():
+    before, done = set(threading.enumerate()), []
+    results = map_ahead(done.append, itertools.count(), 2, 5)
+    next(results)
+    results.close()
+    # As many as it may be ahead, and what the threads had begun; and no thread is left.
+    assert len(done) <= 6
+    assert set(threading.enumerate()) <= before
 
 
 # ------------------------------------------------------------------------------------- what it says
@@ -326,8 +406,8 @@ def test_a_cut_run_has_the_records_of_what_it_finished(main, make_checkpoint, ph
     monkeypatch.setattr(MultiLabelPredictor, "predict_views", cut)
     files = below(photos, "b.png", "a.JPG", "sub/a.jpg", "sub/deep/c.webp")
     options = ["--batch-size", 1, "--num-workers", 0, "--output", photos / "out.jsonl"]
-    with pytest.raises(KeyboardInterrupt):
-        main("--weights", weights, *files, *options)
+    status, _, err = main("--weights", weights, *files, *options)
+    assert (status, err.splitlines()[-1]) == (130, "predict: interrupted")
     assert seen == [[], files[:1], files[:2]]
 
 
@@ -360,31 +440,31 @@ def test_drawings(main, make_checkpoint, photos, tmp_path):
             np.testing.assert_array_equal(drawn[:20, left : left + 70], pixels)
 
 
-def test_a_drawing_of_any_labels(tool, tmp_path):
+def test_a_drawing_of_any_labels(tmp_path):
     pixels = np.zeros((1, 1, 3), np.uint8)
     many = [(f"label\n{i}", 1 - i / 100) for i in range(100)]
     for labels, lines in [([], 1), ([("猫 " * 90, 1.0)], 1), (many, 20)]:
-        tool.draw_labels(pixels, labels, str(tmp_path / "x.png"))
+        draw_label_bars(pixels, labels, str(tmp_path / "x.png"))
         with Image.open(tmp_path / "x.png") as image:
             assert image.size == (240, 1 + 22 * lines)
 
 
-def test_the_bar_is_as_long_as_a_label_is_probable(tool, tmp_path):
+def test_the_bar_is_as_long_as_a_label_is_probable(tmp_path):
     pixels = np.zeros((10, 400, 3), np.uint8)
-    tool.draw_labels(pixels, [("a", 0.75), ("b", 0.25)], str(tmp_path / "x.png"))
+    draw_label_bars(pixels, [("a", 0.75), ("b", 0.25)], str(tmp_path / "x.png"))
     with Image.open(tmp_path / "x.png") as image:
         # The topmost row of each line, above the letters.
         rows = np.asarray(image)[[11, 33]]
     assert ((rows != 255).any(axis=2).sum(axis=1)).tolist() == [301, 101]
 
 
-def test_names_of_drawings_differ(tool):
+def test_names_of_drawings_differ():
     files = ["x/a.jpg", "y/A.png", "a_2.png", "a.gif", "b", "a.jpg"]
-    names = [os.path.basename(path) for path in tool.drawing_paths("d", files)]
+    names = [os.path.basename(path) for path in predict.drawing_paths("d", files)]
     assert names[0] == "a.png"
     assert names[4] == "b.png"
     assert len({name.lower() for name in names}) == len(files)
-    many = tool.drawing_paths("d", ["a.jpg"] * 20000)
+    many = predict.drawing_paths("d", ["a.jpg"] * 20000)
     assert len(set(many)) == 20000
 
 
@@ -460,6 +540,7 @@ def test_help_has_examples(main, capsys):
 
 
 def test_a_reader_that_has_enough_ends_it_in_silence(make_checkpoint, photos):
+    """As users start it: the tool, in a process of its own."""
     weights, *_ = make_checkpoint()
     command = [
         sys.executable,
@@ -474,7 +555,8 @@ def test_a_reader_that_has_enough_ends_it_in_silence(make_checkpoint, photos):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        process.stdout.readline()
+        (record,) = records(process.stdout.readline())
+        assert record["file"] == str(photos / "b.png")
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode == 1

@@ -27,10 +27,10 @@ from ia_gcn.data import (
     MultiScaleCrop,
     RandAugment,
     UnreadableImage,
-    Warp,
 )
 from ia_gcn.data.build import TrainingSamples
-from ia_gcn.data.dataset_mapper import decode_upright_jpeg, read_image
+from ia_gcn.data.dataset_mapper import read_image
+from ia_gcn.io.images import decode_upright_jpeg
 
 
 def make_mapper(is_train=False, **keys):
@@ -132,7 +132,7 @@ def test_what_the_training_view_is_made_of():
     assert kinds(make_mapper(True)) == [MultiScaleCrop, T.RandomFlip]
     both = {"INPUT__CUTOUT": 0.5, "INPUT__RAND_AUGMENT_OPS": 2}
     assert kinds(make_mapper(True, **both)) == [MultiScaleCrop, T.RandomFlip, Cutout, RandAugment]
-    assert kinds(make_mapper(False, **both)) == kinds(make_mapper(False)) == [Warp]
+    assert kinds(make_mapper(False, **both)) == kinds(make_mapper(False)) == [T.Resize]
 
 
 @pytest.mark.parametrize("key", ["INPUT__CUTOUT", "INPUT__RAND_AUGMENT_OPS"])
@@ -191,7 +191,7 @@ def test_numbers_out_of_range_are_refused(error_line, key, value):
 def test_rand_augment_is_refused_where_boxes_would_have_to_follow(error_line, key):
     keys = {"INPUT__RAND_AUGMENT_OPS": 2, key: True}
     assert "INPUT.RAND_AUGMENT_OPS" in error_line(lambda: make_mapper(True, **keys))
-    assert kinds(make_mapper(False, **keys)) == [Warp]
+    assert kinds(make_mapper(False, **keys)) == [T.Resize]
 
 
 # ------------------------------------------------------------------------------------------ boxes
@@ -487,7 +487,7 @@ def test_a_jpegs_pixels_are_pillows(tmp_path, kind, size):
     assert ours.flags.c_contiguous
     with Image.open(tmp_path / "photo.jpg") as image:
         # It is not Pillow that has decoded them.
-        np.testing.assert_array_equal(decode_upright_jpeg(image), pillows)
+        np.testing.assert_array_equal(decode_upright_jpeg(image, "RGB"), pillows)
 
 
 def test_what_follows_a_jpeg_in_its_file_is_not_read_to_the_end(tmp_path):

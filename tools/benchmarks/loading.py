@@ -133,7 +133,7 @@ def compare_loading(is_train: bool, files: List[str], args) -> Table:
 def with_pillow_alone(load: Callable) -> None:
     """Call load(), with images decoded by Pillow and warped by detectron2's ResizeTransform."""
     with (
-        mock.patch("ia_gcn.data.dataset_mapper.decode_upright_jpeg", return_value=None),
+        mock.patch("ia_gcn.io.images.decode_upright_jpeg", return_value=None),
         mock.patch("ia_gcn.data.augmentation.HAS_FAST_KERNEL", False),
     ):
         load()

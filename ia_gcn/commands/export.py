@@ -1,0 +1,76 @@
+"""Write a trained model as one file that runs without ia_gcn and detectron2: ONNX or torch.export.
+
+The input is `images`, (B, 3, H, W) uint8 at INPUT.IMAGE_SIZE in INPUT.FORMAT; the normalisation is
+part of the model. Its outputs are
+  scores (B, C): probabilities; and logits (B, C)
+and of a model with a region branch, on a batch of one, for N regions, best first by objectness
+  boxes (N, 4): x0, y0, x1, y1 in pixels of the input; weights (N,); region_scores (N, C);
+  valid (N,): which regions were found, the first ones; the others are zeros.
+Of a model without one, a batch may have any number of images.
+
+What was written is read again and run, by onnxruntime or torch, on files of images, as its own
+preprocessing says: its logits have to be the model's within 1e-4, or there is no file. Label
+names, preprocessing and what made it are in ONNX's metadata as JSON, by the names label_names,
+preprocessing and made_by; of torch.export they are in the extra file metadata.json.
+
+It takes torch 2.6 or later, and ONNX the packages of pip install 'ia_gcn[export]'. tools/predict.py
+runs an ONNX file, with onnxruntime and without torch and detectron2. torch.export.load unpickles
+what a file asks it to: load no stranger's; with a region branch, import torchvision before.
+
+Examples:
+  ONNX, checked on two photos that come with scikit-learn:
+    tools/export_model.py --weights output/demo/model_best.pth --format onnx --output demo.onnx
+  torch.export, checked on images of your own:
+    tools/export_model.py --weights model.pth --format torch_export --output model.pt2 \\
+        --check a.jpg b.jpg
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Sequence
+
+from ..export import export_model
+from ..export.export import WRITERS
+from ..extensions import import_extensions
+from ..inference import MultiLabelPredictor
+from .common import add_import_option, make_parser, run
+
+
+def export(args: argparse.Namespace) -> None:
+    import_extensions(args.imports)
+    predictor = MultiLabelPredictor(args.weights, config_file=args.config_file, device="cpu")
+    options = {} if args.opset is None else {"opset": args.opset}
+    difference = export_model(predictor, args.output, args.format, check=args.check, **options)
+    print(f"{args.output}: its logits are the model's within {difference:.1e}")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="instead of the checkpoint's own config"
+    )
+    parser.add_argument("--format", required=True, choices=WRITERS)
+    parser.add_argument("--output", required=True, metavar="FILE", help="a .onnx or a .pt2 file")
+    parser.add_argument(
+        "--opset", type=int, metavar="N", help="of ONNX's operators, from 18 on (torch's choice)"
+    )
+    parser.add_argument(
+        "--check",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="compare on these files (scikit-learn's sample photos)",
+    )
+    add_import_option(parser)
+    args = parser.parse_args(argv)
+    if args.opset is not None and args.format != "onnx":
+        parser.error("--opset: only ONNX has operator sets")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status; what the user can put right is said in one line."""
+    args = parse_arguments(argv)
+    return run("export", lambda: export(args))

@@ -1,0 +1,314 @@
+"""Say which labels are in images, by a trained model's checkpoint or its ONNX export.
+
+INPUT is a file; a folder, for all images in it and below; a pattern such as 'photos/*.jpg'; or -
+for standard input: an image, or a list of files, one a line. URLs are not downloaded. What is
+named twice is predicted twice.
+
+Writes a record for each image, in the order given, as JSON Lines
+  {"file": "a.jpg", "labels": [{"label": "cat", "probability": 0.93}, ...]}
+with the highest probability first, or as CSV: file,label,probability,error with a line for each
+label, and one without label for an image that has none. A file that can't be read becomes a record
+with the error, {"file": "b.jpg", "error": "..."}; the exit status is then 1.
+
+With --regions, of a model with a region branch, a record has
+  "regions": [{"box": [x0, y0, x1, y1], "weight": 1.2, "label": "cat", "probability": 0.8}, ...]
+in the image's pixels, the best by objectness first, each with its likeliest label.
+
+A model that tools/export_model.py wrote as .onnx takes onnxruntime, and for all but --draw neither
+torch nor detectron2.
+
+Examples:
+  a file:
+    tools/predict.py --weights output/demo/model_best.pth photo.jpg
+  folders, into a table and drawn:
+    tools/predict.py --weights model.pth photos more --output labels.csv --draw labelled
+  all labels, whatever their probability, of the images that a command lists:
+    find . -name '*.png' | tools/predict.py --weights model.pth - --threshold 0
+  an image of another program's:
+    curl -sL https://example.org/photo.jpg | tools/predict.py --weights model.onnx -
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO, Callable, Dict, Iterator, List, Sequence, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..extensions import import_extensions
+from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
+from ..inference.files import default_workers, map_ahead
+from ..io.images import source_name
+from .common import (
+    add_import_option,
+    make_parser,
+    non_negative_int,
+    positive_int,
+    probability,
+    run,
+)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Returns the exit status: 1 if a file could not be read."""
+    files = find_inputs(args.inputs)
+    names = [source_name(file) for file in files]
+    drawings = drawing_paths(args.draw, names) if args.draw else []
+    check_overwrites_none([args.output, *drawings] if args.output else drawings, names)
+    import_extensions(args.imports)
+    predictor = load_predictor(args)
+    threshold = np.full(len(predictor.label_names), args.threshold)
+    if args.thresholds:
+        for label, value in read_thresholds(args.thresholds, predictor.label_names).items():
+            threshold[predictor.label_names.index(label)] = value
+
+    results = predict_files(
+        predictor, files, batch_size=args.batch_size, num_workers=args.num_workers
+    )
+    if args.draw:
+        os.makedirs(args.draw, exist_ok=True)
+        results = draw_each(results, files, drawings, threshold, args)
+    failed = 0
+    # Without a terminal, no bar.
+    bar = tqdm(results, total=len(files), unit=" images", leave=False, disable=None)
+    with open_output(args.output) as stream, bar:
+        write = WRITERS[args.format](stream)
+        for result in bar:
+            failed += result.error is not None
+            # A bar and a record don't share a line of a terminal.
+            with tqdm.external_write_mode(stream):
+                write(result.record(threshold, args.top_k, args.regions))
+                stream.flush()
+    print(f"predict: {len(files)} images, {failed} could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find_inputs(inputs: Sequence[str]) -> List[str | BinaryIO]:
+    """The files that INPUT... stands for, in order.
+
+    What is not there, or holds no image, stands for itself, to become a record with the error.
+
+    Raises:
+        InputError: one is a URL.
+    """
+    files: List[str | BinaryIO] = []
+    for name in inputs:
+        files += read_standard_input() if name == "-" else find_images(name)
+    return files
+
+
+def read_standard_input() -> List[str | BinaryIO]:
+    """The files that are listed there, or the one image whose bytes are there."""
+    content = sys.stdin.buffer.read()
+    # Images have this byte, and names of files can't.
+    if b"\0" in content:
+        image = io.BytesIO(content)
+        image.name = "-"
+        return [image]
+    # Names of files need not be text.
+    return [os.fsdecode(line) for line in content.splitlines() if line]
+
+
+def load_predictor(args: argparse.Namespace):
+    """The `MultiLabelPredictor` of a checkpoint, or the `OnnxPredictor` of a .onnx file."""
+    exported = args.weights.endswith(".onnx")
+    if (args.draw or not exported) and not (find_spec("torch") and find_spec("detectron2")):
+        what = "--draw" if exported else f"--weights {args.weights}"
+        raise InputError(f"{what} takes torch and detectron2; a .onnx file does without")
+    if exported:
+        if args.config_file:
+            raise InputError(f"--config-file: what it would say is fixed in {args.weights}")
+        predictor = OnnxPredictor(args.weights, device=args.device)
+    else:
+        from ..inference import MultiLabelPredictor
+
+        predictor = MultiLabelPredictor(
+            args.weights, config_file=args.config_file, device=args.device
+        )
+    if args.regions and not predictor.has_regions:
+        raise InputError(f"--regions: the model in {args.weights} has no region branch")
+    return predictor
+
+
+def draw_each(
+    results: Iterator[FilePrediction],
+    files: Sequence[str | BinaryIO],
+    paths: Sequence[str],
+    threshold: np.ndarray,
+    args: argparse.Namespace,
+) -> Iterator[FilePrediction]:
+    """`results`, each once its image and labels are drawn, by threads."""
+    from ..data.dataset_mapper import read_image
+    from ..visualization import draw_label_bars, thumbnail
+
+    def draw(item) -> FilePrediction:
+        result, file, path = item
+        if result.prediction is not None:
+            labels = result.prediction.above(threshold, args.top_k)
+            draw_label_bars(thumbnail(read_image(file)), labels, path)
+        return result
+
+    items = zip(results, files, paths)
+    return map_ahead(draw, items, args.num_workers, args.batch_size)
+
+
+def json_lines_writer(stream: TextIO) -> Callable[[Dict], None]:
+    def write(record: Dict) -> None:
+        stream.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+    return write
+
+
+def csv_writer(stream: TextIO) -> Callable[[Dict], None]:
+    rows = csv.writer(stream, lineterminator="\n")
+    rows.writerow(("file", "label", "probability", "error"))
+
+    def write(record: Dict) -> None:
+        file, labels = record["file"], record.get("labels", [])
+        rows.writerows((file, label["label"], label["probability"], "") for label in labels)
+        if not labels:
+            rows.writerow((file, "", "", record.get("error", "")))
+
+    return write
+
+
+WRITERS = {"jsonl": json_lines_writer, "csv": csv_writer}
+
+
+@contextmanager
+def open_output(path: str | None) -> Iterator[TextIO]:
+    """The file, or standard output without one, in UTF-8.
+
+    A file name that is not text itself is written with escapes, which JSON reads again.
+    """
+    options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
+    if path:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "w", **options) as stream:
+            yield stream
+    else:
+        sys.stdout.reconfigure(**options)
+        yield sys.stdout
+
+
+def read_thresholds(path: str, label_names: Sequence[str]) -> Dict[str, float]:
+    """Of some labels, from JSON, {"label": threshold}, or from CSV, label,threshold.
+
+    Raises:
+        InputError: there is no such file, or it has anything else in it.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.lower().endswith(".json"):
+                rows = list(json.load(file).items())
+            else:
+                rows = [row for row in csv.reader(file) if row]
+                if rows and rows[0][:2] == ["label", "threshold"]:
+                    # evaluate_predictions.py's operating_points.csv has more columns, and no
+                    # threshold for a label without positives.
+                    rows = [row[:2] for row in rows[1:] if row[1:2] != [""]]
+        thresholds = {label: probability(value) for label, value in rows}
+    except OSError as error:
+        raise InputError(f"--thresholds {path}: {error.strerror or error}") from None
+    except (argparse.ArgumentTypeError, AttributeError, TypeError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"--thresholds {path}: neither JSON, {{label: threshold}}, nor CSV, label,threshold, "
+            f"with thresholds of 0 to 1: {error}"
+        ) from None
+    unknown = sorted(set(thresholds) - set(label_names))
+    if unknown:
+        raise InputError(f"--thresholds {path}: the model has no label {unknown[0]!r}")
+    return thresholds
+
+
+def drawing_paths(folder: str, files: Sequence[str]) -> List[str]:
+    """A PNG for each file, of its name; a number makes it another than those before it."""
+    taken, numbers, paths = set(), Counter(), []
+    for file in files:
+        stem = name = Path(file).stem
+        # Some file systems take A and a for the same.
+        while name.casefold() in taken:
+            numbers[stem] += 1
+            name = f"{stem}_{numbers[stem] + 1}"
+        taken.add(name.casefold())
+        paths.append(os.path.join(folder, f"{name}.png"))
+    return paths
+
+
+def check_overwrites_none(paths: Sequence[str], files: Sequence[str]) -> None:
+    sources = {os.path.realpath(file) for file in files} if paths else set()
+    for path in paths:
+        if os.path.realpath(path) in sources:
+            raise InputError(f"{path} is one of the images, and would be lost")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
+    parser.add_argument("inputs", metavar="INPUT", nargs="+", help="file, folder, pattern or -")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="the checkpoint, or a .onnx file"
+    )
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="instead of the checkpoint's own config"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there and not to standard output")
+    parser.add_argument(
+        "--format", choices=WRITERS, help="(csv for an --output that ends so, else jsonl)"
+    )
+    parser.add_argument(
+        "--threshold", type=probability, default=0.5, metavar="P", help="least probability (0.5)"
+    )
+    parser.add_argument(
+        "--thresholds",
+        metavar="FILE",
+        help="of some labels, other ones: JSON, {label: threshold}, or CSV, label,threshold",
+    )
+    parser.add_argument(
+        "--top-k", type=positive_int, metavar="K", help="of those, the K likeliest labels at most"
+    )
+    parser.add_argument("--regions", action="store_true", help="write boxes and weights (jsonl)")
+    parser.add_argument("--draw", metavar="DIR", help="draw images with their labels there")
+    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="(16)")
+    workers = default_workers()
+    parser.add_argument(
+        "--num-workers",
+        type=non_negative_int,
+        default=workers,
+        metavar="N",
+        help=f"threads that read images ({workers})",
+    )
+    parser.add_argument("--device", help="cpu, cuda, ... (a GPU where there is one)")
+    add_import_option(parser)
+    # Intermixed, so that options may stand between the inputs.
+    args = parser.parse_intermixed_args(argv)
+    if not args.format:
+        args.format = "csv" if (args.output or "").lower().endswith(".csv") else "jsonl"
+    if args.regions and args.format == "csv":
+        parser.error("--regions: there is no room for boxes in CSV")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status; what the user can put right is said in one line."""
+    args = parse_arguments(argv)
+
+    def work() -> int:
+        try:
+            return predict(args)
+        except BrokenPipeError:
+            # Whoever read the records has enough; Python would try once more on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+
+    return run("predict", work)

@@ -1,0 +1,116 @@
+"""Writing a trained model as one file that says what the model says."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import warnings
+from contextlib import contextmanager
+from typing import Iterator, Sequence
+
+import numpy as np
+import torch
+from sklearn.datasets import load_sample_images
+
+from ..errors import InputError
+from ..inference import MultiLabelPredictor
+from .exported import ExportedModel, describe
+from .onnx import write_onnx
+from .recognizers import exportable
+from .torch_export import write_torch_export
+
+# Largest difference of a logit.
+TOLERANCE = 1e-4
+# By format.
+WRITERS = {"onnx": write_onnx, "torch_export": write_torch_export}
+ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Leave out what torch and onnxscript warn of and log for their own developers."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+@silence()
+def export_model(
+    predictor: MultiLabelPredictor,
+    output: str,
+    format: str,
+    *,
+    check: Sequence[str] = (),
+    **options,
+) -> float:
+    """Write a model as a file, which takes its place once it was read again and checked.
+
+    Args:
+        predictor: on the CPU.
+        output: the file; its name ends as ENDINGS says.
+        format: onnx or torch_export.
+        check: files of images on which the logits are compared; without any, scikit-learn's two
+            sample photos.
+        options: opset of `write_onnx`.
+    Returns:
+        the largest difference of a logit from the model's.
+    Raises:
+        InputError: the model can't be exported, or its logits differ by more than TOLERANCE.
+        UnreadableImage: one of `check` can't be read.
+    """
+    if not output.endswith(ENDINGS[format]):
+        raise InputError(f"--output {output}: the name must end in {ENDINGS[format]}")
+    content = describe(predictor.cfg, predictor.label_names)
+    recognizer = exportable(predictor.model, predictor.cfg.INPUT.IMAGE_SIZE)
+    files = check or load_sample_images().filenames
+    expected = evaluate_files(predictor, files)
+
+    folder = os.path.dirname(output) or "."
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        path = os.path.join(temporary, f"model{ENDINGS[format]}")
+        exported = WRITERS[format](recognizer, content, path, **options)
+        difference = largest_difference(exported, files, expected, recognizer.dynamic_batch)
+        if not difference <= TOLERANCE:
+            raise InputError(
+                f"{output} is not written: its logits differ from the model's by up to "
+                f"{difference:.1e}, more than {TOLERANCE:.0e}"
+            )
+        os.replace(path, output)
+    return difference
+
+
+@torch.no_grad()
+def evaluate_files(predictor: MultiLabelPredictor, files: Sequence[str]) -> np.ndarray:
+    """Logits (B, C) of B files, by the predictor's view and model.
+
+    Raises:
+        UnreadableImage: a file can't be read.
+    """
+    outputs = [predictor.model([predictor.view(file)])[0] for file in files]
+    return torch.stack([output["logits"] for output in outputs]).numpy()
+
+
+def largest_difference(
+    exported: ExportedModel, files: Sequence[str], expected: np.ndarray, any_batch: bool
+) -> float:
+    """Between the logits of an exported model, by its own view of B files, and others.
+
+    Args:
+        expected: (B, C).
+        any_batch: compare one batch of all files too, beside each by itself.
+    Returns:
+        the difference; NaN where a logit is.
+    """
+    images = np.stack([exported.view(file)["image"] for file in files])
+    found = np.concatenate([exported.run(images[i : i + 1]) for i in range(len(images))])
+    differences = [np.abs(found - expected)]
+    if any_batch:
+        differences.append(np.abs(exported.run(images) - expected))
+    return float(np.max(differences))

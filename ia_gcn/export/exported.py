@@ -1,0 +1,57 @@
+"""What an exported file says of itself, and what runs it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Dict, NamedTuple, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+
+from .. import __version__
+from ..errors import InputError
+from ..inference.onnx_predictor import ImageView
+
+
+class ExportedModel(NamedTuple):
+    """An exported model that was read from its file."""
+
+    view: ImageView
+    """From an image to the model's input, as the file's own preprocessing says."""
+    run: Callable[[np.ndarray], np.ndarray]
+    """From images (B, 3, H, W) uint8 to logits (B, C)."""
+
+
+def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
+    """What an exported file says of itself, as JSON can hold it.
+
+    Args:
+        cfg: of the model, with MODEL.WEIGHTS.
+        label_names: C names.
+    Returns:
+        label_names; preprocessing: from an image to the model's input; and made_by.
+    Raises:
+        InputError: INPUT.FORMAT is neither RGB nor BGR, which whole numbers can hold.
+    """
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise InputError(f"INPUT.FORMAT must be RGB or BGR to be exported, not {cfg.INPUT.FORMAT}")
+    return {
+        "label_names": list(label_names),
+        "preprocessing": {
+            "size": list(cfg.INPUT.IMAGE_SIZE),
+            "format": cfg.INPUT.FORMAT,
+            # Pillow's, which takes the mean over what becomes a pixel.
+            "interpolation": "bilinear",
+            "input": "uint8 (B, 3, height, width); the model itself takes off mean and deviation",
+            "mean": list(cfg.MODEL.PIXEL_MEAN),
+            "deviation": list(cfg.MODEL.PIXEL_STD),
+        },
+        "made_by": {
+            "ia_gcn": __version__,
+            "torch": str(torch.__version__),
+            "weights": os.path.basename(cfg.MODEL.WEIGHTS),
+            "meta_architecture": cfg.MODEL.META_ARCHITECTURE,
+            "label_head": cfg.MODEL.LABEL_HEAD.NAME,
+        },
+    }

@@ -1,0 +1,61 @@
+"""Models as torch.export files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..inference.onnx_predictor import ImageView
+from .exported import ExportedModel
+from .recognizers import ExportableRecognizer
+
+
+def write_torch_export(
+    recognizer: ExportableRecognizer, content: Dict[str, Any], path: str
+) -> ExportedModel:
+    """Write a file for torch.export.load and read it again.
+
+    Args:
+        recognizer: of `exportable`.
+        content: of `describe`; goes into the extra file metadata.json.
+        path: of the file, .pt2.
+    Raises:
+        InputError: see `trace`.
+    """
+    metadata = json.dumps(content, ensure_ascii=False)
+    torch.export.save(trace(recognizer), path, extra_files={"metadata.json": metadata})
+    stored = {"metadata.json": ""}
+    module = torch.export.load(path, extra_files=stored).module()
+    view = ImageView(json.loads(stored["metadata.json"])["preprocessing"])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return module(torch.from_numpy(images))["logits"].numpy()
+
+    return ExportedModel(view, run)
+
+
+def trace(recognizer: ExportableRecognizer) -> torch.export.ExportedProgram:
+    """The program of a recogniser, for images (B, 3, H, W) uint8 of its size.
+
+    Raises:
+        InputError: torch can't export its backbone, or is too old.
+    """
+    if not hasattr(torch.export, "default_decompositions"):
+        raise InputError(f"torch {torch.__version__} is too old to export: 2.6 or later can")
+    # An example of one image would make a program for one.
+    batch = 2 if recognizer.dynamic_batch else 1
+    images = torch.zeros(batch, 3, *recognizer.image_size, dtype=torch.uint8)
+    shapes = {"images": {0: torch.export.Dim("batch")}} if recognizer.dynamic_batch else None
+    try:
+        with torch.no_grad():
+            return torch.export.export(recognizer, (images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever a backbone does that it can't follow
+        raise InputError(f"torch.export can't take this model: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,207 @@
+"""What is in the images of files and folders: found, read beside the model's work, as records.
+
+Neither torch nor detectron2 is needed.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import (
+    TYPE_CHECKING,
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Tuple,
+    TypeVar,
+)
+
+import numpy as np
+
+from ..errors import InputError
+from ..io.images import ImageSource, UnreadableImage, source_name
+from .onnx_predictor import OnnxPredictor
+from .prediction import Prediction
+
+if TYPE_CHECKING:
+    from .predictor import MultiLabelPredictor
+
+# What counts as an image in a folder.
+IMAGE_ENDINGS = {
+    *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"),
+    *(".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+}
+URL = re.compile(r"(https?|ftp)://", re.IGNORECASE)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class FilePrediction(NamedTuple):
+    """What a model says of a file: either `prediction` or `error` is None."""
+
+    file: str
+    """Its name."""
+    prediction: Prediction | None
+    error: str | None
+    """Why it could not be read."""
+
+    def record(
+        self,
+        threshold: float | np.ndarray = 0.5,
+        top_k: int | None = None,
+        with_regions: bool = False,
+    ) -> Dict:
+        """The same as JSON can hold it.
+
+        Args:
+            threshold, top_k: which labels, see `Prediction.above`.
+            with_regions: of a model with a region branch.
+        Returns:
+            file, and error or
+                labels: label and probability of each, the highest first;
+                regions: where asked for, box (x0, y0, x1, y1 in pixels of the image), weight and
+                    the likeliest label and its probability of each, best first by objectness.
+        """
+        if self.error is not None:
+            return {"file": self.file, "error": self.error}
+        labels = self.prediction.above(threshold, top_k)
+        record = {"file": self.file, "labels": [_label_record(*label) for label in labels]}
+        if with_regions:
+            names, regions = self.prediction.labels, self.prediction.regions
+            record["regions"] = [
+                {
+                    "box": [round(side, 2) for side in box],
+                    "weight": round(weight, 6),
+                    **_label_record(names[scores.argmax()], float(scores.max())),
+                }
+                for box, weight, scores in zip(
+                    regions.boxes.tolist(), regions.weights.tolist(), regions.scores
+                )
+            ]
+        return record
+
+
+def find_images(name: str) -> List[str]:
+    """The files that a name stands for: a file, a folder, or a pattern such as photos/*.jpg.
+
+    Of a folder these are the files below it with one of IMAGE_ENDINGS, sorted. A name of nothing,
+    or of a folder without images, is returned itself: `predict_files` says what is wrong with it.
+
+    Raises:
+        InputError: it is a URL.
+    """
+    if URL.match(name):
+        raise InputError(
+            f"{name}: URLs are not downloaded; pipe the image instead: curl -sL {name} | "
+            "tools/predict.py --weights FILE -"
+        )
+    matches = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    files = []
+    for match in matches or [name]:
+        files += (_images_below(match) if os.path.isdir(match) else []) or [match]
+    return files
+
+
+def predict_files(
+    predictor: MultiLabelPredictor | OnnxPredictor,
+    files: Iterable[str | os.PathLike[str] | BinaryIO],
+    *,
+    batch_size: int = 16,
+    num_workers: int | None = None,
+) -> Iterator[FilePrediction]:
+    """Say of each file which labels are in its image, in order.
+
+        p = MultiLabelPredictor("model.pth")
+        for result in predict_files(p, find_images("photos")):
+            print(result.record())
+
+    Files are read by threads while the model works on the batch before. They hardly compete for
+    Python's lock: decoding, resizing and the model itself all run without it.
+
+    Args:
+        predictor: its `view` reads files, and its `predict_views` takes them in batches.
+        files: names, or binary files that are open.
+        batch_size: images that go through the model at once.
+        num_workers: threads; None: one a processor core, 8 at most; 0: read between batches.
+    """
+    if num_workers is None:
+        num_workers = default_workers()
+    # What the model is given next, and the batch after that.
+    samples = map_ahead(partial(_load, predictor.view), files, num_workers, 2 * batch_size)
+    while batch := list(itertools.islice(samples, batch_size)):
+        readable = [sample for _, sample in batch if "error" not in sample]
+        predictions = iter(predictor.predict_views(readable))
+        for file, sample in batch:
+            error = sample.get("error")
+            yield FilePrediction(file, None if error else next(predictions), error)
+
+
+def default_workers() -> int:
+    """Threads that read images: one a processor core, 8 at most."""
+    return min(8, os.cpu_count() or 1)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, ahead: int
+) -> Iterator[Result]:
+    """The built-in map, by threads that work up to `ahead` results in advance.
+
+    With 0 threads, it is the built-in map.
+    """
+    if not num_workers:
+        yield from map(function, items)
+        return
+    # Filters are the process's: those that `decode_image` sets end with another thread's image.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    threads = ThreadPoolExecutor(num_workers)
+    try:
+        waiting = deque()
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _load(
+    view: Callable[[ImageSource], Dict], file: str | os.PathLike[str] | BinaryIO
+) -> Tuple[str, Dict]:
+    """A file's name and what `view` makes of it, or {"error": why} where it can't be read."""
+    name = source_name(file)
+    if not hasattr(file, "read"):
+        if URL.match(name):
+            return name, {"error": "URLs are not downloaded"}
+        if os.path.isdir(name):
+            return name, {"error": "there is no image in this folder"}
+    try:
+        return name, view(file)
+    except UnreadableImage as error:
+        return name, {"error": error.reason}
+
+
+def _images_below(folder: str) -> List[str]:
+    """The files with one of IMAGE_ENDINGS in a folder and its folders, sorted."""
+    return sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+    )
+
+
+def _label_record(name: str, probability: float) -> Dict:
+    return {"label": name, "probability": round(probability, 6)}

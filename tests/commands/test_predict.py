@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from ia_gcn import MultiLabelPredictor
-from tests.data.test_dataset_mapper import UNREADABLE
+from tests.helpers.checkpoints import COLOURS, change, evaluate, save_checkpoint
 from tests.helpers.commands import ROOT, run_script
-from tests.inference.test_predictor import COLOURS, change, evaluate, save_checkpoint
+from tests.helpers.images import UNREADABLE
 
 COMMAND = "predict"
 

@@ -19,8 +19,8 @@ from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.export import exportable, top_proposals
 from ia_gcn.inference import OnnxPredictor
-from tests.data.test_dataset_mapper import IMAGES, UNREADABLE
 from tests.helpers.commands import ROOT, load_command, run_process, run_script
+from tests.helpers.images import IMAGES, UNREADABLE
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -121,9 +121,15 @@ def means_of_a_loop(kind, model, cfg, unreadable=()):
 # ---------------------------------------------------------------------------------- what it writes
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
-@pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn"])
-@pytest.mark.parametrize("kind", ["scores", "features"])
+@pytest.mark.parametrize(
+    ("kind", "config", "batch_size"),
+    [
+        ("scores", "ml_gcn", 1),
+        ("scores", "ia_gcn", 4),
+        ("features", "ml_gcn", 4),
+        ("features", "ia_gcn", 100),
+    ],
+)
 def test_embeddings_are_the_means_of_a_plain_loop(
     main, trained, two_data_sets, tmp_path, kind, config, batch_size
 ):

@@ -28,9 +28,9 @@ from ia_gcn.demo.description import draw_graph, figure_title, network_name
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import plot_label_graph
-from tests.data.test_dataset_mapper import UNREADABLE
+from tests.helpers.checkpoints import COLOURS, change, save_checkpoint
 from tests.helpers.commands import ROOT
-from tests.inference.test_predictor import COLOURS, change, save_checkpoint
+from tests.helpers.images import UNREADABLE
 
 COMMAND = "demo"
 CHROMIUM = shutil.which("chromium")

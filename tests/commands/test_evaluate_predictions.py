@@ -25,8 +25,8 @@ from ia_gcn.evaluation import (
     precision_recall_curve,
     read_predictions,
 )
-from tests.evaluation.test_metrics import predictions as random_predictions
 from tests.helpers.commands import load_command, run_script
+from tests.helpers.strategies import predictions as random_predictions
 
 COMMAND = "evaluate_predictions"
 # A mean of nothing or a division by zero must not reach the user as a warning.

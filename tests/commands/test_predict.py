@@ -19,9 +19,9 @@ from ia_gcn.commands import predict
 from ia_gcn.inference import EvaluationView, find_images, predict_files
 from ia_gcn.inference.files import map_ahead
 from ia_gcn.visualization import draw_label_bars
-from tests.data.test_dataset_mapper import UNREADABLE
+from tests.helpers.checkpoints import COLOURS, change, evaluate, save_checkpoint
 from tests.helpers.commands import ROOT
-from tests.inference.test_predictor import COLOURS, change, evaluate, save_checkpoint
+from tests.helpers.images import UNREADABLE
 
 COMMAND = "predict"
 

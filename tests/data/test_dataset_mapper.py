@@ -7,7 +7,6 @@ import pickle
 import re
 import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from ia_gcn.data import (
 from ia_gcn.data.build import TrainingSamples
 from ia_gcn.data.dataset_mapper import read_image
 from ia_gcn.io.images import decode_upright_jpeg
+from tests.helpers.images import GREY, IMAGES, UNREADABLE, ramp
 
 
 def make_mapper(is_train=False, **keys):
@@ -331,29 +331,6 @@ def test_exif_orientation_is_respected(tmp_path, orientation, name):
     np.testing.assert_allclose(sample["image"].permute(1, 2, 0), upright, atol=6)
 
 
-def ramp(dtype, top):
-    """(20, 30), from black on the left to `top` on the right."""
-    return np.tile(np.linspace(0, top, 30).astype(dtype), (20, 1))
-
-
-GREY = Image.fromarray(ramp(np.uint8, 255))
-IMAGES = {
-    "grey.png": GREY,
-    "grey.jpg": GREY,
-    "grey with alpha.png": GREY.convert("LA"),
-    "black and white.png": GREY.convert("1"),
-    "palette.png": GREY.convert("P"),
-    "palette.gif": GREY.convert("P"),
-    "alpha.png": GREY.convert("RGBA"),
-    "cmyk.jpg": GREY.convert("RGB").convert("CMYK"),
-    "16 bit.png": Image.fromarray(ramp(np.uint16, 65535)),
-    "16 bit.tif": Image.fromarray(ramp(np.uint16, 65535)),
-    "float.tif": Image.fromarray(ramp(np.float32, 255)),
-    "photo.webp": GREY.convert("RGB"),
-    "photo.bmp": GREY.convert("RGB"),
-}
-
-
 @pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("is_train", [False, True])
 def test_every_kind_of_image_becomes_rgb(tmp_path, name, is_train):
@@ -398,38 +375,6 @@ def test_what_pillow_warns_of_is_read_in_silence(tmp_path, name):
     write(tmp_path / name)
     pixels = read_image(str(tmp_path / name))
     assert (pixels.shape, pixels.dtype) == (shape, np.uint8)
-
-
-def write_bomb(path):
-    """A PNG of a few bytes that says it has 60000×60000 pixels."""
-
-    def chunk(kind, data):
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
-
-    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    chunks = (
-        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    )
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
-
-
-def write_truncated(path):
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    path.write_bytes(path.read_bytes()[:-1500])
-
-
-UNREADABLE = {
-    "truncated.jpg": write_truncated,
-    "truncated.png": write_truncated,
-    "text.jpg": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
-    "empty.jpg": lambda path: path.touch(),
-    "header only.jpg": lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"),
-    "bomb.png": write_bomb,
-    "folder.png": lambda path: path.mkdir(),
-    "missing.png": lambda path: None,
-}
 
 
 @pytest.mark.parametrize("name", UNREADABLE)

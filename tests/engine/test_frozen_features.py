@@ -10,7 +10,7 @@ from ia_gcn.engine.frozen_features import (
     extract_features,
     train_heads,
 )
-from tests.modeling.test_instance_aware import (  # noqa: F401
+from tests.helpers.instance_aware import (
     DRAWS,
     FROZEN,
     GLOBAL_ALONE,
@@ -29,7 +29,7 @@ ROWS = [{}, PLAIN, DRAWS, GLOBAL_ALONE, REGIONS_ALONE, OVER_REGIONS, {**STATISTI
 
 
 @pytest.mark.parametrize("options", ROWS)
-def test_they_score_as_on_images(make_model, options):
+def test_they_score_as_on_images(options):
     network, inputs = make_model(), make_inputs(batch=5)
     model = make_model(options, seed=1)
     share_network(network, model)
@@ -42,7 +42,7 @@ def test_they_score_as_on_images(make_model, options):
 
 
 @pytest.mark.parametrize("options", [{}, OVER_REGIONS, REGIONS_ALONE])
-def test_their_losses_and_gradients_are_those_on_images(make_model, options):
+def test_their_losses_and_gradients_are_those_on_images(options):
     options = {**options, **FROZEN, "MODEL.LOSS.ROUGH_SCORE_WEIGHT": 0.5}
     # An image without batch norm's view of the others: in training it has none of its own.
     model, inputs = make_model({**options, "MODEL.RESNETS.NORM": "FrozenBN"}), make_inputs()
@@ -61,7 +61,7 @@ def test_their_losses_and_gradients_are_those_on_images(make_model, options):
     assert not any(name.startswith(("backbone", "proposal")) for name in runs[1][1])
 
 
-def test_fewer_regions_are_the_best_ones(make_model):
+def test_fewer_regions_are_the_best_ones():
     network, inputs = make_model(), make_inputs()
     model = make_model({"MODEL.REGION_BRANCH.NUM_REGIONS": 2}, seed=1)
     share_network(network, model)
@@ -71,7 +71,7 @@ def test_fewer_regions_are_the_best_ones(make_model):
     torch.testing.assert_close(found, expected)
 
 
-def test_a_training_repeats_and_leaves_the_network_alone(make_model, make_cfg):
+def test_a_training_repeats_and_leaves_the_network_alone():
     inputs = make_inputs(batch=6)
     options = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 25, "SOLVER.BASE_LR", 0.01, "SEED", 5]
     cfg = make_cfg()
@@ -93,7 +93,7 @@ def test_a_training_repeats_and_leaves_the_network_alone(make_model, make_cfg):
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
 
 
-def test_features_come_back_from_a_file(make_model, tmp_path):
+def test_features_come_back_from_a_file(tmp_path):
     features = extract_features(make_model(dtype=torch.float32), [make_inputs(batch=2)])
     features.save(str(tmp_path / "features.safetensors"))
     again = FrozenFeatures.load(str(tmp_path / "features.safetensors"))

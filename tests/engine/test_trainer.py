@@ -5,35 +5,13 @@ import re
 
 import pytest
 import torch
-from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 
 from ia_gcn.data.dataset_mapper import MultiLabelDatasetMapper
 from ia_gcn.engine import Trainer
 from ia_gcn.engine.hooks import growth_start, remedies
 from ia_gcn.errors import InputError
-
-
-class Cut(Exception):
-    """Stands for what ends a run: a full disk, a lost machine."""
-
-
-class CutAt(HookBase):
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def after_step(self):
-        if self.trainer.iter == self.iteration:
-            raise Cut
-
-
-def run(cfg, resume=False, cut_at=None):
-    trainer = Trainer(cfg)
-    if cut_at is not None:
-        trainer.register_hooks([CutAt(cut_at)])
-    trainer.resume_or_load(resume)
-    trainer.train()
-    return trainer
+from tests.helpers.training import Cut, assert_same_state, run
 
 
 def run_cut_and_resumed(cfg, resumed_cfg=None):
@@ -41,13 +19,6 @@ def run_cut_and_resumed(cfg, resumed_cfg=None):
         run(cfg, cut_at=4)  # the last checkpoint is that of iteration 2, two steps before
     torch.rand(7)  # whatever happens to the generators in between
     return run(resumed_cfg or cfg, resume=True)
-
-
-def assert_same_state(a, b):
-    for (name, x), (_, y) in zip(a.model.state_dict().items(), b.model.state_dict().items()):
-        assert torch.equal(x, y), name
-    assert str(a.optimizer.state_dict()) == str(b.optimizer.state_dict())
-    assert a.scheduler.state_dict() == b.scheduler.state_dict()
 
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])

@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.engine import Trainer
 from ia_gcn.errors import InputError
-from tests.engine.test_trainer import Cut, CutAt, assert_same_state, run
+from tests.helpers.training import Cut, CutAt, assert_same_state, run
 
 EMA = ("SOLVER.EMA_DECAY", 0.8)
 

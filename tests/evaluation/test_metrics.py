@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from sklearn.metrics import (
     average_precision_score,
     f1_score,
@@ -13,6 +12,7 @@ from sklearn.metrics import (
 )
 
 from ia_gcn.evaluation.metrics import average_precision, multi_label_metrics
+from tests.helpers.strategies import predictions
 
 # A mean of nothing or a division by zero must not reach the user as a warning.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -21,20 +21,6 @@ SUMMARY = ["mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"]
 THRESHOLDS = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
 
 quick = settings(max_examples=60)
-
-
-@st.composite
-def predictions(draw, ignored=True, max_images=12, max_labels=6):
-    """Scores and targets (n, C). Half of the scores are from a coarse grid, so they often tie."""
-    shape = draw(st.tuples(st.integers(0, max_images), st.integers(1, max_labels)))
-    dtype = draw(st.sampled_from([np.float16, np.float32, np.float64]))
-    width = 8 * np.dtype(dtype).itemsize
-    coarse = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0]).map(dtype)
-    fine = st.floats(0, 1, width=width)
-    scores = draw(hnp.arrays(dtype, shape, elements=draw(st.sampled_from([coarse, fine]))))
-    values = [1, 0, -1] if ignored else [1, 0]
-    targets = draw(hnp.arrays(np.int64, shape, elements=st.sampled_from(values)))
-    return scores, targets
 
 
 # A literal version, one loop per sum sign.

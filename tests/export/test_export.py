@@ -22,8 +22,8 @@ from ia_gcn.export import ExportedModel, describe, exportable, top_proposals
 from ia_gcn.export.export import ENDINGS, evaluate_files, largest_difference
 from ia_gcn.inference import OnnxPredictor
 from ia_gcn.inference.onnx_predictor import ImageView
-from tests.data.test_dataset_mapper import UNREADABLE
 from tests.helpers.commands import ROOT, run_process, run_script
+from tests.helpers.images import UNREADABLE
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

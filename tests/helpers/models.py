@@ -13,7 +13,6 @@ from torch import nn
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.data.datasets import DIGIT_LABELS
 from ia_gcn.engine import Trainer, setup_cfg
-from ia_gcn.modeling import LabelGraph
 
 from .commands import ROOT
 
@@ -42,11 +41,11 @@ def build_model(config: str, *opts) -> Tuple[CfgNode, nn.Module]:
     cfg = setup_cfg(str(ROOT / f"configs/DigitScenes/{config}.yaml"), [*flat, *opts])
     torch.manual_seed(0)
     model = Trainer.build_model(cfg)
-    for graph in model.modules():
-        if isinstance(graph, LabelGraph):
-            presence = torch.rand(100, len(DIGIT_LABELS)).lt(0.3).long()
-            pair_counts = presence.T @ presence
-            graph.fill(pair_counts.diag(), pair_counts, torch.randn_like(graph.embeddings))
+    if model.label_graph is not None:
+        presence = torch.rand(100, len(DIGIT_LABELS)).lt(0.3).long()
+        pair_counts = presence.T @ presence
+        embeddings = torch.randn_like(model.label_graph.embeddings)
+        model.label_graph.fill(pair_counts.diag(), pair_counts, embeddings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "rpn_head" in name and name.endswith("weight"):

@@ -11,57 +11,17 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from ia_gcn import MultiLabelPredictor
-from ia_gcn.checkpoint import MultiLabelCheckpointer
-from ia_gcn.data import UnreadableImage, get_multilabel_dicts
-from ia_gcn.engine import Trainer, fill_label_graph
+from ia_gcn.data import UnreadableImage
 from ia_gcn.errors import InputError
 from ia_gcn.inference import Prediction
-from tests.data.test_dataset_mapper import IMAGES, UNREADABLE, ramp
-
-COLOURS = ["red", "green", "blue"]
+from tests.helpers.checkpoints import COLOURS, change, evaluate, save_checkpoint
+from tests.helpers.images import IMAGES, UNREADABLE, ramp
 
 
 @pytest.fixture
 def make_checkpoint(make_cfg):
     """`save_checkpoint` with its first argument."""
     return partial(save_checkpoint, make_cfg)
-
-
-def save_checkpoint(make_cfg, *opts, config="ml_gcn", saved=()):
-    """Save a model at random: (path of its checkpoint, its config, itself).
-
-    `saved` are keys and values that the checkpoint's config has instead.
-    """
-    cfg = make_cfg("run", "INPUT.IMAGE_SIZE", (96, 64), *opts, config=config)
-    torch.manual_seed(0)
-    model = Trainer.build_model(cfg)
-    fill_label_graph(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), COLOURS)
-    carried = cfg.clone()
-    carried.defrost()
-    carried.merge_from_list(list(saved))
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    checkpointer = MultiLabelCheckpointer(
-        model, cfg.OUTPUT_DIR, label_names=COLOURS, config=carried.dump()
-    )
-    checkpointer.save("model")
-    return os.path.join(cfg.OUTPUT_DIR, "model.pth"), cfg, model.eval()
-
-
-def evaluate(cfg, model):
-    """The scores of predictions.npz, (14, 3), and the files of their images."""
-    Trainer.test(cfg, model)
-    path = os.path.join(cfg.OUTPUT_DIR, "inference", "custom_test", "predictions.npz")
-    with np.load(path) as predictions:
-        folder = cfg.DATASETS.CUSTOM.IMAGE_ROOT
-        files = [os.path.join(folder, f"{i:06d}.png") for i in predictions["image_ids"]]
-        return predictions["scores"], files
-
-
-def change(path, **entries):
-    """Overwrite entries of a checkpoint; None takes one out."""
-    content = torch.load(path, weights_only=True)
-    content.update(entries)
-    torch.save({key: value for key, value in content.items() if value is not None}, path)
 
 
 # ------------------------------------------------------------------------------------ what it says

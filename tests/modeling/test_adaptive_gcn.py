@@ -22,13 +22,12 @@ from ia_gcn.modeling import (
     build_label_head,
     similarity_graph,
 )
-from tests.helpers.heads import HeadOnVectors, on_vectors
-from tests.modeling.test_label_graph import assert_close, dense_normalized
-from tests.modeling.test_label_heads import (
+from tests.helpers.heads import (
     EMBEDDING_DIM,
     FEATURE_DIM,
     NUM_LABELS,
     SHAPES,
+    HeadOnVectors,
     RecordSizes,
     count_passes,
     fill,
@@ -36,7 +35,9 @@ from tests.modeling.test_label_heads import (
     make_features,
     make_presence,
     matmul,
+    on_vectors,
 )
+from tests.helpers.label_graphs import assert_close, dense_normalized
 
 quick = settings(max_examples=60)
 

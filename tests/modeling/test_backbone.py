@@ -15,8 +15,8 @@ from torch import nn
 from ia_gcn.engine import build_optimizer
 from ia_gcn.modeling import MultiLabelRecognizer, TimmBackbone
 from ia_gcn.modeling.backbone import read_weights
-from tests.modeling.test_meta_arch import logits_of, make_inputs
-from tests.modeling.test_meta_arch import make_cfg as make_meta_arch_cfg
+from tests.helpers.recognizers import logits_of, make_inputs
+from tests.helpers.recognizers import make_cfg as make_meta_arch_cfg
 
 
 @pytest.fixture(autouse=True)

@@ -1,35 +1,37 @@
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
-from ia_gcn.engine import build_optimizer, setup_cfg
+from ia_gcn.engine import build_optimizer
 from ia_gcn.engine.trainer import wrap_in_ddp
 from ia_gcn.modeling import InstanceAwareRecognizer
-from tests.helpers.heads import HeadOnVectors
-from tests.modeling.test_label_graph import assert_close
-from tests.modeling.test_label_heads import dense_logits, fill
-from tests.modeling.test_region_heads import dense_region_logits
-
-NUM_LABELS, NUM_REGIONS, SIZE = 10, 6, (64, 64)
+from tests.helpers.heads import HeadOnVectors, dense_logits
+from tests.helpers.instance_aware import (
+    DRAWS,
+    FROZEN,
+    GLOBAL_ALONE,
+    INDIVIDUAL,
+    NUM_LABELS,
+    NUM_REGIONS,
+    OVER_REGIONS,
+    REGIONS_ALONE,
+    REGIONS_ON_FUSED_GRAPH,
+    SIZE,
+    STATISTICAL,
+    make_cfg,
+    make_inputs,
+    make_model,
+)
+from tests.helpers.label_graphs import assert_close
+from tests.helpers.region_gcn import dense_region_logits
 
 PRECOMPUTED = {"MODEL.PROPOSAL_GENERATOR.NAME": "PrecomputedProposals"}
-FROZEN = {"MODEL.RPN.FROZEN": True}
-# The rows of the papers' tables beside the whole.
-STATISTICAL = {"MODEL.LABEL_GRAPH.IMAGE_DEPENDENT": False}
-INDIVIDUAL = {"MODEL.REGION_GCN.LCM": "individual"}
-GLOBAL_ALONE = {"MODEL.FUSION.GLOBAL_WEIGHT": 1.0}
-REGIONS_ON_FUSED_GRAPH = {"MODEL.FUSION.GLOBAL_WEIGHT": 0.0}
-REGIONS_ALONE = {**REGIONS_ON_FUSED_GRAPH, **INDIVIDUAL}
 LINEAR = {"MODEL.LABEL_HEAD.NAME": "LinearHead", **INDIVIDUAL}
 LINEAR_AND_REGIONS_ON_FUSED_GRAPH = {"MODEL.LABEL_HEAD.NAME": "LinearHead"}
 NOT_VARIATIONAL = {"MODEL.REGION_BRANCH.VARIATIONAL": False}
-OVER_REGIONS = {"MODEL.REGION_GCN.READING": "regions"}
-DRAWS = {"MODEL.REGION_BRANCH.EVAL_SAMPLES": 3}
 RES5 = {"MODEL.REGION_BRANCH.RES5": True, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4}
 ROWS = [
     {},
@@ -46,86 +48,6 @@ ROWS = [
     {**OVER_REGIONS, **INDIVIDUAL},
     RES5,
 ]
-
-
-@pytest.fixture
-def make_cfg(repository):
-    """A function that returns configs/DigitScenes/ia_gcn.yaml, made small, with options."""
-
-    def make(options=()):
-        small = {
-            "MODEL.DEVICE": "cpu",
-            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-            "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
-            "MODEL.RPN.CONV_DIMS": [8],
-            "MODEL.RPN.POST_NMS_TOPK_TRAIN": NUM_REGIONS + 3,
-            "MODEL.RPN.POST_NMS_TOPK_TEST": NUM_REGIONS + 3,
-            "MODEL.REGION_BRANCH.NUM_REGIONS": NUM_REGIONS,
-            "MODEL.LABEL_EMBEDDINGS.DIM": 12,
-            "MODEL.LABEL_GCN.HIDDEN_DIMS": [16],
-            "MODEL.REGION_GCN.HIDDEN_DIMS": [5, 8],
-            **dict(options),
-        }
-        config_file = repository / "configs" / "DigitScenes" / "ia_gcn.yaml"
-        return setup_cfg(str(config_file), list(itertools.chain(*small.items())))
-
-    return make
-
-
-@pytest.fixture
-def make_model(make_cfg):
-    """A function that returns a model of `make_cfg` with a label graph of random statistics."""
-
-    def make(options=(), dtype=torch.float64, seed=0):
-        torch.manual_seed(seed)
-        model = build_model(make_cfg(options))
-        if model.label_graph is not None:
-            graph = model.label_graph
-            fill(graph)
-        # Else objectness and boxes are all but the same everywhere, and z is near µ₀.
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "rpn_head" in name or "roi_heads.weight" in name:
-                    parameter.mul_(20)
-        model.to(dtype)
-        if dtype == torch.float64 and getattr(model, "proposal_generator", None) is not None:
-            # detectron2's RPN takes boxes in float32, and torchvision's NMS its scores as well.
-            rpn = model.proposal_generator
-            rpn.anchor_generator.float()
-            rpn.rpn_head.register_forward_hook(
-                lambda module, args, out: [[level.float() for level in kind] for kind in out]
-            )
-        return model
-
-    return make
-
-
-def make_proposals(count, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    corners = torch.rand(count, 2, generator=generator) * 30
-    sizes = 10 + torch.rand(count, 2, generator=generator) * 20
-    proposals = Instances(SIZE)
-    proposals.proposal_boxes = Boxes(torch.cat([corners, corners + sizes], dim=1))
-    proposals.objectness_logits = torch.arange(count, 0, -1.0)
-    return proposals
-
-
-def make_inputs(batch=3, seed=0, counts=None, boxes=True):
-    """Images with labels and boxes, and with `counts` proposals where those are given."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = []
-    for i in range(batch):
-        colour = torch.randint(0, 200, (3, 1, 1), generator=generator)
-        noise = torch.randint(0, 56, (3, *SIZE), generator=generator)
-        labels = torch.randint(-1, 2, (NUM_LABELS,), generator=generator).float()
-        inputs.append({"image": (colour + noise).to(torch.uint8), "labels": labels})
-        if boxes:
-            instances = Instances(SIZE)
-            instances.gt_boxes = make_proposals(2, seed=50 + i).proposal_boxes
-            inputs[-1]["instances"] = instances
-        if counts is not None:
-            inputs[-1]["proposals"] = make_proposals(counts[i], seed=i)
-    return inputs
 
 
 @torch.no_grad()
@@ -167,7 +89,7 @@ def proposals_of(output):
 
 
 @pytest.mark.parametrize("options", [*ROWS, DRAWS, {**DRAWS, **NOT_VARIATIONAL}, PRECOMPUTED])
-def test_evaluation_returns_what_is_documented(make_model, options):
+def test_evaluation_returns_what_is_documented(options):
     model = make_model(options)
     assert isinstance(model, InstanceAwareRecognizer)
     outputs, _ = evaluate(model, make_inputs(counts=[9, 2, 0], boxes=False))
@@ -202,7 +124,7 @@ def test_evaluation_returns_what_is_documented(make_model, options):
 
 
 @pytest.mark.parametrize("options", ROWS)
-def test_fusion_and_branches_are_the_dense_formula(make_model, options):
+def test_fusion_and_branches_are_the_dense_formula(options):
     model = make_model(options)
     outputs, x = evaluate(model, make_inputs())
     presence = torch.stack([output["presence"] for output in outputs])
@@ -232,7 +154,7 @@ def test_fusion_and_branches_are_the_dense_formula(make_model, options):
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize("lcm", ["individual", "image_dependent"])
-def test_a_branch_without_weight_is_not_there(make_model, weight, lcm):
+def test_a_branch_without_weight_is_not_there(weight, lcm):
     options = {"MODEL.FUSION.GLOBAL_WEIGHT": weight, "MODEL.REGION_GCN.LCM": lcm}
     model = make_model(options)
     assert (model.region_gcn is None) == (weight == 1)
@@ -244,14 +166,14 @@ def test_a_branch_without_weight_is_not_there(make_model, weight, lcm):
     assert_close(output["logits"], sum(v * output[name] for name, v in expected.items()))
 
 
-def test_the_row_of_two_graphs_has_ml_gcn_as_its_global_branch(make_model):
+def test_the_row_of_two_graphs_has_ml_gcn_as_its_global_branch():
     model = make_model({**STATISTICAL, **INDIVIDUAL})
     outputs, x = evaluate(model, make_inputs())
     for output, logits in zip(outputs, global_logits(model, x)):
         assert_close(output["logits_global"], logits)
 
 
-def test_the_mean_of_draws_is_that_of_their_logits(make_model):
+def test_the_mean_of_draws_is_that_of_their_logits():
     model, inputs = make_model(DRAWS), make_inputs()
     outputs, _ = evaluate(model, inputs)
     draws = []
@@ -275,7 +197,7 @@ def test_the_mean_of_draws_is_that_of_their_logits(make_model):
 @pytest.mark.parametrize(
     "options", [{}, DRAWS, OVER_REGIONS, {**STATISTICAL, **INDIVIDUAL}, NOT_VARIATIONAL, RES5]
 )
-def test_images_keep_to_themselves(make_model, options):
+def test_images_keep_to_themselves(options):
     model, inputs = make_model(options), make_inputs(4)
     outputs, _ = evaluate(model, inputs)
     assert (outputs[0]["logits"] - outputs[1]["logits"]).abs().max() > 1e-4
@@ -285,7 +207,7 @@ def test_images_keep_to_themselves(make_model, options):
             torch.testing.assert_close(tensors(output), tensors(outputs[i]), rtol=1e-6, atol=1e-8)
 
 
-def test_images_with_other_numbers_of_proposals_keep_to_themselves(make_model):
+def test_images_with_other_numbers_of_proposals_keep_to_themselves():
     model, inputs = make_model(PRECOMPUTED), make_inputs(4, counts=[0, 1, 6, 9])
     outputs, _ = evaluate(model, inputs)
     for order in ([0], [1], [0, 3], [2, 1, 0]):
@@ -295,7 +217,7 @@ def test_images_with_other_numbers_of_proposals_keep_to_themselves(make_model):
 
 
 @pytest.mark.parametrize("options", [{}, DRAWS])
-def test_evaluation_is_the_same_every_time(make_model, options):
+def test_evaluation_is_the_same_every_time(options):
     model, inputs = make_model(options, torch.float32), make_inputs()
     outputs, _ = evaluate(model, inputs)
     torch.manual_seed(3)
@@ -307,7 +229,7 @@ def test_evaluation_is_the_same_every_time(make_model, options):
 
 
 @pytest.mark.parametrize("options", ROWS)
-def test_the_loss_is_bce_of_the_fused_logits(make_model, options):
+def test_the_loss_is_bce_of_the_fused_logits(options):
     model, kept, inputs = make_model(options), {}, make_inputs()
     for name in ("label_head", "region_gcn"):
         if getattr(model, name) is not None:
@@ -331,7 +253,7 @@ def test_the_loss_is_bce_of_the_fused_logits(make_model, options):
 
 @pytest.mark.parametrize("options", ROWS)
 @pytest.mark.parametrize("counts", [None, (3, 0, 9), (0, 0, 0)])
-def test_losses_and_gradients_are_finite(make_model, options, counts):
+def test_losses_and_gradients_are_finite(options, counts):
     model = make_model({**options, **({} if counts is None else PRECOMPUTED)}, torch.float32)
     losses, _ = train_step(model, make_inputs(counts=counts))
     assert all(loss.isfinite() for loss in losses.values())
@@ -351,7 +273,7 @@ def one_process():
 
 @pytest.mark.parametrize("options", ROWS)
 @pytest.mark.parametrize("counts", [None, (0, 0, 0)])
-def test_it_trains_in_several_processes(monkeypatch, one_process, make_model, options, counts):
+def test_it_trains_in_several_processes(monkeypatch, one_process, options, counts):
     model = make_model({**options, **({} if counts is None else PRECOMPUTED)}, torch.float32)
     with monkeypatch.context() as patch:
         patch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
@@ -367,7 +289,7 @@ def test_it_trains_in_several_processes(monkeypatch, one_process, make_model, op
     torch.__version__ < "2.2", reason="with its torchvision, NMS has no autocast on the CPU"
 )
 @pytest.mark.parametrize("options", [{}, OVER_REGIONS, {"MODEL.LOSS.ROUGH_SCORE_WEIGHT": 1.0}])
-def test_a_step_in_low_precision_is_finite(make_model, options):
+def test_a_step_in_low_precision_is_finite(options):
     model = make_model(options, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses, _ = train_step(model, make_inputs())
@@ -387,18 +309,18 @@ def rpn_of(model):
     return {name: p.detach().clone() for name, p in model.proposal_generator.named_parameters()}
 
 
-def optimizer_step(make_cfg, model, options, inputs):
+def optimizer_step(model, options, inputs):
     optimizer = build_optimizer(make_cfg(options), model)
     losses, _ = train_step(model, inputs)
     optimizer.step()
     return losses
 
 
-def test_a_frozen_rpn_stays_as_it_is_and_asks_for_no_boxes(make_cfg, make_model):
+def test_a_frozen_rpn_stays_as_it_is_and_asks_for_no_boxes():
     model = make_model(FROZEN)
     before = rpn_of(model)
     backbone = model.backbone.stem.conv1.weight.detach().clone()
-    losses = optimizer_step(make_cfg, model, FROZEN, make_inputs(boxes=False))
+    losses = optimizer_step(model, FROZEN, make_inputs(boxes=False))
     assert losses.keys() == {"loss_multi_label", "loss_kl"}
     torch.testing.assert_close(rpn_of(model), before, rtol=0, atol=0)
     assert not model.backbone.stem.conv1.weight.equal(backbone)
@@ -406,7 +328,7 @@ def test_a_frozen_rpn_stays_as_it_is_and_asks_for_no_boxes(make_cfg, make_model)
     assert all(p.requires_grad for p in model.roi_heads.parameters())
 
 
-def test_a_frozen_rpn_is_never_in_training_mode(make_model):
+def test_a_frozen_rpn_is_never_in_training_mode():
     model = make_model(FROZEN)
     for mode in (True, False, True):
         assert model.train(mode) is model
@@ -417,16 +339,16 @@ def test_a_frozen_rpn_is_never_in_training_mode(make_model):
     assert not model.eval().proposal_generator.training
 
 
-def test_a_frozen_model_that_was_just_built_asks_for_no_boxes(make_model):
+def test_a_frozen_model_that_was_just_built_asks_for_no_boxes():
     model = make_model(FROZEN)
     with EventStorage():
         assert "loss_multi_label" in model(make_inputs(boxes=False))
 
 
-def test_an_rpn_is_trained_with_the_rest(make_cfg, make_model):
+def test_an_rpn_is_trained_with_the_rest():
     model = make_model()
     before = rpn_of(model)
-    losses = optimizer_step(make_cfg, model, {}, make_inputs())
+    losses = optimizer_step(model, {}, make_inputs())
     assert {"loss_rpn_cls", "loss_rpn_loc"} < losses.keys()
     assert losses["loss_rpn_cls"] > 0
     after = rpn_of(model)
@@ -434,7 +356,7 @@ def test_an_rpn_is_trained_with_the_rest(make_cfg, make_model):
 
 
 @pytest.mark.parametrize("missing", [slice(None), slice(1, 2)])
-def test_an_rpn_can_not_be_trained_without_boxes(make_model, error_line, missing):
+def test_an_rpn_can_not_be_trained_without_boxes(error_line, missing):
     model, inputs = make_model(), make_inputs()
     for x in inputs[missing]:
         del x["instances"]
@@ -442,7 +364,7 @@ def test_an_rpn_can_not_be_trained_without_boxes(make_model, error_line, missing
     evaluate(model, inputs)
 
 
-def test_proposals_of_a_file_do_as_well_as_an_rpns(make_model):
+def test_proposals_of_a_file_do_as_well_as_an_rpns():
     model, reader = make_model(), make_model(PRECOMPUTED, seed=1)
     assert reader.proposal_generator is None
     reader.load_state_dict(model.state_dict(), strict=False)
@@ -458,7 +380,7 @@ def test_proposals_of_a_file_do_as_well_as_an_rpns(make_model):
 
 
 @pytest.mark.parametrize("options", [PRECOMPUTED, {**PRECOMPUTED, **OVER_REGIONS}])
-def test_any_number_of_proposals(make_model, options):
+def test_any_number_of_proposals(options):
     model, inputs = make_model(options), make_inputs(4, counts=[0, 1, NUM_REGIONS, 9])
     outputs, x = evaluate(model, inputs)
     assert [len(output["regions"]) for output in outputs] == [0, 1, NUM_REGIONS, NUM_REGIONS]
@@ -474,7 +396,7 @@ def test_any_number_of_proposals(make_model, options):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_missing_proposals_are_named(make_model, error_line, training):
+def test_missing_proposals_are_named(error_line, training):
     model, inputs = make_model(PRECOMPUTED), make_inputs(counts=[3, 3, 3])
     del inputs[1]["proposals"]
     line = error_line(train_step if training else evaluate, model, inputs)
@@ -482,7 +404,7 @@ def test_missing_proposals_are_named(make_model, error_line, training):
     assert "MODEL.LOAD_PROPOSALS" in line
 
 
-def test_inputs_are_left_alone(make_model):
+def test_inputs_are_left_alone():
     (x,) = inputs = make_inputs(1, counts=[9])
     before = {"image": x["image"].clone(), "labels": x["labels"].clone()}
     fields = {name: [*x[name].get_fields()] for name in ("instances", "proposals")}
@@ -521,13 +443,13 @@ def test_inputs_are_left_alone(make_model):
         ({"MODEL.LABEL_HEAD.NUM_LABELS": 0, "DATASETS.TRAIN": (), "DATASETS.TEST": ()}, ["NUM_L"]),
     ],
 )
-def test_keys_that_do_not_go_together_are_refused(make_cfg, error_line, options, names):
+def test_keys_that_do_not_go_together_are_refused(error_line, options, names):
     line = error_line(build_model, make_cfg(options))
     assert all(name in line for name in names)
 
 
 @pytest.mark.parametrize("options", [STATISTICAL, LINEAR])
-def test_an_rpn_may_be_trained_beside_a_head_that_makes_no_use_of_regions(make_model, options):
+def test_an_rpn_may_be_trained_beside_a_head_that_makes_no_use_of_regions(options):
     model, inputs = make_model({**options, **GLOBAL_ALONE, **NOT_VARIATIONAL}), make_inputs()
     outputs, x = evaluate(model, inputs)
     graph = None if options is LINEAR else model.label_graph
@@ -538,7 +460,7 @@ def test_an_rpn_may_be_trained_beside_a_head_that_makes_no_use_of_regions(make_m
     assert model.backbone.stem.conv1.weight.grad.any()
 
 
-def test_a_linear_head_does_not_look_at_the_regions(make_model):
+def test_a_linear_head_does_not_look_at_the_regions():
     model, inputs = make_model({**LINEAR, **PRECOMPUTED}), make_inputs(counts=[6, 2, 0])
     outputs, _ = evaluate(model, inputs)
     others, _ = evaluate(model, make_inputs(counts=[1, 0, 5]))
@@ -548,14 +470,14 @@ def test_a_linear_head_does_not_look_at_the_regions(make_model):
 
 
 @pytest.mark.parametrize("options", [{}, STATISTICAL, REGIONS_ON_FUSED_GRAPH])
-def test_a_bare_graph_is_not_trained(make_cfg, options):
+def test_a_bare_graph_is_not_trained(options):
     model = build_model(make_cfg(options))
     with pytest.raises(RuntimeError, match="bare"):
         train_step(model, make_inputs())
 
 
 @pytest.mark.parametrize("options", [{}, REGIONS_ALONE, REGIONS_ON_FUSED_GRAPH, DRAWS, RES5])
-def test_a_checkpoint_is_complete_in_itself(make_model, options):
+def test_a_checkpoint_is_complete_in_itself(options):
     model, restored = make_model(options), make_model(options, seed=1)
     restored.load_state_dict(model.state_dict())
     outputs = [evaluate(each, make_inputs())[0] for each in (model, restored)]

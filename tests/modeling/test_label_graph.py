@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ia_gcn.modeling import LabelGraph, graph_scale, propagate, statistical_lcm
+from tests.helpers.label_graphs import assert_close, dense_fused, dense_normalized
 
 quick = settings(max_examples=80)
 
@@ -40,26 +41,6 @@ def loop_lcm(pair_counts, label_counts, threshold, reweight):
             incoming = sum(edges[k, j] for k in labels)
             lcm[i, j] = reweight * edges[i, j] / (incoming + 1e-6) + (i == j)
     return lcm
-
-
-def dense_normalized(adjacency):
-    """D^-½ Aᵀ D^-½ with the matrices written out."""
-    degrees = adjacency.sum(axis=1)
-    root = np.diag([0.0 if degree == 0 else degree**-0.5 for degree in degrees])
-    return root @ adjacency.T @ root
-
-
-def dense_fused(lcm, presence):
-    """Â_F of one image with the matrices written out: A_I = a aᵀ, A_F = A_S ⊙ A_I, normalised.
-
-    Of tensors, so that autograd goes through; lcm (C, C), presence (C,) or None for a = 1.
-    """
-    presence = lcm.new_ones(len(lcm)) if presence is None else presence
-    fused = lcm * torch.outer(presence, presence)
-    degrees = fused.sum(dim=1)
-    empty = degrees == 0
-    root = torch.diag(degrees.masked_fill(empty, 1).pow(-0.5).masked_fill(empty, 0))
-    return root @ fused.T @ root
 
 
 # statistical_lcm
@@ -225,10 +206,6 @@ def image_graphs(draw, max_labels=8, max_images=3):
 def normalized(lcm, presence=None):
     """Â, by what it does to the columns of I."""
     return propagate(torch.eye(lcm.shape[-1], dtype=lcm.dtype), lcm, graph_scale(lcm, presence))
-
-
-def assert_close(actual, expected, tolerance=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @quick

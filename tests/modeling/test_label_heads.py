@@ -3,12 +3,8 @@ import copy
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ia_gcn import add_ia_gcn_config
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import (
     LABEL_HEAD_REGISTRY,
@@ -22,18 +18,24 @@ from ia_gcn.modeling import (
     build_label_head,
     graph_scale,
 )
-from tests.helpers.heads import HeadOnVectors, on_vectors
-from tests.modeling.test_label_graph import assert_close, dense_fused, dense_normalized
-
-NUM_LABELS, EMBEDDING_DIM, FEATURE_DIM = 5, 6, 4
-
-
-def fill(graph, seed=0):
-    rng = np.random.default_rng(seed)
-    num_labels, dim = graph.embeddings.shape
-    presence = (rng.random((40, num_labels)) < 0.4).astype(np.int64)
-    pair_counts = presence.T @ presence
-    graph.fill(pair_counts.diagonal().copy(), pair_counts, rng.normal(size=(num_labels, dim)))
+from tests.helpers.heads import (
+    EMBEDDING_DIM,
+    FEATURE_DIM,
+    NUM_LABELS,
+    SHAPES,
+    HeadOnVectors,
+    RecordSizes,
+    count_passes,
+    dense_logits,
+    fill,
+    load,
+    make_cfg,
+    make_features,
+    make_presence,
+    matmul,
+    on_vectors,
+)
+from tests.helpers.label_graphs import assert_close, dense_fused, dense_normalized
 
 
 def make_head(hidden_dims=(8,), negative_slope=0.2, bias=False):
@@ -52,23 +54,6 @@ def make_head(hidden_dims=(8,), negative_slope=0.2, bias=False):
     return head
 
 
-def make_features(batch=3, dtype=torch.float32):
-    return torch.randn(batch, FEATURE_DIM, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def make_presence(dtype=torch.float64):
-    """Of three images: with some labels absent for sure, with all, and one like any other."""
-    presence = torch.rand(3, NUM_LABELS, dtype=dtype, generator=torch.Generator().manual_seed(2))
-    presence[0, [1, 3]] = 0
-    presence[1] = 0
-    return presence
-
-
-def matmul(a, b):
-    """Of lists of rows."""
-    return [[sum(u * v for u, v in zip(row, column)) for column in zip(*b)] for row in a]
-
-
 def loop_logits(head, x, negative_slope):
     """ML-GCN in plain Python: H ← f(Â H W), ŷ = M x."""
     adjacency = dense_normalized(head.label_graph.lcm.numpy()).tolist()
@@ -79,36 +64,6 @@ def loop_logits(head, x, negative_slope):
         nodes = [[v if v > 0 else negative_slope * v for v in row] for row in nodes]
     classifiers = matmul(matmul(adjacency, nodes), weights[-1])
     return [[sum(m * v for m, v in zip(row, image)) for row in classifiers] for image in x.tolist()]
-
-
-def dense_classifiers(head, presence=None):
-    """M (C, D) of one image, Eq. 5 with Â_F written out."""
-    graph, nodes = dense_fused(head.label_graph.lcm, presence), head.label_graph.embeddings
-    for i, layer in enumerate(head.layers):
-        nodes = nodes if i == 0 else torch.where(nodes > 0, nodes, head.negative_slope * nodes)
-        nodes = graph @ nodes @ layer.weight
-    return nodes
-
-
-def dense_logits(head, x, presence=None):
-    """ŷ = M x (+ b), one image after the other; presence (B, C), None for A_S."""
-    presence = [None] * len(x) if presence is None else presence
-    logits = torch.stack([dense_classifiers(head, a) @ image for a, image in zip(presence, x)])
-    return logits if head.bias is None else logits + head.bias
-
-
-class RecordSizes(TorchDispatchMode):
-    """Keeps the number of elements of every tensor that is made while it is active."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        outputs = out if isinstance(out, (tuple, list)) else [out]
-        self.sizes += [value.numel() for value in outputs if isinstance(value, torch.Tensor)]
-        return out
 
 
 # GraphConv
@@ -319,13 +274,6 @@ def test_a_bare_head_is_not_trained_and_can_be_evaluated():
 # What is computed once for a model that is only evaluated.
 
 
-def count_passes(head):
-    """A list that grows by one with every pass over the graph."""
-    passes = []
-    head.layers[-1].register_forward_hook(lambda *args: passes.append(None))
-    return passes
-
-
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_fixed_classifiers_are_computed_once(mode, fixed):
@@ -338,10 +286,6 @@ def test_fixed_classifiers_are_computed_once(mode, fixed):
         for _ in range(3):
             assert head(make_features()).equal(expected)
     assert len(passes) == (1 if fixed else 3)
-
-
-def load(head):
-    head.load_state_dict(head.state_dict())
 
 
 def train_and_evaluate(head):
@@ -414,17 +358,6 @@ def test_linear_head_is_a_product_and_a_bias():
 
 
 # From a config
-
-
-def make_cfg(name, num_labels=NUM_LABELS):
-    cfg = get_cfg()
-    add_ia_gcn_config(cfg)
-    cfg.MODEL.LABEL_HEAD.NAME = name
-    cfg.MODEL.LABEL_HEAD.NUM_LABELS = num_labels
-    return cfg
-
-
-SHAPES = {"res4": ShapeSpec(channels=3, stride=16), "res5": ShapeSpec(channels=4, stride=32)}
 
 
 def make_maps(batch=2):

@@ -3,16 +3,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from torch import nn
 
-from ia_gcn import add_ia_gcn_config
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import LABEL_HEAD_REGISTRY, LabelHead, MultiLabelRecognizer
+from tests.helpers.recognizers import NUM_LABELS, logits_of, make_cfg, make_inputs
 
-NUM_LABELS = 5
 POOLINGS = ["max", "mean", "gem"]
 
 
@@ -47,18 +45,6 @@ class PointBackbone(LocalBackbone):
         return {"res5": self.projection(x[:, :, ::32, ::32])}
 
 
-def make_cfg(backbone, pooling="max", head="LinearHead"):
-    cfg = get_cfg()
-    add_ia_gcn_config(cfg)
-    cfg.MODEL.META_ARCHITECTURE = "MultiLabelRecognizer"
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.BACKBONE.NAME = backbone
-    cfg.MODEL.GLOBAL_POOLING.NAME = pooling
-    cfg.MODEL.LABEL_HEAD.NAME = head
-    cfg.MODEL.LABEL_HEAD.NUM_LABELS = NUM_LABELS
-    return cfg
-
-
 def make_slim_resnet_cfg(head="LinearHead"):
     cfg = make_cfg("build_resnet_backbone", head=head)
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -73,24 +59,6 @@ def make_slim_resnet_cfg(head="LinearHead"):
 def make_model(cfg, seed=0):
     torch.manual_seed(seed)
     return build_model(cfg)
-
-
-def make_inputs(sizes, labels=False, seed=0):
-    """One dict per image; every image has a colour of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    inputs = []
-    for height, width in sizes:
-        colour = torch.randint(0, 200, (3, 1, 1), generator=generator)
-        noise = torch.randint(0, 56, (3, height, width), generator=generator)
-        inputs.append({"image": (colour + noise).to(torch.uint8)})
-        if labels:
-            inputs[-1]["labels"] = torch.randint(-1, 2, (NUM_LABELS,), generator=generator).float()
-    return inputs
-
-
-@torch.no_grad()
-def logits_of(model, inputs):
-    return torch.stack([output["logits"] for output in model.eval()(inputs)])
 
 
 # What comes out

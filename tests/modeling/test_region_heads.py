@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.modeling import build_backbone, build_roi_heads
 from detectron2.modeling.poolers import ROIPooler
@@ -26,7 +25,8 @@ from ia_gcn.modeling import (
     graph_scale,
     region_affinity,
 )
-from tests.modeling.test_label_graph import assert_close, dense_fused
+from tests.helpers.label_graphs import assert_close, dense_fused
+from tests.helpers.region_gcn import dense_region_logits
 
 quick = settings(max_examples=60)
 
@@ -530,22 +530,6 @@ def make_regions(counts=(3, 0, 2, 1), num_regions=NUM_REGIONS):
     presence = scores.amax(dim=1).where(has_regions, 1)
     lcm = torch.rand(NUM_LABELS, NUM_LABELS, generator=rng, dtype=torch.float64)
     return Regions(valid, valid.double(), scores, presence), lcm.fill_diagonal_(1)
-
-
-def dense_region_logits(gcn, scores, presence, lcm):
-    """ŷ_r of one image from the scores (n, C) of the regions it has, by Eq. 10 as read."""
-    if not len(scores):
-        return gcn.classifier.bias
-    weights = [layer.weight for layer in gcn.layers]
-    graph = dense_fused(lcm, presence)
-    if gcn.reading == "labels":
-        nodes, weights[0] = scores.T, weights[0][: len(scores)]
-    else:
-        nodes, graph = scores, dense_fused(scores @ graph @ scores.T, None)
-    for weight in weights:
-        nodes = F.relu(graph @ nodes @ weight)
-    logits = nodes @ gcn.classifier.weight.T + gcn.classifier.bias
-    return logits.diagonal() if gcn.reading == "labels" else logits.max(dim=0).values
 
 
 def dense_logits_of_images(gcn, regions, lcm):

@@ -1,0 +1,62 @@
+"""Image files of every kind, and files that are none."""
+
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def ramp(dtype, top):
+    """(20, 30), from black on the left to `top` on the right."""
+    return np.tile(np.linspace(0, top, 30).astype(dtype), (20, 1))
+
+
+GREY = Image.fromarray(ramp(np.uint8, 255))
+IMAGES = {
+    "grey.png": GREY,
+    "grey.jpg": GREY,
+    "grey with alpha.png": GREY.convert("LA"),
+    "black and white.png": GREY.convert("1"),
+    "palette.png": GREY.convert("P"),
+    "palette.gif": GREY.convert("P"),
+    "alpha.png": GREY.convert("RGBA"),
+    "cmyk.jpg": GREY.convert("RGB").convert("CMYK"),
+    "16 bit.png": Image.fromarray(ramp(np.uint16, 65535)),
+    "16 bit.tif": Image.fromarray(ramp(np.uint16, 65535)),
+    "float.tif": Image.fromarray(ramp(np.float32, 255)),
+    "photo.webp": GREY.convert("RGB"),
+    "photo.bmp": GREY.convert("RGB"),
+}
+
+
+def write_bomb(path):
+    """A PNG of a few bytes that says it has 60000×60000 pixels."""
+
+    def chunk(kind, data):
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunks = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def write_truncated(path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[:-1500])
+
+
+UNREADABLE = {
+    "truncated.jpg": write_truncated,
+    "truncated.png": write_truncated,
+    "text.jpg": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+    "empty.jpg": lambda path: path.touch(),
+    "header only.jpg": lambda path: path.write_bytes(b"\xff\xd8\xff\xe0"),
+    "bomb.png": write_bomb,
+    "folder.png": lambda path: path.mkdir(),
+    "missing.png": lambda path: None,
+}

@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one clear line that names the key or file; the tools print it alone, without a
     stack trace.
     """
+
+
+class TrainingDiverged(FloatingPointError):
+    """A training whose losses are not finite. The message says since when, and what to try."""

@@ -72,7 +72,7 @@ def test_an_installed_package_has_the_command_and_the_configs(tmp_path):
     names = {path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")}
     found = target / "ia_gcn/configs"
     assert {path.relative_to(found) for path in found.rglob("*.yaml")} == names
-    command = (target / "bin/ia-gcn", "evaluate", "--config-file", "COCO/ml_gcn_R_101.yaml")
+    command = (target / "bin/ia-gcn", "evaluate", "--config-file", "DigitScenes/ml_gcn.yaml")
     outcome = run_process(*command, cwd=tmp_path, PYTHONPATH=target)
     assert outcome.returncode == 1
     assert outcome.stderr.startswith("train: MODEL.WEIGHTS is empty")

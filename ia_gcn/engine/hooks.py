@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ..checkpoint import MultiLabelCheckpointer
 from ..data.samplers import mix_seeds
+from ..errors import TrainingDiverged
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +45,8 @@ class UpdateEma(HookBase):
 class StopOnBadLoss(HookBase):
     """Stops a run whose loss is not finite, before the weights change.
 
-    The FloatingPointError says which losses are not finite, since when they have been growing, and
-    what to try; where they have not been growing, the image files of this process's batch.
+    The TrainingDiverged says which losses are not finite, since when they have been growing, and
+    what to try; where none has been growing, the image files of this process's batch.
     """
 
     def before_train(self):
@@ -62,32 +63,38 @@ class StopOnBadLoss(HookBase):
         bad = []
         for name, loss in losses.items():
             value = loss.item()
-            self._history.setdefault(name, []).append((self.trainer.iter, value))
             if not math.isfinite(value):
-                bad.append(name)
+                bad.append(f"{name} is {value}{self._growth(name)}")
+            self._history.setdefault(name, []).append((self.trainer.iter, value))
         if bad:
             files = [x["file_name"] for x in args[0]]
             logger.debug(f"Images of the batch whose loss is not finite: {files}")
-            raise FloatingPointError(self._describe(bad, args[0]))
+            text = ", ".join(bad)
+            if "growing" not in text:
+                text += f"; images of the batch: {', '.join(files)}"
+            raise self._diverged(text)
 
-    def _describe(self, bad: List[str], batch: List[Dict]) -> str:
-        stories = []
-        for name in bad:
-            iterations, values = zip(*self._history[name])
-            *before, last = values
-            stories.append(f"{name} is {last}")
-            start = growth_start(before)
-            if start is not None:
-                stories[-1] += (
-                    f" (growing since iteration {iterations[start] + 1}, from {before[start]:.3g} "
-                    f"to {before[-1]:.3g})"
-                )
-            elif before:
-                stories[-1] += f" ({before[-1]:.3g} just before)"
-        text = f"training diverged in iteration {self.trainer.iter + 1}: {', '.join(stories)}. "
-        if "growing" not in text:
-            text += f"Images of the batch: {', '.join(x['file_name'] for x in batch)}. "
-        return text + f"Try {' or '.join(remedies(self.trainer.cfg))}."
+    def explain(self, error: FloatingPointError) -> TrainingDiverged:
+        """What to raise for an error of the model itself, such as detectron2's RPN."""
+        growing = [f"{name}{growth}" for name in self._history if (growth := self._growth(name))]
+        return self._diverged("; ".join([str(error).rstrip("."), *growing]))
+
+    def _diverged(self, text: str) -> TrainingDiverged:
+        tries = " or ".join(remedies(self.trainer.cfg))
+        return TrainingDiverged(
+            f"training diverged in iteration {self.trainer.iter + 1}: {text}. Try {tries}."
+        )
+
+    def _growth(self, name: str) -> str:
+        """Since when a loss has been growing, in brackets; "" where it has not."""
+        iterations, values = zip(*self._history.get(name, [(0, 0.0)]))
+        start = growth_start(values)
+        if start is None:
+            return ""
+        return (
+            f" (growing since iteration {iterations[start] + 1}, from {values[start]:.3g} to "
+            f"{values[-1]:.3g})"
+        )
 
 
 def growth_start(values: Sequence[float]) -> int | None:

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from detectron2.engine import launch as launch_d2
 from detectron2.utils import comm
 
-from ..errors import InputError
+from ..errors import InputError, TrainingDiverged
 
 
 def launch(
@@ -35,7 +35,7 @@ def launch(
         num_processes: on this machine.
         num_machines, machine_rank, dist_url: as detectron2's `launch`.
     Raises:
-        InputError, FloatingPointError: what the first process that failed has raised; the others
+        InputError, TrainingDiverged: what the first process that failed has raised; the others
             are ended.
     """
     if "LOCAL_WORLD_SIZE" in os.environ and "RANK" in os.environ:
@@ -70,7 +70,7 @@ def launch(
 def _original(error: mp.ProcessRaisedException) -> Exception:
     """What a process has raised, from its stack trace; anything else than bad input as it is."""
     kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-    for known in (InputError, FloatingPointError):
+    for known in (InputError, TrainingDiverged):
         if kind.rpartition(".")[2] == known.__name__:
             return known(message)
     return error
@@ -105,9 +105,11 @@ def _set_local_group(local_size: int) -> None:
 
 
 def _exit_with(main, args) -> None:
-    status = main(*args)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        status = main(*args)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     if status:
         sys.exit(status)
 

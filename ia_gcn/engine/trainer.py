@@ -27,7 +27,7 @@ from ..data import (
     label_embeddings,
 )
 from ..data.test_time_views import DatasetMapperTTA
-from ..errors import InputError
+from ..errors import InputError, TrainingDiverged
 from ..evaluation import MultiLabelEvaluator, summary_line
 from ..inference.test_time_augmentation import MultiLabelTTA
 from .accumulation import AccumulatingTrainer
@@ -141,6 +141,19 @@ class Trainer(DefaultTrainer):
             logger.info(files_summary(self.cfg, self._checkpoints()))
         return self._last_eval_results
 
+    def run_step(self) -> None:
+        """As DefaultTrainer's.
+
+        Raises:
+            TrainingDiverged: see `StopOnBadLoss`.
+        """
+        try:
+            super().run_step()
+        except TrainingDiverged:
+            raise
+        except FloatingPointError as error:
+            raise self._stop_on_bad_loss.explain(error) from error
+
     def _checkpoints(self) -> List[str]:
         """The paths of those that a finished training leaves to its user."""
         found = [self.checkpointer.get_checkpoint_file()]
@@ -154,7 +167,8 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         period = self.cfg.TEST.EVAL_PERIOD
-        ret = [StopOnBadLoss(), SeedEveryStep(), *super().build_hooks()]
+        self._stop_on_bad_loss = StopOnBadLoss()
+        ret = [self._stop_on_bad_loss, SeedEveryStep(), *super().build_hooks()]
         for i, hook in enumerate(ret):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = CHECKPOINTS_KEPT

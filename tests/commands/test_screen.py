@@ -106,10 +106,17 @@ def test_an_evaluation(training):
     )
 
 
-def test_two_processes(training):
+def test_two_processes(training, tmp_path):
+    """Both import what the user asks for."""
     _, options, folder = training
+    module = tmp_path / "of_my_own.py"
+    module.write_text(
+        "import os, pathlib\npathlib.Path(__file__).with_name(f'{os.getpid()}.seen').touch()\n"
+    )
     short = ("SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", folder / "two")
-    outcome = run_process("tools/train_net.py", *CONFIG, "--num-gpus", 2, *options, *short)
+    flags = ("--num-gpus", 2, "--import", module)
+    outcome = run_process("tools/train_net.py", *CONFIG, *flags, *options, *short)
+    assert len(list(tmp_path.glob("*.seen"))) == 2
     assert (outcome.returncode, outcome.stderr) == (0, "")
     assert outcome.stdout.count("Training") == 1
     assert "2 processes" in outcome.stdout
@@ -162,6 +169,8 @@ def test_ctrl_c(training):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever runs the tests in the background has it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stdout:
         if line.startswith("iteration"):

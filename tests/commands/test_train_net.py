@@ -119,6 +119,19 @@ def test_an_empty_data_set_is_refused(options, tmp_path):
     assert "empty" in result.last_line
 
 
+def test_verbose_shows_the_log_and_config_keys_may_follow_an_import(options, tmp_path):
+    module = tmp_path / "module_of_a_user.py"
+    module.write_text("")
+    short = options(**{"SOLVER.MAX_EPOCHS": 1, "TEST.EVAL_EPOCHS": 0})
+    result = train_net(*CONFIG, "--verbose", "--import", module, *short)
+    assert result.returncode == 0, result.stderr[-3000:]
+    log = (tmp_path / "run/log.txt").read_text()
+    for content in ("PyTorch", "(backbone): ResNet(", "Start inference on", "MAX_EPOCHS: 1"):
+        assert content in log
+        assert content in result.stdout
+    assert f"IMPORTS:\n- {module}" in (tmp_path / "run/config.yaml").read_text()
+
+
 def test_help_teaches():
     result = train_net("--help")
     assert result.returncode == 0

@@ -30,7 +30,7 @@ from ia_gcn.data import (
 from ia_gcn.data.build import TrainingSamples
 from ia_gcn.data.dataset_mapper import read_image
 from ia_gcn.io.images import decode_upright_jpeg
-from tests.helpers.images import GREY, IMAGES, UNREADABLE, ramp
+from tests.helpers.images import GREY, IMAGES, JPEGS, UNREADABLE, jpeg_bytes, ramp
 
 
 def make_mapper(is_train=False, **keys):
@@ -386,26 +386,6 @@ def test_unreadable_files_are_named(tmp_path, name, is_train):
         make_mapper(is_train)(record_of(path))
     assert caught.value.file_name == str(path)
     assert caught.value.reason
-
-
-JPEGS = {
-    "baseline": {"quality": 80},
-    "every pixel's colour": {"quality": 95, "subsampling": 0},
-    "progressive": {"quality": 60, "progressive": True},
-    "stored as RGB": {"keep_rgb": True},
-    "with restarts": {"quality": 80, "restart_marker_rows": 1},
-    "with remarks": {"comment": b"x" * 60_000},
-}
-
-
-def jpeg_bytes(size=(45, 37), **options):
-    """A JPEG of random waves of colour."""
-    x, y = np.meshgrid(*map(np.arange, size))
-    waves = [np.sin(0.2 * x + k) * np.cos(0.1 * k * y) for k in (1, 2, 3)]
-    file = io.BytesIO()
-    pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
-    Image.fromarray(pixels).save(file, "JPEG", **options)
-    return file.getvalue()
 
 
 def read_both(path, content):

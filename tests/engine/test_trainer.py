@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from ia_gcn.data.dataset_mapper import MultiLabelDatasetMapper
 from ia_gcn.engine import Trainer
 from ia_gcn.engine.hooks import growth_start, remedies
-from ia_gcn.errors import InputError
+from ia_gcn.errors import InputError, TrainingDiverged
 from tests.helpers.training import Cut, assert_same_state, run
 
 
@@ -156,7 +156,7 @@ class SpoiledMapper(MultiLabelDatasetMapper):
 
 def test_a_bad_loss_stops_the_run_and_says_where(make_cfg, monkeypatch, tmp_path):
     monkeypatch.setattr("ia_gcn.data.build.MultiLabelDatasetMapper", SpoiledMapper)
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(TrainingDiverged) as caught:
         run(make_cfg("run", "TEST.EVAL_PERIOD", 0))
     message = str(caught.value)
     assert "loss_multi_label is nan" in message
@@ -169,7 +169,7 @@ def test_a_bad_loss_stops_the_run_and_says_where(make_cfg, monkeypatch, tmp_path
 def test_a_run_that_diverges_says_since_when_and_what_to_try(make_cfg):
     rate = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1e4, "SOLVER.MAX_ITER", 100)
     trainer = Trainer(make_cfg("run", *rate, "TEST.EVAL_PERIOD", 0))
-    with pytest.raises(FloatingPointError) as caught:
+    with pytest.raises(TrainingDiverged) as caught:
         trainer.train()
     found = re.search(
         r"diverged in iteration (\d+): loss_multi_label is (?:nan|inf) "
@@ -184,6 +184,16 @@ def test_a_run_that_diverges_says_since_when_and_what_to_try(make_cfg):
     assert float(found[4]) == pytest.approx(losses[-1], rel=0.01)
     assert "a lower SOLVER.BASE_LR (it is 10000)" in str(caught.value)
     assert "000" not in str(caught.value).replace("10000", "")
+
+
+def test_what_the_rpn_finds_first_is_explained_too(make_cfg):
+    keys = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 1e9, "SOLVER.MAX_ITER", 100)
+    trainer = Trainer(make_cfg("run", *keys, "TEST.EVAL_PERIOD", 0, config="ia_gcn_plus"))
+    with pytest.raises(TrainingDiverged) as caught:
+        trainer.train()
+    assert f"in iteration {trainer.iter + 1}: " in str(caught.value)
+    assert re.search(r"loss_\w+ (is \S+ )?\(growing since iteration \d+, ", str(caught.value))
+    assert "a lower SOLVER.BASE_LR" in str(caught.value)
 
 
 @pytest.mark.parametrize(

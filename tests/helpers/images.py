@@ -1,5 +1,6 @@
 """Image files of every kind, and files that are none."""
 
+import io
 import struct
 import zlib
 
@@ -60,3 +61,23 @@ UNREADABLE = {
     "folder.png": lambda path: path.mkdir(),
     "missing.png": lambda path: None,
 }
+
+
+JPEGS = {
+    "baseline": {"quality": 80},
+    "every pixel's colour": {"quality": 95, "subsampling": 0},
+    "progressive": {"quality": 60, "progressive": True},
+    "stored as RGB": {"keep_rgb": True},
+    "with restarts": {"quality": 80, "restart_marker_rows": 1},
+    "with remarks": {"comment": b"x" * 60_000},
+}
+
+
+def jpeg_bytes(size=(45, 37), **options):
+    """A JPEG of random waves of colour."""
+    x, y = np.meshgrid(*map(np.arange, size))
+    waves = [np.sin(0.2 * x + k) * np.cos(0.1 * k * y) for k in (1, 2, 3)]
+    file = io.BytesIO()
+    pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()

@@ -14,7 +14,7 @@ from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.inference import EvaluationView
 from ia_gcn.inference.onnx_predictor import ImageView
-from tests.data.test_dataset_mapper import IMAGES, JPEGS, jpeg_bytes
+from tests.helpers.images import IMAGES, JPEGS, jpeg_bytes
 
 # Height, width and channel order of models' inputs: images are shrunk much, a little, or enlarged.
 INPUTS = [((48, 64), "RGB"), ((171, 256), "BGR"), ((500, 300), "RGB")]

@@ -1,7 +1,6 @@
 """tools/benchmark.py on networks and label graphs that take next to no time."""
 
 import json
-import os
 import sys
 import time
 from functools import partial
@@ -9,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from benchmarks import evaluator, label_graph, loading, profiling, scaling
+from benchmarks import cpu, evaluator, label_graph, loading, profiling, scaling
 from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
 from benchmarks.networks import (
     RESNETS,
@@ -23,6 +22,7 @@ from PIL import Image
 from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import multi_label_metrics
+from ia_gcn.inference.precision import has_fast_bf16
 from ia_gcn.modeling.backbone import load_weights
 from tests.helpers.commands import run_process, run_script
 
@@ -332,6 +332,22 @@ def test_the_time_of_a_step_is_the_parts_that_took_it():
         assert found[name]["forward"] >= forward
         assert found[name]["backward"] >= backward
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.slow
+def test_settings_for_cpus(tmp_path):
+    path = tmp_path / "cpu.json"
+    args = ("--rounds", "1", "--threads", "1", "--batch", "2", "--size", "64", "--num-images", "3")
+    result = benchmark("cpu", *args, "--output", str(path), *TINY_NETWORK)
+    assert result.returncode == 0, result.stderr[-3000:]
+    resnet, efficientnet, prediction = json.loads(path.read_text())["tables"]
+    names = [
+        name for name in cpu.SETTINGS if name != cpu.BF16 or has_fast_bf16(torch.device("cpu"))
+    ]
+    for table in (resnet, efficientnet):
+        assert [row["name"] for row in table["rows"]] == names
+    assert [row["name"] for row in prediction["rows"]] == list(cpu.PREDICTIONS)
+    assert all(row["per_second"] > 0 for row in prediction["rows"])
 
 
 @pytest.mark.parametrize(

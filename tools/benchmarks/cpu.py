@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, Iterator, List
+from typing import Callable, Iterator, List, Sequence
 
 import numpy as np
 import torch
@@ -29,14 +29,8 @@ from .measuring import Table, measure, timed_rows
 from .networks import Recipe, build_network, train_step
 
 BF16 = "both, bf16"
-# By the name of a row: KEEP_FREED_MEMORY, MODEL.CHANNELS_LAST and whether SOLVER.AMP.DTYPE is bf16.
-SETTINGS = {
-    "neither": (False, False, False),
-    "memory kept": (True, False, False),
-    "channels last": (False, True, False),
-    "both": (True, True, False),
-    BF16: (True, True, True),
-}
+# By the name of a row: KEEP_FREED_MEMORY and MODEL.CHANNELS_LAST, and whether it is bf16.
+SETTINGS = {"neither": (False, False), "both": (True, False), BF16: (True, True)}
 EFFICIENTNET = Recipe("asl_tresnet_m.yaml", ("MODEL.TIMM.NAME", "tf_efficientnet_lite0"))
 # By the name of a network: how it is made, images in a batch, and their height and width.
 NETWORKS = {
@@ -103,33 +97,41 @@ def prepare_step(
     batch: int,
     size: int,
     opts: List[str],
-    keep_memory: bool,
-    channels_last: bool,
+    settings: bool,
     bf16: bool,
 ) -> Callable[[], None]:
     torch.set_num_threads(threads)
-    if keep_memory:
+    if settings:
         keep_freed_memory()
-    network = build_network(recipe, batch, size, [*opts, "MODEL.CHANNELS_LAST", str(channels_last)])
+    network = build_network(recipe, batch, size, [*opts, "MODEL.CHANNELS_LAST", str(settings)])
     network.model.train()
     return partial(train_step, network, bf16)
 
 
 def compare_prediction(args) -> Table:
-    """Prediction over a folder of JPEGs beside the model alone, here and in ONNX Runtime."""
+    """Prediction over a folder of JPEGs beside the model alone, and in ONNX Runtime."""
     batch, size = args.batch or BATCH, args.size or SIZE
+    keep_freed_memory()
     with TemporaryDirectory() as folder:
         weights, exported = (os.path.join(folder, f"model.{end}") for end in ("pth", "onnx"))
         save_checkpoint(weights, size, args.opts)
-        export_model(MultiLabelPredictor(weights, device="cpu"), exported, "onnx")
+        plain, optimised = (
+            MultiLabelPredictor(weights, device="cpu", optimize=optimize)
+            for optimize in (False, True)
+        )
+        export_model(plain, exported, "onnx")
+        onnx = OnnxPredictor(exported, device="cpu")
         files = write_photos(Path(folder), args.num_images)
-        settings = (args.threads, weights, exported, files, batch)
-        with ExitStack() as stack:
-            workers = {
-                row: stack.enter_context(Worker(prepare, *settings))
-                for row, prepare in PREDICTIONS.items()
-            }
-            rows = rate_rows(measure(workers, args.rounds, "prediction"), len(files))
+        samples = [optimised.view(file) for file in files]
+        images = np.stack([sample["image"] for sample in samples])
+        calls = {
+            "the optimised model alone": batch_calls(optimised.model, samples, batch),
+            "a folder": lambda: deque(predict_files(optimised, files, batch_size=batch), 0),
+            "the model as it is trained, alone": batch_calls(plain.model, samples, batch),
+            "ONNX Runtime alone": batch_calls(onnx.run, images, batch),
+        }
+        with torch.no_grad():
+            rows = rate_rows(measure(calls, args.rounds, "prediction"), len(files))
     return Table(
         f"Prediction: tf_efficientnet_lite0, {size}×{size} pixels, in batches of {batch}",
         rows,
@@ -149,66 +151,22 @@ def save_checkpoint(path: str, size: int, opts: List[str]) -> None:
     checkpointer.save(os.path.splitext(name)[0])
 
 
-def prepare_model(threads, weights, exported, files, batch, **options) -> Callable[[], None]:
-    """The model on batches that lie in memory."""
-    predictor = start_predictor(threads, weights, **options)
-    samples = [predictor.view(file) for file in files]
+def batch_calls(run: Callable, samples: Sequence, batch: int) -> Callable[[], None]:
+    """`run` on one batch of `samples` after the other."""
     starts = range(0, len(samples), batch)
-
-    @torch.no_grad()
-    def call() -> None:
-        for start in starts:
-            predictor.model(samples[start : start + batch])
-
-    return call
-
-
-def prepare_folder(threads, weights, exported, files, batch) -> Callable[[], None]:
-    """From files to predictions, as predict.py does it."""
-    predictor = start_predictor(threads, weights)
-    return lambda: deque(predict_files(predictor, files, batch_size=batch), 0)
-
-
-def prepare_onnx(threads, weights, exported, files, batch) -> Callable[[], None]:
-    """ONNX Runtime on batches that lie in memory."""
-    predictor = OnnxPredictor(exported, device="cpu")
-    images = np.stack([predictor.view(file)["image"] for file in files])
-    starts = range(0, len(images), batch)
-
-    def call() -> None:
-        for start in starts:
-            predictor.run(images[start : start + batch])
-
-    return call
-
-
-def start_predictor(threads: int, weights: str, **options) -> MultiLabelPredictor:
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    return MultiLabelPredictor(weights, device="cpu", **options)
-
-
-# By the name of a row. What the model alone does is what the others are compared with.
-PREDICTIONS = {
-    "the optimised model alone": prepare_model,
-    "a folder": prepare_folder,
-    "the model as it is trained, alone": partial(prepare_model, optimize=False),
-    "ONNX Runtime alone": prepare_onnx,
-}
+    return lambda: deque((run(samples[start : start + batch]) for start in starts), 0)
 
 
 def run_cpu(args) -> Iterator[Table]:
     """Time what makes training and prediction on a CPU faster, with weights of chance.
 
-    A training step of ResNet-101 (4 × 448×448 pixels) and of EfficientNet-Lite0 (32 × 192×192), as
-    PyTorch does it, with the memory kept that is freed (KEEP_FREED_MEMORY), with channels last in
-    memory (MODEL.CHANNELS_LAST), with both, and in bf16 where the processor multiplies in it.
+    A training step of ResNet-101 (4 × 448×448 pixels) and of EfficientNet-Lite0 (32 × 192×192)
+    without KEEP_FREED_MEMORY and MODEL.CHANNELS_LAST, with both, and beside them in bf16 where the
+    processor multiplies in it, each in a process of its own.
 
     Images per second of EfficientNet-Lite0 (192×192 pixels, batches of 16): the optimised model on
     images that lie in memory; from the files of a folder to predictions, as predict.py does it; the
     model before it is optimised; and ONNX Runtime on images that lie in memory.
-
-    Each row is a process of its own. Together they take about 10 GB.
     """
     for name in NETWORKS:
         yield compare_training(args, name)

@@ -84,6 +84,10 @@ def add_ia_gcn_config(cfg: CN) -> None:
     # Modules and .py files that the model's code is in, as given with --import. They are only
     # named here: a config or checkpoint never makes anything be imported.
     cfg.IMPORTS = ()
+    # Whether train_net.py and predict.py keep the memory that they free for their next step, rather
+    # than returning it to the system: less time on a CPU. It has an effect where the C library is
+    # glibc, as on most Linux systems.
+    cfg.KEEP_FREED_MEMORY = True
     _add_model_keys(cfg)
     _add_data_keys(cfg)
     _add_training_keys(cfg)
@@ -95,6 +99,10 @@ def _add_model_keys(cfg: CN) -> None:
     # for the labels fits only where they are the same. False: a checkpoint with other labels is
     # refused.
     cfg.MODEL.TRANSFER = False
+
+    # Lay feature maps and convolutions' weights out with their channels last in memory: the same
+    # results within rounding, sooner.
+    cfg.MODEL.CHANNELS_LAST = True
 
     # A timm network as the backbone.
     cfg.MODEL.TIMM = CN()
@@ -284,6 +292,10 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "SGD"
     # The backbone's learning rate as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # With AMP.ENABLED, detectron2's key for mixed precision: fp16 (on a GPU alone; the loss is
+    # scaled), bf16, or auto. auto: fp16 on a GPU; bf16 on a CPU where that is faster, which takes a
+    # processor with AMX or AVX512-BF16 and a network without depthwise convolutions, else none.
+    cfg.SOLVER.AMP.DTYPE = "auto"
     # Parts that a batch goes through the network in, one after the other, with one step of the
     # optimizer: less memory, the same gradient but for batch norms.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
@@ -310,6 +322,9 @@ def _add_training_keys(cfg: CN) -> None:
     # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in
     # memory: the same scores within rounding, sooner.
     cfg.TEST.OPTIMIZE_MODEL = False
+    # What the backbone computes in with --eval-only: fp32, bf16, or auto: bf16 where the processor
+    # or GPU has instructions for it. Heads stay in fp32; bf16 changes scores a little.
+    cfg.TEST.PRECISION = "fp32"
     # Write report.html, a page for a browser, beside metrics.json: with --eval-only and at the last
     # evaluation of a training.
     cfg.TEST.REPORT = True

@@ -17,6 +17,8 @@ Examples:
     tools/benchmark.py scaling
   data loading beside torchvision's (a minute):
     tools/benchmark.py loading
+  training and prediction with the settings for CPUs:
+    tools/benchmark.py cpu
   what a subcommand takes:
     tools/benchmark.py model --help
 """
@@ -31,6 +33,7 @@ from typing import Dict
 
 import torch
 from benchmarks.arguments import positive
+from benchmarks.cpu import add_cpu
 from benchmarks.evaluator import add_evaluator
 from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
@@ -89,7 +92,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
-    for add in (add_model, add_profile, add_evaluator, add_scaling, add_loading):
+    for add in (add_model, add_profile, add_evaluator, add_scaling, add_loading, add_cpu):
         add(subcommands, common_options())
     args = parser.parse_args()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_d2_model
 from torch import nn
@@ -13,7 +14,7 @@ from .checkpointer import MultiLabelCheckpointer
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """The model of a config, with random weights, on MODEL.DEVICE.
+    """The model of a config, with random weights, on MODEL.DEVICE, as MODEL.CHANNELS_LAST says.
 
     Raises:
         InputError: a registry has no such name, keys contradict each other, or
@@ -27,6 +28,9 @@ def build_model(cfg: CfgNode) -> nn.Module:
         raise InputError(
             f"MODEL.META_ARCHITECTURE: {cfg.MODEL.META_ARCHITECTURE} is no multi-label recogniser"
         )
+    if cfg.MODEL.CHANNELS_LAST:
+        # A convolution hands on the layout of its weight.
+        model.to(memory_format=torch.channels_last)
     return model
 
 

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from ..checkpoint import load_model
 from ..data import get_label_names, get_test_dicts
 from ..errors import InputError
-from ..inference import SelectLabels, optimize_for_inference
+from ..inference import SelectLabels, optimize_for_inference, set_precision
 from .label_matching import checkpoint_labels, match_labels, weights_path
 from .summary import evaluation_summary, files_summary, results_summary
 from .trainer import Trainer
@@ -52,7 +52,8 @@ def evaluate_checkpoint(cfg: CfgNode, resume: bool = False) -> Dict:
         sizes = {name: len(get_test_dicts(cfg, name)) for name in cfg.DATASETS.TEST}
         logger.info(evaluation_summary(cfg, model, path, sizes))
     if cfg.TEST.OPTIMIZE_MODEL:
-        model = optimize_for_inference(model)
+        model = optimize_for_inference(model, cfg.INPUT.IMAGE_SIZE)
+    set_precision(model, cfg.TEST.PRECISION)
     if label_names != trained:
         model = SelectLabels(model, chosen)
     results = Trainer.test(cfg, model)

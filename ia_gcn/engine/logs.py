@@ -30,7 +30,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace | None = None, verbose: boo
     """What detectron2's `default_setup` does, with a quiet screen.
 
     OUTPUT_DIR gets config.yaml, and log.txt with the environment, the command line and the config;
-    the random generators are seeded.
+    the random generators are seeded; freed memory is kept, see KEEP_FREED_MEMORY.
 
     Args:
         cfg: frozen.
@@ -50,6 +50,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace | None = None, verbose: boo
             file.write(cfg.dump())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.KEEP_FREED_MEMORY:
+        keep_freed_memory()
 
 
 def setup_logging(output_dir: str = "", verbose: bool = False) -> None:

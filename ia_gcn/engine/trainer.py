@@ -30,7 +30,7 @@ from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError, TrainingDiverged
 from ..evaluation import MultiLabelEvaluator, summary_line
 from ..inference.test_time_augmentation import MultiLabelTTA
-from .accumulation import AccumulatingTrainer
+from .accumulation import AccumulatingTrainer, choose_amp_dtype
 from .held_out import write_split
 from .hooks import (
     BestCheckpointer,
@@ -89,13 +89,15 @@ class Trainer(DefaultTrainer):
             raise InputError(f"SOLVER.EMA_DECAY must be at least 0 and less than 1, not {decay}")
         self.ema = ModelEmaV3(model, decay) if decay else None
         logger.debug(f"Model:\n{model}")
+        amp = cfg.SOLVER.AMP
+        amp_dtype = choose_amp_dtype(amp.DTYPE, model) if amp.ENABLED else None
         model = wrap_in_ddp(model)
         self._trainer = AccumulatingTrainer(
             model,
             data_loader,
             optimizer,
             steps=cfg.SOLVER.ACCUMULATE_STEPS,
-            mixed_precision=cfg.SOLVER.AMP.ENABLED,
+            amp_dtype=amp_dtype,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         extras = {"ema": self.ema} if self.ema else {}

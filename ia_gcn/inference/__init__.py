@@ -22,6 +22,7 @@ if find_spec("torch") and find_spec("detectron2"):
     from .image_embeddings import embed_labels
     from .label_selection import SelectLabels
     from .optimize import optimize_for_inference
+    from .precision import set_precision
     from .predictor import EvaluationView, MultiLabelPredictor
     from .test_time_augmentation import MultiLabelTTA
 
@@ -32,4 +33,5 @@ if find_spec("torch") and find_spec("detectron2"):
         "SelectLabels",
         "embed_labels",
         "optimize_for_inference",
+        "set_precision",
     ]

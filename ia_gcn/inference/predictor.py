@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..extensions import check_extensions
 from ..io.images import ImageSource, image_pixels
 from .optimize import optimize_for_inference
+from .precision import set_precision
 from .prediction import PredictedRegions, Prediction
 
 
@@ -63,7 +64,7 @@ class MultiLabelPredictor:
         )
 
     Images are prepared as in evaluation, and the scores are those of evaluation, of the one test
-    view: TEST.AUG has no effect.
+    view: TEST.AUG, TEST.OPTIMIZE_MODEL and TEST.PRECISION have no effect.
 
     Attributes:
         cfg: the model's config, frozen.
@@ -83,6 +84,8 @@ class MultiLabelPredictor:
         opts: Sequence[Any] = (),
         device: str | None = None,
         ema: bool = False,
+        optimize: bool = True,
+        precision: str = "fp32",
     ):
         """
         Args:
@@ -95,6 +98,8 @@ class MultiLabelPredictor:
             opts: alternating keys and values, which come after the config's own.
             device: of torch, for example cpu; None: a GPU where there is one.
             ema: use the running mean of the weights that the checkpoint holds beside them.
+            optimize: see `optimize_for_inference`; the scores are the same within rounding.
+            precision: fp32, bf16 or auto, see `set_precision`.
         Raises:
             InputError: the checkpoint or the config can't be used, or do not go together; the
                 model needs proposals from a file; there is no such device.
@@ -107,6 +112,9 @@ class MultiLabelPredictor:
             self.cfg, self.label_names, self.model = cfg, list(label_names), model.eval()
         else:
             self._read(os.fspath(weights), config_file, opts, device, ema)
+            if optimize:
+                optimize_for_inference(self.model, self.cfg.INPUT.IMAGE_SIZE)
+            set_precision(self.model, precision, "precision")
         self.view = EvaluationView(self.cfg)
 
     def _read(self, weights, config_file, opts, device, ema) -> None:
@@ -212,8 +220,6 @@ def _check_device(device: str | None) -> str:
 def _load_model(cfg: CfgNode, label_names: List[str], ema: bool) -> torch.nn.Module:
     model = load_model(cfg, label_names, ema=ema)
     _check_proposals(cfg, model)
-    if cfg.TEST.OPTIMIZE_MODEL:
-        model = optimize_for_inference(model)
     return model.eval().requires_grad_(False)
 
 

@@ -1,16 +1,20 @@
-"""Batch norms folded into their convolutions, and channels last."""
+"""Batch norms folded into their convolutions, channels last, and bfloat16."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from detectron2.layers import Conv2d
 from detectron2.modeling import build_model
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.engine import Trainer, setup_cfg
-from ia_gcn.inference import optimize_for_inference
+from ia_gcn.inference import optimize_for_inference, precision, set_precision
+from ia_gcn.inference.optimize import BATCH_NORMS, fold_following_norms
+from ia_gcn.inference.precision import has_fast_bf16
 from tests.helpers.commands import load_command
 
 
@@ -62,6 +66,155 @@ def test_norms_that_depend_on_the_image_stay(build):
     assert any(isinstance(module, nn.GroupNorm) for module in model.modules())
 
 
+def timm_model(name, *opts):
+    """A recogniser on a timm network whose batch norms have the statistics of an image."""
+    torch.manual_seed(0)
+    options = {
+        "MODEL.META_ARCHITECTURE": "MultiLabelRecognizer",
+        "MODEL.BACKBONE.NAME": "build_timm_backbone",
+        "MODEL.BACKBONE.FREEZE_AT": 0,
+        "MODEL.TIMM.NAME": name,
+        "MODEL.LABEL_HEAD.NAME": "LinearHead",
+        "MODEL.LABEL_HEAD.NUM_LABELS": 20,
+        "MODEL.PIXEL_STD": [60.0, 60.0, 60.0],
+        "MODEL.DEVICE": "cpu",
+        "INPUT.IMAGE_SIZE": (224, 224),
+    }
+    flat = [item for pair in options.items() for item in pair]
+    model = build_model(setup_cfg("", [*flat, *opts])).eval()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.2, 0.8)
+        nn.init.normal_(norm.bias, std=0.1)
+        norm.train().momentum = 1.0
+    with torch.no_grad():
+        model(noise(1))
+    for norm in norms:
+        norm.eval()
+    return model
+
+
+def noise(number):
+    return [{"image": torch.randint(256, (3, 224, 224), dtype=torch.uint8)} for _ in range(number)]
+
+
+@torch.no_grad()
+def logits(model, images):
+    return torch.stack([output["logits"] for output in model(images)])
+
+
+def count_batch_norms(model):
+    return sum(isinstance(module, BATCH_NORMS) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "norms", "left"),
+    [
+        # Its norms have activations of their own.
+        ("tf_efficientnet_lite0", (), 48, 0),
+        ("resnet18", (), 20, 0),
+        ("resnet18", ("MODEL.BACKBONE.FREEZE_AT", 5), 20, 0),
+        ("tresnet_m", (), 60, 0),
+        ("test_resnet", (), 15, 0),
+        ("mobilenetv3_small_100", (), 34, 0),
+        # A concatenation stands before half of its norms.
+        ("densenet121", (), 121, 62),
+        # The first convolution's output is a feature map, too.
+        ("ghostnetv2_100", (), 93, 1),
+        # There is nothing to fold, and it takes one size of image alone.
+        ("test_vit", (), 0, 0),
+    ],
+)
+def test_timm_networks_stay_the_same(name, opts, norms, left):
+    model = timm_model(name, *opts)
+    assert count_batch_norms(model) == norms
+    images = noise(2)
+    expected = logits(model, images)
+    optimized = optimize_for_inference(model, (224, 224))
+    assert count_batch_norms(optimized) == left
+    assert 0.01 < expected.std() < 10
+    torch.testing.assert_close(logits(optimized, images), expected, rtol=0, atol=1e-4)
+
+
+class Branches(nn.Module):
+    """Its convolution's output goes somewhere else, too."""
+
+    size_divisibility = 0
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.BatchNorm2d(8)
+        self.norm.running_mean.normal_()
+
+    def forward(self, images):
+        features = self.conv(images)
+        return {"res5": self.norm(features) + features.relu()}
+
+
+class AsksItsNorm(Branches):
+    def forward(self, images):
+        return {"res5": self.norm(self.conv(images)) * self.norm.weight.mean()}
+
+
+class OneConvolutionTwice(Branches):
+    def forward(self, images):
+        return {"res5": self.norm(self.conv(images)), "res4": self.conv(images)}
+
+
+class StatisticsOfTheBatch(Branches):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8, track_running_stats=False)
+
+    def forward(self, images):
+        return {"res5": self.norm(self.conv(images))}
+
+
+@pytest.mark.parametrize("kind", [Branches, AsksItsNorm, OneConvolutionTwice, StatisticsOfTheBatch])
+def test_what_cannot_be_folded_stays(kind):
+    network = kind().eval()
+    state = copy.deepcopy(network.state_dict())
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = network(images)
+        fold_following_norms(network, images[:1])
+        assert network(images)["res5"].equal(expected["res5"])
+    assert network.state_dict().keys() == state.keys()
+    assert all(value.equal(state[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32", "auto"])
+@pytest.mark.parametrize("flags", [{"avx512_bf16"}, {"avx512f"}])
+def test_precision(monkeypatch, name, flags):
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
+    low = name == "bf16" or (name == "auto" and "avx512_bf16" in flags)
+    model, images = timm_model("test_resnet"), noise(2)
+    expected = logits(model, images)
+    dtypes = []
+    model.backbone.net.register_forward_hook(
+        lambda module, args, maps: dtypes.append(maps[-1].dtype)
+    )
+    model.label_head.register_forward_hook(
+        lambda module, args, outputs: dtypes.append(outputs["logits"].dtype)
+    )
+    found = logits(set_precision(model, name), images)
+    assert dtypes == [torch.bfloat16 if low else torch.float32, torch.float32]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1 if low else 0)
+    assert found.equal(expected) != low
+
+
+def test_another_precision_is_refused(error_line):
+    line = error_line(set_precision, nn.Identity(), "fp16")
+    assert line == "TEST.PRECISION must be fp32, bf16 or auto, not 'fp16'"
+
+
+def test_flags_of_this_processor():
+    expected = {"avx512_bf16", "amx_bf16"} & set(Path("/proc/cpuinfo").read_text().split())
+    assert has_fast_bf16(torch.device("cpu")) == bool(expected)
+
+
 @pytest.mark.parametrize("optimize", [True, False])
 def test_eval_only_does_as_the_config_says(build, repository, monkeypatch, tmp_path, optimize):
     train_net = load_command("train_net")
@@ -71,5 +224,10 @@ def test_eval_only_does_as_the_config_says(build, repository, monkeypatch, tmp_p
     tested = []
     monkeypatch.setattr(Trainer, "test", lambda cfg, model: tested.append(model))
     train_net.evaluate(setup_cfg("configs/DigitScenes/ml_gcn.yaml", opts), resume=False)
-    norm = tested[0].backbone.stem.conv1.norm
-    assert (norm is None) == optimize
+    backbone = tested[0].backbone
+    assert (backbone.stem.conv1.norm is None) == optimize
+    train_net.evaluate(
+        setup_cfg("configs/DigitScenes/ml_gcn.yaml", [*opts, "TEST.PRECISION", "bf16"]), False
+    )
+    assert tested[1].backbone(torch.zeros(1, 3, 96, 96))["res5"].dtype == torch.float32
+    assert isinstance(tested[1].backbone, precision.Bf16Backbone)

@@ -63,7 +63,7 @@ def test_it_takes_weights_or_a_model_with_what_belongs_to_it(make_checkpoint):
     ("config", "opts"),
     [
         ("ml_gcn", ()),
-        ("ml_gcn", ("INPUT.FORMAT", "BGR", "TEST.OPTIMIZE_MODEL", True)),
+        ("ml_gcn", ("INPUT.FORMAT", "BGR")),
         ("asl", ("TEST.IMS_PER_BATCH", 5)),
         ("ml_agcn", ("MODEL.LABEL_EMBEDDINGS.SOURCE", "names", "MODEL.LABEL_EMBEDDINGS.DIM", 7)),
         ("ia_gcn_plus", ("MODEL.REGION_BRANCH.EVAL_SAMPLES", 3)),
@@ -88,6 +88,21 @@ def test_prediction_equals_evaluation(make_checkpoint, tmp_path, monkeypatch, co
     np.testing.assert_allclose([x.scores for x in together], expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose(p(files[3]).scores, expected[3], rtol=0, atol=1e-6)
     assert "custom_test" not in DatasetCatalog.list()
+
+
+def test_a_model_is_optimised_and_in_bf16_as_asked(make_checkpoint):
+    weights, _, _ = make_checkpoint()
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    optimised, plain, low = (
+        MultiLabelPredictor(weights, device="cpu", **options)
+        for options in ({}, {"optimize": False}, {"precision": "bf16"})
+    )
+    assert optimised.model.backbone.stem.conv1.norm is None
+    assert plain.model.backbone.stem.conv1.norm is not None
+    expected = plain(image).scores
+    np.testing.assert_allclose(optimised(image).scores, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(low(image).scores, expected, rtol=0, atol=0.02)
+    assert (low(image).scores != expected).any()
 
 
 def test_regions_are_those_of_the_model_in_the_images_pixels(make_checkpoint, tmp_path):

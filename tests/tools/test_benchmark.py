@@ -1,7 +1,6 @@
 """tools/benchmark.py on networks and label graphs that take next to no time."""
 
 import json
-import os
 import sys
 import time
 from functools import partial
@@ -9,25 +8,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from benchmarks import evaluator, label_graph, loading, profiling, scaling
+from benchmarks import cpu, evaluator, label_graph, loading, profiling, scaling
 from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
 from benchmarks.networks import (
     RESNETS,
     TRESNETS,
     Network,
-    Recipe,
     build_network,
     infer,
-    train_step,
 )
-from detectron2.modeling.poolers import ROIPooler
 from PIL import Image
 
 from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import multi_label_metrics
+from ia_gcn.inference.precision import has_fast_bf16
 from ia_gcn.modeling.backbone import load_weights
-from ia_gcn.modeling.pooling import MeanROIPooler
 from tests.helpers.commands import run_process, run_script
 
 TINY_NETWORK = [
@@ -272,17 +268,14 @@ def test_where_a_training_step_goes(tmp_path):
     args = ("--config-file", DIGIT_SCENES, "--rounds", "2", "--threads", "1", "--batch", "2")
     result = benchmark("profile", *args, "--output", str(path))
     assert result.returncode == 0, result.stderr[-3000:]
-    now, before, steps = json.loads(path.read_text())["tables"]
-    for table in (now, before):
-        names = [row["name"] for row in table["rows"]]
-        assert names == [*profiling.PARTS, profiling.OPTIMIZER, profiling.REST]
-        assert sum(row["share"] for row in table["rows"]) == pytest.approx(1)
-        by_name = {row["name"]: row for row in table["rows"]}
-        for name in profiling.PARTS:
-            assert by_name[name]["forward_s"] > 0, name
-            assert by_name[name]["backward_s"] > 0, name
-    names = [row["name"] for row in steps["rows"]]
-    assert names == ["as it was", *profiling.BEFORE, "as it is"]
+    parts, steps = json.loads(path.read_text())["tables"]
+    by_name = {row["name"]: row for row in parts["rows"]}
+    assert list(by_name) == [*profiling.PARTS, profiling.OPTIMIZER, profiling.REST]
+    assert sum(row["share"] for row in parts["rows"]) == pytest.approx(1)
+    for name in profiling.PARTS:
+        assert by_name[name]["forward_s"] > 0, name
+        assert by_name[name]["backward_s"] > 0, name
+    assert [row["name"] for row in steps["rows"]] == ["training step"]
     assert "profiler" not in result.stderr
 
 
@@ -341,33 +334,20 @@ def test_the_time_of_a_step_is_the_parts_that_took_it():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_what_it_was_before_does_the_same():
-    recipe = Recipe(os.path.abspath(DIGIT_SCENES))
-    networks = profiling.before_and_after(lambda: build_network(recipe, 2, 96, []))
-    forms = {
-        name: (type(network.model.roi_heads.pooler), network.optimizer.param_groups[0]["fused"])
-        for name, network in networks.items()
-    }
-    assert forms == {
-        "as it was": (ROIPooler, False),
-        "ROIAlign's mean as a matrix product": (MeanROIPooler, False),
-        "a fused optimizer": (ROIPooler, True),
-        "as it is": (MeanROIPooler, True),
-    }
-    losses = []
-    for network in networks.values():
-        network.model.train()
-        torch.manual_seed(0)
-        losses.append(network.loss(network.model, network.batch))
-        train_step(network)
-    torch.testing.assert_close(losses, losses[-1:] * 4, rtol=1e-5, atol=0)
-
-
-def test_what_makes_no_difference_is_not_compared():
-    recipe = Recipe(os.path.abspath(DIGIT_SCENES))
-    opts = ["SOLVER.OPTIMIZER", "SGD"]
-    networks = profiling.before_and_after(lambda: build_network(recipe, 1, 96, opts))
-    assert list(networks) == ["as it was", "as it is"]
+@pytest.mark.slow
+def test_settings_for_cpus(tmp_path):
+    path = tmp_path / "cpu.json"
+    args = ("--rounds", "1", "--threads", "1", "--batch", "2", "--size", "64", "--num-images", "3")
+    result = benchmark("cpu", *args, "--output", str(path), *TINY_NETWORK)
+    assert result.returncode == 0, result.stderr[-3000:]
+    resnet, efficientnet, prediction = json.loads(path.read_text())["tables"]
+    names = [
+        name for name in cpu.SETTINGS if name != cpu.BF16 or has_fast_bf16(torch.device("cpu"))
+    ]
+    for table in (resnet, efficientnet):
+        assert [row["name"] for row in table["rows"]] == names
+    assert len(prediction["rows"]) == 4
+    assert all(row["per_second"] > 0 for row in prediction["rows"])
 
 
 @pytest.mark.parametrize(
@@ -403,7 +383,7 @@ def test_loading_is_compared_on_the_same_pixels(tmp_path):
         "Test view",
     ]
     for table in content["tables"]:
-        peer, own, floats, tensors, before, decoding = table["rows"]
+        peer, own, floats, tensors, decoding = table["rows"]
         assert own["name"] == "ia_gcn"
         assert peer["speed"] == 1
         for row in table["rows"]:
@@ -414,7 +394,7 @@ def test_loading_is_compared_on_the_same_pixels(tmp_path):
         for row in (own, tensors):
             assert row["level_difference"] <= 1
             assert row["differing_share"] < 0.02
-        assert "level_difference" not in {**peer, **floats, **before, **decoding}
+        assert "level_difference" not in {**peer, **floats, **decoding}
 
 
 def test_rates_are_of_medians():

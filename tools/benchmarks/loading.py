@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple
-from unittest import mock
 
 import numpy as np
 import torch
@@ -67,7 +66,6 @@ class Images(Dataset):
 
 
 OWN = "ia_gcn"
-BEFORE = "ia_gcn as it was: decoded and warped by Pillow"
 PEER = "torchvision on Pillow images, uint8"
 DECODING = "pil_loader alone: decoding"
 
@@ -94,7 +92,6 @@ def build_calls(loaders: Dict[str, DataLoader], files: List[str]) -> Dict[str, C
     """What is timed, by the name of a row."""
     # A deque of no length keeps nothing of what it is given.
     calls = {name: partial(deque, loader, 0) for name, loader in loaders.items()}
-    calls[BEFORE] = partial(with_pillow_alone, calls[OWN])
     calls[DECODING] = lambda: deque(map(pil_loader, files), 0)
     return calls
 
@@ -128,15 +125,6 @@ def compare_loading(is_train: bool, files: List[str], args) -> Table:
         rows,
         f"{len(files)} JPEGs of about 640×480 pixels and {kilobytes:.0f} kB.",
     )
-
-
-def with_pillow_alone(load: Callable) -> None:
-    """Call load(), with images decoded by Pillow and warped by detectron2's ResizeTransform."""
-    with (
-        mock.patch("ia_gcn.io.images.decode_upright_jpeg", return_value=None),
-        mock.patch("ia_gcn.data.augmentation.HAS_FAST_KERNEL", False),
-    ):
-        load()
 
 
 def torchvision_views(size: tuple, cfg: CfgNode) -> Dict[str, Callable]:
@@ -231,9 +219,9 @@ def run_loading(args) -> Iterator[Table]:
     """Count the images per second and core that are decoded, cropped and collated to batches.
 
     ia_gcn's data loading, and torchvision's of the same pieces of the same JPEGs:
-    on Pillow images, to uint8 and to normalised floats, and on tensors; ia_gcn's also as it was
-    with Pillow alone. Training view, which is cropped and mirrored, and test view, which is not.
-    What is counted are images of one process; pixels are compared with the first row's.
+    on Pillow images, to uint8 and to normalised floats, and on tensors. Training view, which is
+    cropped and mirrored, and test view, which is not. What is counted are images of one process;
+    pixels are compared with the first row's.
     """
     with TemporaryDirectory() as folder:
         files = write_photos(Path(folder), args.num_images)

@@ -235,8 +235,9 @@ def infer(network: Network) -> torch.Tensor:
     return network.logits(network.model, network.batch)
 
 
-def train_step(network: Network) -> None:
-    loss = network.loss(network.model, network.batch)
+def train_step(network: Network, bf16: bool = False) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = network.loss(network.model, network.batch)
     if not loss.isfinite():
         raise FloatingPointError("the loss of a training step is not finite")
     loss.backward()

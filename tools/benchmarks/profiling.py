@@ -1,4 +1,4 @@
-"""Where a training step of IA-GCN goes, and what it was before three costs were removed."""
+"""Where a training step of IA-GCN goes."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import os
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import median
-from typing import Callable, Dict, Iterator, List
+from typing import Dict, Iterator, List
 
-from detectron2.modeling.poolers import ROIPooler
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
-from ia_gcn.modeling.pooling import MeanROIPooler
 
 from .arguments import positive
 from .measuring import Table, measure, timed_rows
@@ -152,57 +150,11 @@ def profile_table(args, title: str, network: Network) -> Table:
     return Table(title, rows)
 
 
-# ------------------------------------------------------------------------------ what it was before
-
-
-def with_roi_align(network: Network) -> bool:
-    """Let a network pool regions by detectron2's ROIPooler, sample by sample."""
-    heads = network.model.roi_heads
-    if not isinstance(heads.pooler, MeanROIPooler):
-        return False
-    (align,) = heads.pooler.level_poolers
-    heads.pooler = ROIPooler(
-        heads.pooler.output_size, [align.spatial_scale], align.sampling_ratio, "ROIAlignV2"
-    )
-    return True
-
-
-def without_fused_optimizer(network: Network) -> bool:
-    """Let a network's optimizer go through the weights one by one."""
-    groups = [group for group in network.optimizer.param_groups if group.get("fused")]
-    for group in groups:
-        group["fused"] = False
-    return bool(groups)
-
-
-# By what was changed: what undoes it, and tells whether there was something to undo.
-BEFORE = {
-    "ROIAlign's mean as a matrix product": with_roi_align,
-    "a fused optimizer": without_fused_optimizer,
-}
-
-
-def before_and_after(build: Callable[[], Network]) -> Dict[str, Network]:
-    """Networks as they were, with each one of the changes that make a difference, and with all."""
-    was = build()
-    changes = [name for name, undo in BEFORE.items() if undo(was)]
-    networks = {"as it was": was}
-    for change in changes if len(changes) > 1 else ():
-        networks[change] = build()
-        for other in changes:
-            if other != change:
-                BEFORE[other](networks[change])
-    return {**networks, "as it is": build()}
-
-
 def run_profile(args) -> Iterator[Table]:
     """Tell where a training step of an IA-GCN goes, on images and weights of chance.
 
-    Two tables have the seconds of each part, forward and backward, by torch's profiler: of the step
-    as it is, and as it was with detectron2's ROIAlign in place of MeanROIPooler and an Adam that
-    goes through the weights one by one in place of the fused one. A third has the time of whole
-    steps, without the profiler, with one change or the other. What the third change, to the warping
-    and decoding of images, is worth, `loading` tells.
+    One table has the seconds of each part, forward and backward, by torch's profiler; another has
+    the time of whole steps, without the profiler.
     """
     # The profiler's own remarks, to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -214,19 +166,17 @@ def run_profile(args) -> Iterator[Table]:
     size = cfg.INPUT.IMAGE_SIZE[0]
     recipe = Recipe(os.path.abspath(args.config_file))
     heading = f"{args.config_file}, {args.batch} × {size}×{size} pixels"
-    networks = before_and_after(partial(build_network, recipe, args.batch, size, args.opts))
-    for network in networks.values():
-        network.model.train()
-    for name in ("as it is", "as it was"):
-        yield profile_table(args, f"Training step {name}: {heading}", networks[name])
-    calls = {name: partial(train_step, network) for name, network in networks.items()}
+    network = build_network(recipe, args.batch, size, args.opts)
+    network.model.train()
+    yield profile_table(args, f"Parts of a training step: {heading}", network)
+    calls = {"training step": partial(train_step, network)}
     yield Table(f"Training step: {heading}", timed_rows(measure(calls, args.rounds, "steps")))
 
 
 def add_profile(subcommands, common: argparse.ArgumentParser) -> None:
     parser = subcommands.add_parser(
         "profile",
-        help="where a training step goes, and where it went before",
+        help="where a training step goes",
         description=inspect.getdoc(run_profile),
         epilog=PROFILE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

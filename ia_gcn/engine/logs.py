@@ -16,6 +16,8 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
+from ..memory import keep_freed_memory
+
 LOG_FILE = "log.txt"
 
 # Those whose messages make up the log; the screen gets ia_gcn's, and of the others what went wrong.

@@ -41,7 +41,51 @@ def test_a_checkpoint_restores_weights_and_label_graph(build, tmp_path):
     images = [{"image": torch.randint(256, (3, 64, 64), dtype=torch.uint8)}]
     with torch.no_grad():
         assert torch.equal(model(images)[0]["logits"], other(images)[0]["logits"])
-    assert torch.equal(model.label_graph.pair_counts(other)[0].pair_counts)
+    assert torch.equal(model.label_graph.pair_counts, other.label_graph.pair_counts)
+
+
+def old_names(state_dict):
+    """A state dict as version 0.1 named it."""
+    changes = {"label_graph.": "label_head.label_graph.", "label_head.pooling.": "pooling."}
+    renamed = {}
+    for name, value in state_dict.items():
+        for new, old in changes.items():
+            if name.startswith(new):
+                name = name.replace(new, old, 1)
+        renamed[name] = value
+    return renamed
+
+
+@pytest.mark.parametrize("load_ema", [False, True])
+def test_a_checkpoint_of_version_0_1_gives_the_same_scores(build, tmp_path, load_ema):
+    gem = ("MODEL.GLOBAL_POOLING.NAME", "gem")
+    model, other = build(*gem), build(*gem)
+    with torch.no_grad():
+        model.label_head.pooling.power += 0.5
+    old = old_names(model.state_dict())
+    assert set(old) ^ set(model.state_dict()) == {
+        *(
+            f"label_{part}.{name}"
+            for part in ("graph", "head.label_graph")
+            for name in ("embeddings", "label_counts", "pair_counts")
+        ),
+        "pooling.power",
+        "label_head.pooling.power",
+    }
+    content = {"model": old, "label_names": LABELS}
+    if load_ema:
+        content = {
+            "model": old_names(other.state_dict()),
+            "ema": {f"module.{name}": value for name, value in old.items()},
+            "label_names": LABELS,
+        }
+    torch.save(content, tmp_path / "old.pth")
+    checkpointer = MultiLabelCheckpointer(other, label_names=LABELS, load_ema=load_ema)
+    checkpointer.load(str(tmp_path / "old.pth"))
+    checkpointer.check_complete()
+    images = [{"image": torch.randint(256, (3, 64, 64), dtype=torch.uint8)}]
+    with torch.no_grad():
+        assert torch.equal(model(images)[0]["scores"], other(images)[0]["scores"])
 
 
 def test_a_file_that_would_run_code_is_refused(build, tmp_path):

@@ -44,16 +44,13 @@ def data_summary(sizes: Dict[str, int], num_labels: int) -> str:
     return f"{', '.join(parts) or 'none'}, {num_labels} labels"
 
 
-def device_summary(cfg: CfgNode, model: nn.Module, mixed_precision: bool = False) -> str:
-    """The device by name, how many processes there are, and the precision."""
+def device_summary(model: nn.Module, precision: str) -> str:
+    """The device by name, the precision, and how many processes there are."""
     device = next(model.parameters()).device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         name = str(device) if torch.cuda.is_available() else f"{device} (no GPU found)"
-    precision = "float32"
-    if mixed_precision:
-        precision = f"mixed {'float16' if device.type == 'cuda' else 'bfloat16'} and float32"
     processes = comm.get_world_size()
     return f"{name}, {precision}" + (f", {processes} processes" if processes > 1 else "")
 
@@ -76,10 +73,16 @@ def training_summary(trainer) -> str:
                 f"({epochs:.3g} epochs), {solver.OPTIMIZER}, learning rate {solver.BASE_LR:g}, "
                 f"seed {trainer.seed}"
             ),
-            "device": device_summary(cfg, trainer.model, solver.AMP.ENABLED),
+            "device": device_summary(trainer.model, training_precision(trainer.amp_dtype)),
             "output": cfg.OUTPUT_DIR,
         },
     )
+
+
+def training_precision(amp_dtype: torch.dtype | None) -> str:
+    """In the words of TEST.PRECISION; None: no mixed precision."""
+    names = {torch.float16: "mixed fp16 and fp32", torch.bfloat16: "mixed bf16 and fp32"}
+    return names.get(amp_dtype, "fp32")
 
 
 def initial_weights(trainer) -> str:
@@ -109,7 +112,7 @@ def evaluation_summary(cfg: CfgNode, model: nn.Module, weights: str, sizes: Dict
             "model": model_summary(cfg, model),
             "weights": weights + (" (EMA)" if cfg.TEST.EMA else ""),
             "data": data_summary(sizes, cfg.MODEL.LABEL_HEAD.NUM_LABELS),
-            "device": device_summary(cfg, model),
+            "device": device_summary(model, cfg.TEST.PRECISION),
             "output": cfg.OUTPUT_DIR,
         },
     )

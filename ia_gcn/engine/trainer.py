@@ -58,6 +58,7 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         ema: the running mean of the weights, `module` a model; None where SOLVER.EMA_DECAY is 0.
+        amp_dtype: of mixed precision; None without it.
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
         label_names: of the model's outputs, in order.
         test_sizes: the number of images of each of DATASETS.TEST.
@@ -90,14 +91,14 @@ class Trainer(DefaultTrainer):
         self.ema = ModelEmaV3(model, decay) if decay else None
         logger.debug(f"Model:\n{model}")
         amp = cfg.SOLVER.AMP
-        amp_dtype = choose_amp_dtype(amp.DTYPE, model) if amp.ENABLED else None
+        self.amp_dtype = choose_amp_dtype(amp.DTYPE, model) if amp.ENABLED else None
         model = wrap_in_ddp(model)
         self._trainer = AccumulatingTrainer(
             model,
             data_loader,
             optimizer,
             steps=cfg.SOLVER.ACCUMULATE_STEPS,
-            amp_dtype=amp_dtype,
+            amp_dtype=self.amp_dtype,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         extras = {"ema": self.ema} if self.ema else {}

@@ -58,6 +58,13 @@ def test_files_count_in_the_order_in_which_they_are_merged(write):
     assert (cfg.SEED, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR) == (2, "b", "y")
 
 
+def test_a_config_of_the_package_is_found_without_its_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cfg = read_config("Custom/small.yaml")
+    assert cfg.MODEL.BACKBONE.NAME == "build_timm_backbone"
+    assert cfg.MODEL.WEIGHTS == ""
+
+
 # ------------------------------------------------------------------------------------------- timm
 
 

@@ -30,7 +30,6 @@ TINY_NETWORK = [
     *("MODEL.RESNETS.DEPTH", "50", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.LABEL_HEAD.NUM_LABELS", "5"),
     *("MODEL.LABEL_GCN.HIDDEN_DIMS", "(8, 8)", "MODEL.REGION_GCN.HIDDEN_DIMS", "(8, 8)"),
-    *("MODEL.TIMM.NAME", "test_resnet"),
 ]
 TINY = ["--rounds", "2", "--threads", "1", "--batch", "1", "--size", "64"]
 
@@ -54,7 +53,7 @@ def test_all_comparisons(tmp_path):
         rows = tables[f"{title}: ResNet-50"]
         assert [row["name"] for row in rows] == names
         assert all(row["regions"] == [40, 40] for row in rows[4:])
-        others = tables[f"{title}: test_resnet"]
+        others = tables[f"{title}: tresnet_m"]
         assert [row["name"] for row in others] == ["timm", "LinearHead", "ML-AGCN"]
         assert all(row["peak_bytes"] > row["step_bytes"] >= 0 for row in rows + others)
     for network in ("LinearHead", "IA-GCN"):

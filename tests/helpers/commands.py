@@ -10,7 +10,7 @@ import runpy
 import subprocess
 import sys
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Iterator, NamedTuple
@@ -55,7 +55,9 @@ def load_command(name: str) -> ModuleType:
 def run_script(path: str, *args, cwd: Path = ROOT) -> Outcome:
     """Run a script of the repository as `python path *args` does, in this process."""
     argv = [str(ROOT / path), *map(str, args)]
-    out, err, before = StringIO(), StringIO(), os.getcwd()
+    # As those of a process, which a command may reconfigure.
+    out, err = (TextIOWrapper(BytesIO(), "utf-8", newline="\n") for _ in range(2))
+    before = os.getcwd()
     with (
         own_log_handlers(),
         mock.patch.object(sys, "argv", argv),
@@ -73,7 +75,9 @@ def run_script(path: str, *args, cwd: Path = ROOT) -> Outcome:
                 status = 1
         finally:
             os.chdir(before)
-    return Outcome(status, out.getvalue(), err.getvalue())
+    for stream in (out, err):
+        stream.flush()
+    return Outcome(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
 
 def run_process(*command, cwd: Path = ROOT, **env) -> Outcome:

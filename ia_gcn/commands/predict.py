@@ -50,6 +50,7 @@ from ..extensions import import_extensions
 from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
 from ..inference.files import default_workers, map_ahead
 from ..io.images import source_name
+from ..memory import keep_freed_memory
 from .common import (
     add_import_option,
     make_parser,
@@ -136,6 +137,8 @@ def load_predictor(args: argparse.Namespace):
         predictor = MultiLabelPredictor(
             args.weights, config_file=args.config_file, device=args.device
         )
+        if predictor.cfg.KEEP_FREED_MEMORY:
+            keep_freed_memory()
     if args.regions and not predictor.has_regions:
         raise InputError(f"--regions: the model in {args.weights} has no region branch")
     return predictor

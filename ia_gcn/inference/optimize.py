@@ -47,7 +47,7 @@ def optimize_for_inference(model: nn.Module, image_size: Sequence[int] = (224, 2
             module.norm = None
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, len(model.pixel_mean), *image_size, generator=generator)
-    fold_following_norms(model.backbone, image.to(model.device))
+    fold_following_norms(model.backbone, image.to(model.pixel_mean))
     return model.to(memory_format=torch.channels_last)
 
 

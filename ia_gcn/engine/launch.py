@@ -45,19 +45,20 @@ def launch(
         return main(*args)
     # torch's C++ code warns of what its users can't change, such as parameters that DDP found used.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    work = main, args, mp.get_start_method()
     try:
         if torch.cuda.is_available():
             if num_processes > torch.cuda.device_count():
                 found = torch.cuda.device_count()
                 raise InputError(f"--num-gpus {num_processes}: this machine has {found}")
             job = num_processes, num_machines, machine_rank, dist_url
-            launch_d2(_exit_with, *job, args=(main, args))
+            launch_d2(_exit_with, *job, args=work)
         else:
             if dist_url == "auto":
                 dist_url = f"tcp://127.0.0.1:{_free_port()}"
             ranks = machine_rank * num_processes, num_processes, num_processes * num_machines
             mp.start_processes(
-                _cpu_process, (main, args, dist_url, *ranks), num_processes, start_method="spawn"
+                _cpu_process, (work, dist_url, *ranks), num_processes, start_method="spawn"
             )
     except mp.ProcessExitedException as error:
         # The process has said why.
@@ -85,14 +86,14 @@ def _join_torchrun() -> None:
 
 
 def _cpu_process(
-    local_rank, main, args, dist_url, first_rank: int, num_processes: int, world_size: int
+    local_rank: int, work, dist_url, first_rank: int, num_processes: int, world_size: int
 ) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
     dist.init_process_group(
         "gloo", init_method=dist_url, rank=first_rank + local_rank, world_size=world_size
     )
     _set_local_group(num_processes)
-    _exit_with(main, args)
+    _exit_with(*work)
 
 
 def _set_local_group(local_size: int) -> None:
@@ -104,7 +105,10 @@ def _set_local_group(local_size: int) -> None:
             comm._LOCAL_PROCESS_GROUP = group
 
 
-def _exit_with(main, args) -> None:
+def _exit_with(main, args, start_method: str) -> None:
+    # This process was spawned. Its data loaders' workers are to start as they do without it: if
+    # they were spawned as well, each would import everything again.
+    mp.set_start_method(start_method, force=True)
     try:
         status = main(*args)
     finally:

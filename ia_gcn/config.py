@@ -107,8 +107,8 @@ def _add_model_keys(cfg: CN) -> None:
     # A timm network as the backbone.
     cfg.MODEL.TIMM = CN()
     # timm's name of it, for example tresnet_m. Choosing one sets MODEL.BACKBONE.NAME, MODEL.WEIGHTS
-    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT to what goes with it, except for
-    # those that are set in the same file or after it.
+    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT and INPUT.INTERPOLATION to what goes
+    # with it, except for those that are set in the same file or after it.
     cfg.MODEL.TIMM.NAME = ""
     # Whether it starts from timm's weights, which are downloaded once.
     cfg.MODEL.TIMM.PRETRAINED = True
@@ -269,6 +269,9 @@ def _add_data_keys(cfg: CN) -> None:
 
     # Height and width of the model's input, in pixels.
     cfg.INPUT.IMAGE_SIZE = (448, 448)
+    # How images are resized, bilinear or bicubic: Pillow's, which takes the mean over what becomes
+    # a pixel. MODEL.TIMM.NAME sets that of the network's own training.
+    cfg.INPUT.INTERPOLATION = "bilinear"
     # Training view: a crop whose height and width are the image's shorter side times one of
     # SCALES each, at most MAX_DISTORT places apart in that list, warped to IMAGE_SIZE.
     cfg.INPUT.MULTI_SCALE_CROP = CN()

@@ -88,6 +88,7 @@ def settle_timm(cfg: CfgNode, set_at: Dict[str, int]) -> None:
             MODEL.TIMM, was chosen in the same place.
     """
     # timm takes seconds to import, and not every command needs it.
+    from .data.augmentation import INTERPOLATIONS
     from .modeling.backbone import pretrained_cfg
 
     name, chosen_at = cfg.MODEL.TIMM.NAME, set_at.get("MODEL.TIMM.NAME", -1)
@@ -110,6 +111,8 @@ def settle_timm(cfg: CfgNode, set_at: Dict[str, int]) -> None:
         "MODEL.PIXEL_STD": [round(255 * value, 3) for value in weights.std],
         "INPUT.FORMAT": "RGB",
     }
+    if weights.interpolation in INTERPOLATIONS:
+        values["INPUT.INTERPOLATION"] = weights.interpolation
     if cfg.MODEL.BACKBONE.FREEZE_AT not in (0, 5):
         values["MODEL.BACKBONE.FREEZE_AT"] = 0
     values = {key: value for key, value in values.items() if set_at.get(key, -1) < chosen_at}

@@ -76,6 +76,7 @@ def test_a_timm_network_on_the_command_line_takes_the_place_of_the_files_backbon
     assert cfg.MODEL.TIMM.PRETRAINED
     assert cfg.INPUT.FORMAT == "RGB"
     weights = timm.get_pretrained_cfg(name)
+    assert weights.interpolation == cfg.INPUT.INTERPOLATION
     assert pytest.approx([255 * value for value in weights.mean]) == cfg.MODEL.PIXEL_MEAN
     assert pytest.approx([255 * value for value in weights.std]) == cfg.MODEL.PIXEL_STD
     # detectron2's default freezes two stages, which a timm network can't.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
+from detectron2.config import CfgNode
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from PIL import Image
@@ -23,15 +24,34 @@ from ..errors import InputError
 HAS_FAST_KERNEL = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
+# What INPUT.INTERPOLATION can be, as Pillow calls it.
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def interpolation_of(cfg: CfgNode) -> Image.Resampling:
+    """INPUT.INTERPOLATION.
+
+    Raises:
+        InputError: it is neither bilinear nor bicubic.
+    """
+    name = cfg.INPUT.INTERPOLATION
+    if name not in INTERPOLATIONS:
+        raise InputError(f"INPUT.INTERPOLATION must be bilinear or bicubic, not {name!r}")
+    return INTERPOLATIONS[name]
+
+
 class Warp(T.Resize):
     """detectron2's Resize for training views, to a fixed height and width, by `WarpTransform`."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
-        return WarpTransform(*image.shape[:2], *self.shape)
+        return WarpTransform(*image.shape[:2], *self.shape, self.interp)
 
 
 class WarpTransform(T.ResizeTransform):
-    """detectron2's bilinear ResizeTransform for training views, faster on (H, W, C) uint8 images.
+    """detectron2's ResizeTransform for training views, faster on (H, W, C) uint8 images.
 
     The result is Pillow's within rounding: of a photo, one value in a hundred differs, by one of
     256 levels. That can change a score by some hundredths, so evaluation and prediction take
@@ -40,12 +60,14 @@ class WarpTransform(T.ResizeTransform):
     """
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        if interp is not None or img.dtype != np.uint8 or not HAS_FAST_KERNEL:
+        fast = HAS_FAST_KERNEL and self.interp in INTERPOLATIONS.values()
+        if interp is not None or img.dtype != np.uint8 or not fast:
             return super().apply_image(img, interp)
         # torch takes neither what can't be written nor what runs backwards.
         pixels = torch.from_numpy(img.copy()).permute(2, 0, 1)[None]
         size = (self.new_h, self.new_w)
-        warped = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        mode = Image.Resampling(self.interp).name.lower()
+        warped = F.interpolate(pixels, size, mode=mode, antialias=True)
         return warped[0].permute(1, 2, 0).numpy()
 
 
@@ -56,12 +78,19 @@ class MultiScaleCrop(T.Augmentation):
     the pairs at most `max_distort` places apart in that list; the place is uniform.
     """
 
-    def __init__(self, size: Tuple[int, int], scales: Sequence[float], max_distort: int):
+    def __init__(
+        self,
+        size: Tuple[int, int],
+        scales: Sequence[float],
+        max_distort: int,
+        interpolation: Image.Resampling = Image.Resampling.BILINEAR,
+    ):
         """
         Args:
             size: height and width of the result in pixels.
             scales: in (0, 1].
             max_distort: 0 crops squares only.
+            interpolation: Pillow's, bilinear or bicubic.
         Raises:
             InputError: a scale is out of range, or there is none.
         """
@@ -69,6 +98,7 @@ class MultiScaleCrop(T.Augmentation):
         if not scales or not all(0 < scale <= 1 for scale in scales):
             raise InputError(f"INPUT.MULTI_SCALE_CROP.SCALES must be in (0, 1], got {scales}")
         self.size = size
+        self.interpolation = interpolation
         self.scale_pairs = [
             (scale_h, scale_w)
             for i, scale_h in enumerate(scales)
@@ -86,7 +116,7 @@ class MultiScaleCrop(T.Augmentation):
         return T.TransformList(
             [
                 T.CropTransform(left, top, crop_w, crop_h, width, height),
-                WarpTransform(crop_h, crop_w, *self.size),
+                WarpTransform(crop_h, crop_w, *self.size, self.interpolation),
             ]
         )
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..io import images
-from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
+from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp, interpolation_of
 
 
 class MultiLabelDatasetMapper:
@@ -163,12 +163,14 @@ def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
     Raises:
         InputError: a key is out of range, or RandAugment would leave boxes or proposals behind.
     """
-    size = tuple(cfg.INPUT.IMAGE_SIZE)
+    size, interpolation = tuple(cfg.INPUT.IMAGE_SIZE), interpolation_of(cfg)
     if not is_train:
-        return [T.Resize(size)]
+        return [T.Resize(size, interpolation)]
     crop = cfg.INPUT.MULTI_SCALE_CROP
     augmentations = [
-        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT) if crop.ENABLED else Warp(size)
+        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT, interpolation)
+        if crop.ENABLED
+        else Warp(size, interpolation)
     ]
     if cfg.INPUT.RANDOM_FLIP != "none":
         augmentations.append(

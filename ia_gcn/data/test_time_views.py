@@ -9,8 +9,10 @@ import torch
 from detectron2.config import configurable
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from PIL import Image
 
 from ..errors import InputError
+from .augmentation import interpolation_of
 from .dataset_mapper import MultiLabelDatasetMapper, read_image, target_vector
 
 PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode")
@@ -25,11 +27,18 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
 
     @configurable
     def __init__(
-        self, *, image_size: Tuple[int, int], scales: Sequence[float], flip: bool, **kwargs
+        self,
+        *,
+        image_size: Tuple[int, int],
+        interpolation: Image.Resampling,
+        scales: Sequence[float],
+        flip: bool,
+        **kwargs,
     ):
         """
         Args:
             image_size: height and width of a view at scale 1, in pixels.
+            interpolation: Pillow's, bilinear or bicubic.
             scales: at least one positive factor of image_size.
             flip: whether each size has a mirrored view too.
             kwargs: those of MultiLabelDatasetMapper but for is_train.
@@ -38,9 +47,10 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         self.views = []
         for scale in scales:
             height, width = (max(1, round(scale * side)) for side in image_size)
-            self.views.append(T.AugmentationList([T.Resize((height, width))]))
+            resize = T.Resize((height, width), interpolation)
+            self.views.append(T.AugmentationList([resize]))
             if flip:
-                mirrored = [T.Resize((height, width)), T.HFlipTransform(width)]
+                mirrored = [resize, T.HFlipTransform(width)]
                 self.views.append(T.AugmentationList(mirrored))
 
     @classmethod
@@ -53,6 +63,7 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         return {
             **ret,
             "image_size": tuple(cfg.INPUT.IMAGE_SIZE),
+            "interpolation": interpolation_of(cfg),
             "scales": scales,
             "flip": cfg.TEST.AUG.FLIP,
         }

@@ -42,7 +42,7 @@ def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
             "size": list(cfg.INPUT.IMAGE_SIZE),
             "format": cfg.INPUT.FORMAT,
             # Pillow's, which takes the mean over what becomes a pixel.
-            "interpolation": "bilinear",
+            "interpolation": cfg.INPUT.INTERPOLATION,
             "input": "uint8 (B, 3, height, width); the model itself takes off mean and deviation",
             "mean": list(cfg.MODEL.PIXEL_MEAN),
             "deviation": list(cfg.MODEL.PIXEL_STD),

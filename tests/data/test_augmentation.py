@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import functional as vision
 
 from ia_gcn.data import Cutout, MultiScaleCrop, RandAugment, Warp
+from ia_gcn.data.augmentation import INTERPOLATIONS
 from ia_gcn.errors import InputError
 
 
@@ -51,13 +52,19 @@ def photos():
     return load_sample_images().images
 
 
+# By how many levels of 256: a bicubic's weights are larger, and some are negative.
+FURTHEST = {"bilinear": 1, "bicubic": 2}
+
+
+@pytest.mark.parametrize("name", INTERPOLATIONS)
 @pytest.mark.parametrize("size", [(448, 448), (224, 320), (900, 600), (64, 64), (576, 576)])
-def test_few_pixels_of_a_photo_differ_from_pillows_by_a_level(photos, size):
+def test_few_pixels_of_a_photo_differ_from_pillows_by_a_level(photos, size, name):
+    interpolation = INTERPOLATIONS[name]
     for photo in photos:
-        found = Warp(size).get_transform(photo).apply_image(photo)
-        expected = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.BILINEAR))
+        found = Warp(size, interpolation).get_transform(photo).apply_image(photo)
+        expected = np.asarray(Image.fromarray(photo).resize(size[::-1], interpolation))
         difference = np.abs(found.astype(int) - expected)
-        assert difference.max() <= 1
+        assert difference.max() <= FURTHEST[name]
         assert (difference > 0).mean() < 0.02
 
 
@@ -100,6 +107,17 @@ def test_boxes_and_masks_follow_as_in_detectron2():
     assert np.array_equal(ours.apply_segmentation(mask), theirs.apply_segmentation(mask))
     colours = np.random.default_rng(0).random((40, 60, 3), np.float32)
     assert np.array_equal(ours.apply_image(colours), theirs.apply_image(colours))
+
+
+def test_a_crop_is_resized_as_asked_for(photos):
+    for name, interpolation in INTERPOLATIONS.items():
+        np.random.seed(0)
+        crop = MultiScaleCrop((224, 224), (1.0, 0.5), 1, interpolation).get_transform(photos[0])
+        box = crop.transforms[0]
+        piece = Image.fromarray(photos[0][box.y0 : box.y0 + box.h, box.x0 : box.x0 + box.w])
+        expected = np.asarray(piece.resize((224, 224), interpolation))
+        difference = np.abs(crop.apply_image(photos[0]).astype(int) - expected)
+        assert difference.max() <= FURTHEST[name]
 
 
 # --------------------------------------------------------------------------------- MultiScaleCrop

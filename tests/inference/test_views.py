@@ -9,15 +9,21 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from ia_gcn.data import MultiLabelDatasetMapper
+from ia_gcn.data.augmentation import INTERPOLATIONS
 from ia_gcn.data.test_time_views import DatasetMapperTTA
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
+from ia_gcn.export import describe
 from ia_gcn.inference import EvaluationView
 from ia_gcn.inference.onnx_predictor import ImageView
 from tests.helpers.images import IMAGES, JPEGS, jpeg_bytes
 
 # Height, width and channel order of models' inputs: images are shrunk much, a little, or enlarged.
-INPUTS = [((48, 64), "RGB"), ((171, 256), "BGR"), ((500, 300), "RGB")]
+INPUTS = [
+    ((48, 64), "RGB", "bicubic"),
+    ((171, 256), "BGR", "bilinear"),
+    ((500, 300), "RGB", "bilinear"),
+]
 
 
 def photo(size, **options):
@@ -45,19 +51,21 @@ def write_files(folder):
     return sorted(folder.iterdir())
 
 
-def build_views(size, image_format):
+def build_views(size, image_format, interpolation="bilinear"):
     """The config, the view of a checkpoint's predictor, and that of an exported model."""
     opts = ["INPUT.IMAGE_SIZE", size, "INPUT.FORMAT", image_format, "MODEL.DEVICE", "cpu"]
+    opts += ["INPUT.INTERPOLATION", interpolation]
     cfg = setup_cfg("configs/DigitScenes/asl.yaml", opts)
     # As an exported file has it.
-    stored = {"size": list(size), "format": image_format, "interpolation": "bilinear"}
-    return cfg, EvaluationView(cfg), ImageView(stored)
+    return cfg, EvaluationView(cfg), ImageView(describe(cfg, ["cat"])["preprocessing"])
 
 
-@pytest.mark.parametrize(("size", "image_format"), INPUTS)
-def test_all_views_of_a_file_are_identical(repository, monkeypatch, tmp_path, size, image_format):
+@pytest.mark.parametrize(("size", "image_format", "interpolation"), INPUTS)
+def test_all_views_of_a_file_are_identical(
+    repository, monkeypatch, tmp_path, size, image_format, interpolation
+):
     monkeypatch.chdir(repository)
-    cfg, view, exported_view = build_views(size, image_format)
+    cfg, view, exported_view = build_views(size, image_format, interpolation)
     cfg.TEST.AUG.SCALES, cfg.TEST.AUG.FLIP = (1.0,), False
     mapper, views_mapper = MultiLabelDatasetMapper(cfg, is_train=False), DatasetMapperTTA(cfg)
     files = write_files(tmp_path)
@@ -78,7 +86,7 @@ def test_all_views_of_a_file_are_identical(repository, monkeypatch, tmp_path, si
             if not image.mode.startswith(("I", "F")):
                 # Pillow's own, apart from the greys that it can't scale.
                 pillows = ImageOps.exif_transpose(image).convert("RGB")
-                pillows = np.asarray(pillows.resize(size[::-1], Image.Resampling.BILINEAR))
+                pillows = np.asarray(pillows.resize(size[::-1], INTERPOLATIONS[interpolation]))
                 order = [2, 1, 0] if image_format == "BGR" else [0, 1, 2]
                 expected = pillows.transpose(2, 0, 1)[order]
                 np.testing.assert_array_equal(exported["image"], expected, str(file))
@@ -115,3 +123,9 @@ def test_other_sources_are_refused(repository, monkeypatch, source):
     for view in build_views((48, 64), "RGB")[1:]:
         with pytest.raises(InputError, match="an image is"):
             view(source)
+
+
+def test_an_unknown_interpolation_is_refused(repository, monkeypatch, error_line):
+    monkeypatch.chdir(repository)
+    message = error_line(build_views, (48, 64), "RGB", "nearest")
+    assert "INPUT.INTERPOLATION must be bilinear or bicubic, not 'nearest'" in message

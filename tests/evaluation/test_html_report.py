@@ -520,7 +520,7 @@ def test_a_training_writes_it_at_its_last_evaluation(make_cfg, tmp_path, monkeyp
 
     def record(cfg, model):
         evaluated.append(cfg.clone())
-        return {}
+        return {"multi_label": {"mAP": 50.0, "CF1": 40.0, "OF1": 30.0}}
 
     monkeypatch.setattr(Trainer, "test", staticmethod(record))
     opts = ("TEST.REPORT", True, "TEST.EMA", True, "SOLVER.EMA_DECAY", 0.9)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from detectron2.layers import Conv2d
 from detectron2.modeling import ResNet, build_model
+from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer
+from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.engine.evaluation import evaluate_checkpoint
 from ia_gcn.inference import optimize_for_inference, precision, set_precision
@@ -234,11 +236,14 @@ def test_eval_only_does_as_the_config_says(build, monkeypatch, tmp_path, optimiz
 
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     MultiLabelCheckpointer(build("ml_gcn"), str(tmp_path), label_names=names).save("model")
-    opts = ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    record = {"file_name": str(tmp_path / "a.png"), "image_id": 1, "labels": [0]}
+    register_multilabel("ten_digits", lambda: [record], names)
+    opts = ["MODEL.WEIGHTS", str(tmp_path / "model.pth"), "DATASETS.TEST", ["ten_digits"]]
     opts += ["TEST.OPTIMIZE_MODEL", optimize, "TEST.PRECISION", name]
     monkeypatch.setattr(Trainer, "test", test)
     with pytest.raises(Reached) as found:
-        evaluate_checkpoint(setup_cfg("configs/DigitScenes/ml_gcn.yaml", opts))
+        evaluate_checkpoint(setup_cfg("configs/DigitScenes/ml_gcn.yaml", opts, eval_only=True))
     (model,) = found.value.args
     assert type(model.backbone) is kind
     (stem,) = [m for name, m in model.named_modules() if name.endswith("stem.conv1")]

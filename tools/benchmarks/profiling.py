@@ -25,14 +25,14 @@ from .networks import CONFIGS, Network, Recipe, build_network, train_step
 # inner one.
 PARTS = {
     "backbone": "backbone",
-    "pooling to x": "pooling",
+    "pooling to x": "label_head.pooling",
     "RPN head": "proposal_generator.rpn_head",
     "anchors, matching, NMS and losses of the RPN": "proposal_generator",
     "ROIAlign": "roi_heads.pooler",
-    "region weights and rough scores": "roi_heads",
+    "rough scores of the regions": "roi_heads.rough_classifier",
     "label GCN": "label_head",
     "region GCN": "region_gcn",
-    "loss of the labels": "loss",
+    "loss of the labels": "criterion",
 }
 PREFIX = "part: "
 OPTIMIZER = "optimizer"

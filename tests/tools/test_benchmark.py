@@ -17,6 +17,7 @@ from benchmarks.networks import (
     build_network,
     infer,
 )
+from detectron2.layers import ShapeSpec
 from PIL import Image
 
 from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
@@ -88,16 +89,15 @@ def test_ratios_are_of_medians():
 @pytest.mark.parametrize("num_labels", [5, 40])
 def test_both_forms_of_the_label_graph_agree(num_labels):
     problem = label_graph.make_graph_problem(num_labels)
-    head = problem.head.double()
-    problem = problem._replace(
-        head=head, x=problem.x.detach().double(), presence=problem.presence.detach().double()
-    )
+    problem.x.requires_grad_(False)
+    problem.presence.requires_grad_(False)
+    problem = label_graph.GraphProblem(*(part.double() for part in problem))
     rank_one, dense = (logits(problem) for logits in label_graph.FORMS.values())
     torch.testing.assert_close(rank_one, dense, rtol=1e-10, atol=1e-10)
 
 
 def test_the_lcm_is_what_fill_would_make_of_the_counts():
-    graph = label_graph.make_graph_problem(30).head.label_graph
+    graph = label_graph.make_graph_problem(30).graph
     before = graph.lcm.clone()
     graph.fill(graph.label_counts, graph.pair_counts, graph.embeddings)
     torch.testing.assert_close(graph.lcm, before)
@@ -253,6 +253,9 @@ class ReadyFeatures(torch.nn.Module):
     def __init__(self, features):
         super().__init__()
         self.features = features
+
+    def output_shape(self):
+        return {"res5": ShapeSpec(channels=self.features.shape[1], stride=scaling.STRIDE)}
 
     def forward(self, images):
         return {"res5": self.features}

@@ -89,12 +89,9 @@ def test_ratios_are_of_medians():
 @pytest.mark.parametrize("num_labels", [5, 40])
 def test_both_forms_of_the_label_graph_agree(num_labels):
     problem = label_graph.make_graph_problem(num_labels)
-    problem = problem._replace(
-        head=problem.head.double(),
-        graph=problem.graph.double(),
-        x=problem.x.detach().double(),
-        presence=problem.presence.detach().double(),
-    )
+    problem.x.requires_grad_(False)
+    problem.presence.requires_grad_(False)
+    problem = label_graph.GraphProblem(*(part.double() for part in problem))
     rank_one, dense = (logits(problem) for logits in label_graph.FORMS.values())
     torch.testing.assert_close(rank_one, dense, rtol=1e-10, atol=1e-10)
 
@@ -258,7 +255,7 @@ class ReadyFeatures(torch.nn.Module):
         self.features = features
 
     def output_shape(self):
-        return {"res5": ShapeSpec(channels=self.features.shape[1], stride=32)}
+        return {"res5": ShapeSpec(channels=self.features.shape[1], stride=scaling.STRIDE)}
 
     def forward(self, images):
         return {"res5": self.features}

@@ -1,4 +1,4 @@
-"""The running mean of the weights, batches in parts, mixed precision and clipped gradients."""
+"""The EMA of the weights, batches in parts, mixed precision and clipped gradients."""
 
 import json
 
@@ -33,7 +33,7 @@ def floats(state):
     return {name: value for name, value in state.items() if value.is_floating_point()}
 
 
-# The running mean
+# The EMA of the weights
 
 
 def test_the_running_mean_is_the_sum_written_out(make_cfg):

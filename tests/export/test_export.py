@@ -463,7 +463,7 @@ def test_predict_runs_onnx_without_detectron2(exported, run_predict, tmp_path):
     assert stderr.startswith("predict: --draw takes torch and detectron2")
     status, _, stderr = predict_without("--weights", weights, tmp_path)
     assert status == 1
-    assert stderr == f"predict: --weights {weights} takes torch and detectron2; " + (
+    assert stderr == f"predict: --weights {weights} needs torch and detectron2; " + (
         "a .onnx file does without\n"
     )
 

@@ -227,7 +227,7 @@ def test_the_running_mean_of_the_weights(make_checkpoint, error_line):
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     ema = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
     ema["module.label_head.layers.1.weight"] *= 3
-    with pytest.raises(InputError, match="no running mean"):
+    with pytest.raises(InputError, match="no EMA of the weights"):
         MultiLabelPredictor(weights, ema=True)
     change(weights, ema=ema)
     plain, mean = (MultiLabelPredictor(weights, ema=ema)(image).scores for ema in (False, True))

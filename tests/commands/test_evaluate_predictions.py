@@ -472,5 +472,5 @@ def test_help_has_examples(main, capsys):
     with pytest.raises(SystemExit, match="0"):
         main("--help")
     text = capsys.readouterr().out
-    for word in ("--select-on val/predictions.npz", "flatter", "operating_points.json", "15 bins"):
+    for word in ("--select-on val/predictions.npz", "too high", "operating_points.json", "15 bins"):
         assert word in text

@@ -280,7 +280,7 @@ def test_gradients_are_clipped_as_they_are_used(make_cfg, opts):
         (("SOLVER.EMA_DECAY", 1.0), r"SOLVER\.EMA_DECAY"),
         (("SOLVER.EMA_DECAY", -0.1), r"SOLVER\.EMA_DECAY"),
         (("SOLVER.ACCUMULATE_STEPS", 0), r"SOLVER\.ACCUMULATE_STEPS"),
-        (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "fp16"), r"DTYPE fp16 takes a GPU"),
+        (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "fp16"), r"DTYPE fp16 needs a GPU"),
         (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "half"), r"DTYPE must be auto, fp16 or"),
     ],
 )

@@ -267,7 +267,7 @@ def test_a_config_that_would_run_code_is_refused(make_checkpoint, tmp_path, erro
         ("a: [", "config"),
         ("[" * 1000, "config"),
         (5, "config"),
-        ("", "carries no config"),
+        ("", "has no config"),
     ],
 )
 def test_a_config_that_can_not_be_used_is_one_line(make_checkpoint, error_line, config, message):

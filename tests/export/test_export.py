@@ -471,7 +471,7 @@ def test_predict_runs_onnx_without_detectron2(exported, run_predict, tmp_path):
 def test_the_package_says_what_it_misses():
     code = "import sys; sys.modules['detectron2'] = None; from ia_gcn import MultiLabelPredictor"
     result = run_process("-c", code)
-    line = "ModuleNotFoundError: ia_gcn.MultiLabelPredictor takes detectron2"
+    line = "ModuleNotFoundError: ia_gcn.MultiLabelPredictor needs detectron2"
     assert result.stderr.splitlines()[-1] == line
 
 

@@ -222,7 +222,7 @@ def test_a_config_file_takes_the_place_of_the_checkpoints(make_checkpoint, tmp_p
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
 
 
-def test_the_running_mean_of_the_weights(make_checkpoint, error_line):
+def test_the_ema_of_the_weights(make_checkpoint, error_line):
     weights, _, model = make_checkpoint()
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     ema = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}

@@ -107,8 +107,8 @@ def _add_model_keys(cfg: CN) -> None:
     # A timm network as the backbone.
     cfg.MODEL.TIMM = CN()
     # timm's name of it, for example tresnet_m. Choosing one sets MODEL.BACKBONE.NAME, MODEL.WEIGHTS
-    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT and INPUT.INTERPOLATION to this network's
-    # values, except for those that are set in the same file or after it.
+    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT and INPUT.INTERPOLATION to the values of
+    # this network, except for those that are set in the same file or after it.
     cfg.MODEL.TIMM.NAME = ""
     # Whether to start from timm's weights, which are downloaded once.
     cfg.MODEL.TIMM.PRETRAINED = True

@@ -78,7 +78,7 @@ def _flat_keys(node: Dict, prefix: str = "") -> Iterator[str]:
 
 
 def settle_timm(cfg: CfgNode, set_at: Dict[str, int]) -> None:
-    """If MODEL.TIMM.NAME was set: set the backbone, weights and pixels of that network.
+    """If MODEL.TIMM.NAME was set: set that network's backbone, weights, pixels and frozen layers.
 
     Keys that were set in the same place or later stay. If that is MODEL.BACKBONE.NAME, that
     backbone is used instead of the timm network.

@@ -213,7 +213,7 @@ def draw_distractor(rng, size):
 
 def write_digit(rng, source, side):
     """
-    Write a source digit larger, turned and slanted by chance.
+    Write a source digit larger, turned and slanted at random.
 
     Args:
         source (ndarray): (8, 8), 0 (paper) to 16 (ink).
@@ -306,7 +306,7 @@ def cover_part(rng, ink):
 
 def choose_ink(rng, surroundings):
     """
-    Choose a colour that stands out, by a contrast drawn by chance, from where it will be seen.
+    Choose a colour that stands out, by a random contrast, from where it will be seen.
 
     Args:
         surroundings (ndarray): float32 (h, w, 3), RGB in 0..1.

@@ -18,7 +18,7 @@ Examples:
   the published split; it has images that later releases of image_data.json lack:
     datasets/prepare_vg500.py --train-list train_list_500.txt --test-list test_list_500.txt \\
         --skip-missing
-  a split of the same sizes, drawn by chance, and the boxes that an RPN learns from:
+  a split of the same sizes, drawn at random, and the boxes that an RPN learns from:
     datasets/prepare_vg500.py --boxes
 """
 
@@ -409,7 +409,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Returns the exit status; what the user can put right is said in one line."""
+    """Returns the exit status; invalid user input is reported in one line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -428,11 +428,9 @@ def main() -> int:
             type=Path,
             metavar="FILE",
             help=f"the {split} split's images, one a line: 2317468, 2317468.jpg or "
-            "VG_100K/2317468.jpg, then anything (default: a split drawn by chance)",
+            "VG_100K/2317468.jpg, then anything (default: a random split)",
         )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of the split drawn by chance (0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random split (0)")
     parser.add_argument(
         "--labels", type=int, default=500, metavar="N", help="number of labels (500)"
     )

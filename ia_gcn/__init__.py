@@ -1,8 +1,8 @@
 """Multi-label image recognition on detectron2: IA-GCN, ML-AGCN and their baselines.
 
 Importing the package registers its parts with detectron2; `add_ia_gcn_config` adds its keys to a
-detectron2 config, and `MultiLabelPredictor` says what is in an image. Where torch or detectron2 is
-missing, there is `ia_gcn.inference.OnnxPredictor` alone.
+detectron2 config, and `MultiLabelPredictor` finds the labels of an image. If torch or detectron2
+is missing, only `ia_gcn.inference.OnnxPredictor` can be used.
 """
 
 from importlib.util import find_spec
@@ -22,5 +22,5 @@ if not _missing:
 
 def __getattr__(name: str):
     if name in __all__:
-        raise ModuleNotFoundError(f"ia_gcn.{name} takes {' and '.join(_missing)}", name=_missing[0])
+        raise ModuleNotFoundError(f"ia_gcn.{name} needs {' and '.join(_missing)}", name=_missing[0])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[str] = ()) -> CN:
-    """Read a config; `ia_gcn.engine.setup_cfg` also fills in what the data says.
+    """Read a config; `ia_gcn.engine.setup_cfg` also fills in what depends on the data.
 
     With MODEL.TIMM.NAME, the keys that go with a timm network are filled in, see `settle_timm`.
 
@@ -38,7 +38,7 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
     path = find_config(config_file) if config_file else ""
     try:
         if path:
-            # detectron2's default would run code that a file asks for.
+            # detectron2's default would execute code in a YAML file.
             cfg.merge_from_file(path, allow_unsafe=False)
     except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"--config-file {config_file}: {_one_line(error)}") from error
@@ -58,7 +58,7 @@ def _one_line(error: Exception) -> str:
 
 
 def find_config(path: str) -> str:
-    """The path itself where there is such a file, else that of one of the configs of ia_gcn.
+    """The path itself if the file exists, else the path of a config of ia_gcn.
 
     Args:
         path: of a YAML file, or such as DigitScenes/ml_gcn.yaml or configs/DigitScenes/ml_gcn.yaml.
@@ -81,12 +81,12 @@ def add_ia_gcn_config(cfg: CN) -> None:
     Where a comment starts with a symbol, it is the paper's; B, C, D and d are the numbers of
     images, labels, feature channels and label embedding dimensions.
     """
-    # Modules and .py files that the model's code is in, as given with --import. They are only
-    # named here: a config or checkpoint never makes anything be imported.
+    # Modules and .py files with code of the model, as given with --import. They are only named
+    # here: a config or checkpoint never imports anything.
     cfg.IMPORTS = ()
-    # Whether train_net.py and predict.py keep the memory that they free for their next step, rather
-    # than returning it to the system: less time on a CPU. It has an effect where the C library is
-    # glibc, as on most Linux systems.
+    # Whether train_net.py and predict.py keep freed memory for the next step instead of returning
+    # it to the system, which is faster on a CPU. It has an effect if the C library is glibc, as on
+    # most Linux systems.
     cfg.KEEP_FREED_MEMORY = True
     _add_model_keys(cfg)
     _add_data_keys(cfg)
@@ -94,35 +94,35 @@ def add_ia_gcn_config(cfg: CN) -> None:
 
 
 def _add_model_keys(cfg: CN) -> None:
-    # Train another model, or the same for other labels, from the checkpoint in MODEL.WEIGHTS: what
-    # fits by name and shape is taken, the rest starts anew and is listed in the log. What is made
-    # for the labels fits only where they are the same. False: a checkpoint with other labels is
-    # refused.
+    # Train another model, or the same model for other labels, from the checkpoint in MODEL.WEIGHTS:
+    # tensors that fit by name and shape are loaded; the others start anew and are listed in the
+    # log. Tensors that depend on the labels are loaded only if the labels are the same. False: a
+    # checkpoint with other labels is refused.
     cfg.MODEL.TRANSFER = False
 
-    # Lay feature maps and convolutions' weights out with their channels last in memory: the same
-    # results within rounding, sooner.
+    # Store feature maps and weights of convolutions with the channels last in memory: faster, with
+    # the same results within rounding.
     cfg.MODEL.CHANNELS_LAST = True
 
     # A timm network as the backbone.
     cfg.MODEL.TIMM = CN()
     # timm's name of it, for example tresnet_m. Choosing one sets MODEL.BACKBONE.NAME, MODEL.WEIGHTS
-    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT and INPUT.INTERPOLATION to what goes
-    # with it, except for those that are set in the same file or after it.
+    # (""), MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, INPUT.FORMAT and INPUT.INTERPOLATION to the values of
+    # this network, except for those that are set in the same file or after it.
     cfg.MODEL.TIMM.NAME = ""
-    # Whether it starts from timm's weights, which are downloaded once.
+    # Whether to start from timm's weights, which are downloaded once.
     cfg.MODEL.TIMM.PRETRAINED = True
-    # Or from a file with timm's names, .safetensors or .pth. A checkpoint in MODEL.WEIGHTS holds
-    # the backbone too: neither of the two is read then.
+    # A file to start from instead, with timm's names, .safetensors or .pth. If MODEL.WEIGHTS is a
+    # checkpoint, it contains the backbone too, and neither of the two is read.
     cfg.MODEL.TIMM.WEIGHTS_FILE = ""
 
-    # How pooled heads make x, the feature of the whole image, of a feature map.
+    # How pooled heads compute x, the feature of the whole image, from a feature map.
     cfg.MODEL.GLOBAL_POOLING = CN()
-    # What MODEL.LABEL_HEAD.IN_FEATURES was called in version 0.1; read where that is empty.
+    # The name of MODEL.LABEL_HEAD.IN_FEATURES in version 0.1; read if that one is empty.
     cfg.MODEL.GLOBAL_POOLING.IN_FEATURE = ""
     # max (ML-GCN, IA-GCN), mean, or gem: the generalised mean (mean of v^p)^(1/p), p learned.
     cfg.MODEL.GLOBAL_POOLING.NAME = "max"
-    # p: where gem's power starts.
+    # The initial value of p.
     cfg.MODEL.GLOBAL_POOLING.GEM_POWER = 3.0
 
     cfg.MODEL.LABEL_HEAD = CN()
@@ -135,12 +135,12 @@ def _add_model_keys(cfg: CN) -> None:
 
     # A_S: the statistical label correlation matrix.
     cfg.MODEL.LABEL_GRAPH = CN()
-    # τ: an edge i → j needs P(j|i) of at least this, and all count alike; in (0, 1]. 0: no
-    # threshold, edges count as much as they are probable (ML-AGCN).
+    # τ: there is an edge i → j, of weight 1, if P(j|i) is at least this; in (0, 1]. 0: no
+    # threshold, the weight of an edge is its probability (ML-AGCN).
     cfg.MODEL.LABEL_GRAPH.THRESHOLD = 0.4
-    # p: what a label's incoming edges weigh together, beside its own weight of 1.
+    # p: the sum of the weights of a label's incoming edges, beside its own weight of 1.
     cfg.MODEL.LABEL_GRAPH.REWEIGHT = 0.25
-    # Whether the label head gets A_F = A_S ⊙ a aᵀ of each image (ID_LCM) or A_S; of
+    # Whether the label head gets A_F = A_S ⊙ a aᵀ of each image (ID_LCM) or A_S; only used by
     # InstanceAwareRecognizer.
     cfg.MODEL.LABEL_GRAPH.IMAGE_DEPENDENT = True
 
@@ -149,7 +149,7 @@ def _add_model_keys(cfg: CN) -> None:
     # "names": random vectors that are a function of the label's name, which need no download; or
     # the path of a file: in GloVe's text format, or an .npz of tools/build_label_embeddings.py.
     cfg.MODEL.LABEL_EMBEDDINGS.SOURCE = "names"
-    # d: what a vector of that source has.
+    # d: the dimension of that source's vectors.
     cfg.MODEL.LABEL_EMBEDDINGS.DIM = 300
     # Words to look up for a label, as "label=words": ("tvmonitor=television", ...).
     cfg.MODEL.LABEL_EMBEDDINGS.ALIASES = ()
@@ -196,19 +196,19 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.REGION_BRANCH.RES5 = False
     # z: whether variational inference weighs the regions (Var_Inf); else z = 1.
     cfg.MODEL.REGION_BRANCH.VARIATIONAL = True
-    # µ₀: mean of the prior N(µ₀, 1) of z, and where zµ starts. 0 in the paper; at 1 a region whose
-    # weight says nothing is left as it is.
+    # µ₀: mean of the prior N(µ₀, 1) of z, and initial value of zµ. 0 in the paper; with 1, a region
+    # whose z is the prior's mean keeps its features.
     cfg.MODEL.REGION_BRANCH.PRIOR_MEAN = 0.0
-    # z in evaluation: 0 for zµ, else the mean of the logits over so many draws, the same ones for
-    # every image.
+    # z in evaluation: 0 for zµ; else the number of draws over which the logits are averaged, the
+    # same draws for every image.
     cfg.MODEL.REGION_BRANCH.EVAL_SAMPLES = 0
-    # Whether the RPN's weights stay as they were loaded. No boxes are needed then; to train it
-    # takes INPUT.WITH_BOXES.
+    # Whether the RPN's weights stay as they were loaded. No boxes are needed then; training the RPN
+    # needs INPUT.WITH_BOXES.
     cfg.MODEL.RPN.FROZEN = False
 
-    # ŷ_r: the GCN over what the regions say of the labels.
+    # ŷ_r: the GCN over the regions' scores of the labels.
     cfg.MODEL.REGION_GCN = CN()
-    # What its nodes are, labels or regions: the two readings of Eq. 10.
+    # Its nodes, labels or regions: the two readings of Eq. 10.
     cfg.MODEL.REGION_GCN.READING = "labels"
     # image_dependent: A_F; individual: A_I = a aᵀ.
     cfg.MODEL.REGION_GCN.LCM = "image_dependent"
@@ -222,10 +222,10 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LOSS = CN()
     # A name in MULTI_LABEL_LOSS_REGISTRY: MultiLabelBCE or AsymmetricLoss.
     cfg.MODEL.LOSS.NAME = "MultiLabelBCE"
-    # γ+, γ-: how much less a label counts the better it is told, where it is present or absent.
+    # γ+, γ-: focusing exponents for labels that are present and absent.
     cfg.MODEL.LOSS.GAMMA_POS = 0.0
     cfg.MODEL.LOSS.GAMMA_NEG = 4.0
-    # m: an absent label's probability counts as that much less, and not below 0.
+    # m: is subtracted from an absent label's probability, which is then at least 0.
     cfg.MODEL.LOSS.CLIP = 0.05
     # Whether that weighting has a gradient; the published training has none.
     cfg.MODEL.LOSS.FOCUSING_GRADIENT = False
@@ -254,8 +254,8 @@ def _add_data_keys(cfg: CN) -> None:
     # Another seed holds out other images. It is not SEED, so that trainings with several seeds
     # are measured on the same images.
     cfg.DATASETS.CUSTOM.HOLD_OUT_SEED = 0
-    # Filled in by the tools: a hash of the images that are held out, by which a checkpoint is
-    # told that has seen them.
+    # Filled in by the tools: a hash of the images that are held out, by which a
+    # checkpoint that was trained on them is recognised.
     cfg.DATASETS.CUSTOM.SPLIT = ""
     # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
     # CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
@@ -264,7 +264,8 @@ def _add_data_keys(cfg: CN) -> None:
     # process are an error.
     cfg.DATASETS.MAX_UNREADABLE = 10
     # Evaluate (--eval-only) on data whose labels are the checkpoint's in another order, or some of
-    # them: the model's outputs are picked by their labels' names. False: such data is refused.
+    # them: the model's outputs are selected by the names of their labels. False: such data is
+    # refused.
     cfg.DATASETS.MATCH_LABELS_BY_NAME = False
 
     # Height and width of the model's input, in pixels.
@@ -278,15 +279,15 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.MULTI_SCALE_CROP.ENABLED = True
     cfg.INPUT.MULTI_SCALE_CROP.SCALES = (1.0, 0.875, 0.75, 0.66)
     cfg.INPUT.MULTI_SCALE_CROP.MAX_DISTORT = 2
-    # Side of a square of one random colour that is put upon a training image, as a share of
-    # its sides; 0: none. It may reach over the border.
+    # Side of a square of one random colour that covers part of a training image, as a share of the
+    # image's sides; 0: none. It may extend beyond the border.
     cfg.INPUT.CUTOUT = 0.0
-    # How many operations of RandAugment (torchvision's) a training image goes through; 0: none.
-    # They move things about, so there can't be boxes.
+    # The number of RandAugment operations (torchvision's) on a training image; 0: none. They do not
+    # transform boxes, so that INPUT.WITH_BOXES must be False.
     cfg.INPUT.RAND_AUGMENT_OPS = 0
     # How strong they are, 0 to 30.
     cfg.INPUT.RAND_AUGMENT_MAGNITUDE = 9
-    # Whether the mapper hands out the boxes, as detectron2's `instances`.
+    # Whether the mapper returns the boxes, as detectron2's `instances`.
     cfg.INPUT.WITH_BOXES = False
 
 
@@ -296,14 +297,15 @@ def _add_training_keys(cfg: CN) -> None:
     # The backbone's learning rate as a multiple of BASE_LR.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     # With AMP.ENABLED, detectron2's key for mixed precision: fp16 (on a GPU alone; the loss is
-    # scaled), bf16, or auto. auto: fp16 on a GPU; bf16 on a CPU where that is faster, which takes a
+    # scaled), bf16, or auto. auto: fp16 on a GPU; bf16 on a CPU where that is faster, which needs a
     # processor with AMX or AVX512-BF16 and a network without depthwise convolutions, else none.
     cfg.SOLVER.AMP.DTYPE = "auto"
-    # Parts that a batch goes through the network in, one after the other, with one step of the
-    # optimizer: less memory, the same gradient but for batch norms.
+    # Gradient accumulation: the number of parts of a batch that pass the network one after the
+    # other, with one step of the optimizer. Less memory, and the same gradient except for batch
+    # norms.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # Decay of a running mean of the weights (EMA), which is evaluated and kept in the checkpoints
-    # beside them; 0: none. The published training has 0.9997.
+    # Decay of an EMA of the weights, which is evaluated and kept in the checkpoints beside the
+    # weights; 0: none. The published training has 0.9997.
     cfg.SOLVER.EMA_DECAY = 0.0
     # With LR_SCHEDULER_NAME "OneCycleLR": the share of the training in which the rate rises.
     cfg.SOLVER.ONE_CYCLE_RISE = 0.2
@@ -320,12 +322,12 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.THRESHOLD = 0.5
     # k: the same six figures with at most the k highest labels of an image. 0: leave them out.
     cfg.TEST.TOP_K = 3
-    # Evaluate (--eval-only) the running mean of the weights that a checkpoint holds.
+    # Evaluate (--eval-only) the EMA of the weights that a checkpoint contains.
     cfg.TEST.EMA = False
     # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in
-    # memory: the same scores within rounding, sooner.
+    # memory: faster, with the same scores within rounding.
     cfg.TEST.OPTIMIZE_MODEL = False
-    # What the backbone computes in with --eval-only: fp32, bf16, or auto: bf16 where the processor
+    # The backbone's precision with --eval-only: fp32, bf16, or auto: bf16 where the processor
     # or GPU has instructions for it. Heads stay in fp32; bf16 changes scores a little.
     cfg.TEST.PRECISION = "fp32"
     # Write report.html, a page for a browser, beside metrics.json: with --eval-only and at the last

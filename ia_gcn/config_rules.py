@@ -1,8 +1,8 @@
-"""What follows from the keys that a user set: a timm network's settings, keys without effect.
+"""Rules about keys that a user has set: settings of a timm network, keys without effect.
 
-A value alone does not say whether somebody chose it. So the keys are also numbered by where they
-were set: the files of a chain of _BASE_ in the order in which they are merged, then the command
-line. What is set later counts more.
+A value does not show whether the user has set it. So each key also gets the number of the place
+where it was set: the files of a chain of _BASE_ in the order in which they are merged, then the
+command line. Later places override earlier ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIMM_BACKBONE = "build_timm_backbone"
 
 
 def apply_rules(cfg: CfgNode, defaults: CfgNode, config_file: str, opts: Sequence[Any]) -> None:
-    """Fill in what a timm network asks for, and refuse keys that would have no effect.
+    """Fill in the settings of a timm network, and refuse keys that would have no effect.
 
     Args:
         cfg: merged from the other arguments; changed in place.
@@ -41,7 +41,7 @@ def last_set(config_file: str, opts: Sequence[Any]) -> Dict[str, int]:
     """Where each key was set last: the number of the file, or of the command line, from 0.
 
     A file with all of detectron2's keys, such as the config.yaml of a training, is a resolved
-    config in which nothing tells what was chosen: its keys are left out.
+    config, which does not show what was chosen: its keys are left out.
     """
     layers = _files(config_file) if config_file else []
     complete = set(_flat_keys(get_cfg()))
@@ -78,10 +78,10 @@ def _flat_keys(node: Dict, prefix: str = "") -> Iterator[str]:
 
 
 def settle_timm(cfg: CfgNode, set_at: Dict[str, int]) -> None:
-    """Where MODEL.TIMM.NAME was set: the backbone, weights, pixels and layers that go with it.
+    """If MODEL.TIMM.NAME was set: set that network's backbone, weights, pixels and frozen layers.
 
-    Keys that were set in the same place or later stay. If that is MODEL.BACKBONE.NAME, the timm
-    network is given up for that backbone.
+    Keys that were set in the same place or later stay. If that is MODEL.BACKBONE.NAME, that
+    backbone is used instead of the timm network.
 
     Raises:
         InputError: timm has no such network; or another backbone, which reads nothing of
@@ -128,8 +128,8 @@ def _is_built_in(backbone: str) -> bool:
 
 # --------------------------------------------------------------------------- keys without effect
 
-# Keys of detectron2 that nothing reads here, each with what to do instead. One that is set to
-# detectron2's default asks for nothing.
+# Keys of detectron2 that are not used here, each with what to do instead. A key that is set to
+# detectron2's default is not refused.
 UNUSED = {
     "DATALOADER.SAMPLER_TRAIN": "each epoch has every image once; there are no other samplers",
     "DATALOADER.REPEAT_THRESHOLD": "each epoch has every image once",
@@ -155,17 +155,17 @@ class Moot(NamedTuple):
     off: Callable[[Any], bool]
     """Whether they have no effect at this value of the switch."""
     instead: str
-    """What to do, to follow a colon."""
+    """What to do instead; printed after a colon."""
     harmless: Tuple = ()
-    """Values of the keys that ask for what is so anyway."""
+    """Values of the keys that are not refused, as they change nothing."""
 
 
 def _in_epochs(epochs_key: str, key: str, off: str) -> Moot:
     return Moot((key,), epochs_key, bool, f"set that one, or {off} there to count iterations")
 
 
-# A key is only refused if it was set in the same place as the switch, or later. One that was set
-# before, in a _BASE_, is what the config with the switch means to replace.
+# A key is only refused if it was set in the same place as the switch, or later. If it was set
+# before, in a _BASE_, the config with the switch replaces it on purpose.
 MOOT = [
     _in_epochs("SOLVER.MAX_EPOCHS", "SOLVER.MAX_ITER", "0"),
     _in_epochs("SOLVER.STEP_EPOCHS", "SOLVER.STEPS", "()"),
@@ -182,7 +182,7 @@ MOOT = [
         ("SOLVER.STEPS", "SOLVER.STEP_EPOCHS", "SOLVER.GAMMA"),
         "SOLVER.LR_SCHEDULER_NAME",
         lambda name: name in ("OneCycleLR", "WarmupCosineLR"),
-        "steps take WarmupMultiStepLR",
+        "steps need WarmupMultiStepLR",
         harmless=((), []),
     ),
     Moot(
@@ -195,7 +195,7 @@ MOOT = [
         ("SOLVER.MOMENTUM", "SOLVER.NESTEROV"),
         "SOLVER.OPTIMIZER",
         lambda name: name != "SGD",
-        "they are of SGD",
+        "only SGD has them",
         harmless=(False,),
     ),
     Moot(
@@ -225,7 +225,7 @@ MOOT = [
         ),
         "MODEL.LOSS.NAME",
         lambda name: name == "MultiLabelBCE",
-        "they are of AsymmetricLoss",
+        "only AsymmetricLoss has them",
     ),
     Moot(
         ("MODEL.GLOBAL_POOLING.GEM_POWER",),
@@ -237,7 +237,7 @@ MOOT = [
         ("MODEL.TIMM.WEIGHTS_FILE",),
         "MODEL.BACKBONE.NAME",
         lambda name: name != TIMM_BACKBONE and _is_built_in(name),
-        "set MODEL.TIMM.NAME to the network that they are of",
+        "set MODEL.TIMM.NAME to the network of these weights",
         harmless=("",),
     ),
     Moot(

@@ -1,8 +1,8 @@
-"""The one exception for what the person at the keyboard can put right."""
+"""The exceptions for invalid user input and for a training that diverged."""
 
 
 class InputError(ValueError):
-    """Bad input: a config key, a data set, an image or a checkpoint.
+    """Invalid user input: a config key, a data set, an image or a checkpoint.
 
     The message is one clear line that names the key or file; the tools print it alone, without a
     stack trace.

@@ -13,7 +13,7 @@ from .errors import InputError
 
 
 def import_extensions(modules: Sequence[str]) -> None:
-    """Import each module once, so that what it registers is there.
+    """Import each module once, so that its heads, losses and data sets are registered.
 
     Args:
         modules: names such as my_package.heads, or paths of .py files.
@@ -45,7 +45,7 @@ def merge_extensions(*lists: Sequence[str]) -> Tuple[str, ...]:
 def check_extensions(needed: Sequence[str]) -> None:
     """Refuse a config that needs modules which were not imported.
 
-    A config, and with it a checkpoint, only names them: it never makes anything be imported.
+    A config, and with it a checkpoint, only names them: it never imports anything.
 
     Args:
         needed: the config's IMPORTS.
@@ -69,7 +69,9 @@ def _import_file(path: Path) -> None:
     if name in sys.modules:
         known = getattr(sys.modules[name], "__file__", None)
         if known is None or not path.samefile(known):
-            raise InputError(f"--import {path}: a module {name} is there already; rename the file")
+            raise InputError(
+                f"--import {path}: there is another module named {name}; rename the file"
+            )
         return
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)

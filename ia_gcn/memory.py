@@ -1,4 +1,4 @@
-"""How the C library treats memory that is freed."""
+"""Settings of the C library for freed memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def keep_freed_memory() -> bool:
     data loader's workers, do the same.
 
     Returns:
-        whether it has an effect. Where the C library is another one, nothing changes.
+        whether it has an effect. With another C library, nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

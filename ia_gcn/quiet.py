@@ -1,4 +1,4 @@
-"""Warnings of other libraries about themselves, which a user of ia_gcn can do nothing about.
+"""Silencing warnings of other libraries that a user of ia_gcn cannot act on.
 
 Each is named by its text. The package imports this first, so it holds for what is imported after
 it, for data loaders' workers and for every process of a training.

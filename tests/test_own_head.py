@@ -138,7 +138,7 @@ def test_modules_that_cannot_be_imported_are_named(tmp_path):
     for module, message in [
         (tmp_path / "none.py", "no such file"),
         (tmp_path / "broken_head.py", "ZeroDivisionError"),
-        (tmp_path / "json.py", "a module json is there already"),
+        (tmp_path / "json.py", "there is another module named json"),
         ("no_such_package.heads", "ModuleNotFoundError"),
     ]:
         with pytest.raises(InputError, match=message):

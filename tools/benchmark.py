@@ -4,7 +4,7 @@
 Everything compared is run in turn, A, B, C, A, B, C, ..., after a round that isn't counted, so that
 what else the machine does falls on all alike. The tables are Markdown: median, shortest and longest
 time, the ratio of the medians to the first row's, and the memory at the peak of a process that does
-nothing else. What takes more than 60% of the memory that is to be had is not run.
+nothing else. What takes more than 60% of the available memory is not run.
 
 Examples:
   all comparisons of models and label graphs (minutes):
@@ -87,7 +87,7 @@ def describe_settings(settings: Dict) -> str:
 
 
 def main() -> int:
-    """Returns the exit status; what the user can put right is said in one line."""
+    """Returns the exit status; invalid user input is reported in one line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

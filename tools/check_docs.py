@@ -4,8 +4,9 @@
 Of every Markdown file:
   links    those inside the repository lead to a file, and to a heading in it
   `code`   config keys, and files of configs/, tools/, datasets/ and ia_gcn/, exist
-  sh       of each command in a fenced block, the script, its options (by its --help), its configs
-           and its config keys and values exist; no data is read
+  sh       of each command in a fenced block, the script or `ia-gcn` subcommand, its options (by its
+           --help), its configs and its config keys and values exist; keys without effect are found;
+           no data is read
   python   a block can be parsed, and what it imports exists
 A comment before a block, <!-- check: run -->, asks for the block to be run as well, in a scratch
 folder; words after `run` are added to each of its commands. <!-- check: parse --> says that a block
@@ -43,8 +44,9 @@ from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 from tabulate import tabulate
 
+import ia_gcn_cli
 from ia_gcn.commands.common import make_parser, run
-from ia_gcn.config import add_ia_gcn_config
+from ia_gcn.config import add_ia_gcn_config, read_config
 from ia_gcn.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +54,11 @@ FOLDERS = ("*.md", "docs/**/*.md", "datasets/*.md")
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- check: (run|parse)(.*?)-->\s*\Z")
-KEY = re.compile(r"((MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)\.[A-Z0-9_.]+|SEED|OUTPUT_DIR)\Z")
+KEY = re.compile(
+    r"((MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)\.[A-Z0-9_.]+"
+    r"|SEED|OUTPUT_DIR|IMPORTS|KEEP_FREED_MEMORY)\Z"
+)
+SCRIPT = re.compile(r"(tools|datasets)/\w+\.py")
 FILE = re.compile(r"(configs|tools|datasets|ia_gcn)/[\w./{},*-]*\.[\w*]+\Z")
 
 
@@ -138,37 +144,51 @@ def check_command(words: Sequence[str]) -> Iterator[str]:
         yield from (f"make {word}: no such target" for word in words[1:] if word not in made)
         return
     # After python or torchrun; other programs are not of this project.
-    scripts = [i for i, word in enumerate(words) if re.match(r"(tools|datasets)/\w+\.py", word)]
-    if not scripts:
+    starts = [i for i, word in enumerate(words) if word == "ia-gcn" or SCRIPT.match(word)]
+    if not starts:
         return
-    script, *arguments = words[scripts[0] :]
-    if not matches(script):
-        yield f"{script}: no such file"
+    program, *arguments = words[starts[0] :]
+    if program == "ia-gcn":
+        name, *arguments = arguments or ["--help"]
+        if name.startswith("-"):
+            return
+        if name not in ia_gcn_cli.COMMANDS:
+            yield f"ia-gcn {name}: no such command"
+            return
+        program = f"ia-gcn {name}"
+    elif not matches(program):
+        yield f"{program}: no such file"
         return
-    options = help_of(script)
+    options = help_of(program)
     if arguments and re.search(rf"^    {re.escape(arguments[0])}\b", options, re.MULTILINE):
-        options += help_of(script, arguments[0])
+        options += help_of(program, arguments[0])
     for word in arguments:
         if word.startswith("--") and not re.search(rf"(?<![\w-]){word}(?![\w-])", options):
-            yield f"{script} {word}: no such option"
-    named = [word for word in arguments if word.startswith("configs/")]
-    yield from (f"{word}: no such file" for word in named if not matches(word))
+            yield f"{program} {word}: no such option"
+    # ia-gcn's need not start with configs/.
+    named = [word for word in arguments if word.endswith(".yaml") or word.startswith("configs/")]
+    yield from (f"{word}: no such file" for word in named if not configs(word))
     settings = [pair for pair in zip(arguments, arguments[1:]) if KEY.match(pair[0])]
-    for config_file in [path for word in named for path in matches(word)] or [""]:
+    for config_file in [path for word in named for path in configs(word)] or [""]:
         if "/ablations/" not in config_file:
             yield from check_config(config_file, settings)
 
 
+def configs(pattern: str) -> List[str]:
+    """The config files that a shell's pattern stands for, in configs/ or by a path."""
+    return matches(pattern) or matches(f"configs/{pattern}")
+
+
 def check_config(config_file: str, settings: Sequence[Tuple[str, str]]) -> Iterator[str]:
     """Why a config file, or keys and values that come after it, can't be used."""
-    cfg = default_cfg()
     try:
-        if config_file:
-            cfg.merge_from_file(config_file)
+        defaults = read_config(config_file) if any("$" in value for _, value in settings) else None
+        opts = []
         for key, value in settings:
             # A shell's variable stands for a value of the key's own type.
-            cfg.merge_from_list([key, str(value_of(cfg, key)) if "$" in value else value])
-    except Exception as error:  # yacs raises nearly anything
+            opts += [key, str(value_of(defaults, key)) if "$" in value else value]
+        read_config(config_file, opts)
+    except (InputError, KeyError) as error:
         yield f"{config_file} {settings}: {error}"
 
 
@@ -197,13 +217,17 @@ def has_key(key: str) -> bool:
 
 
 @functools.lru_cache(None)
-def help_of(script: str, *arguments: str) -> str:
-    """What a script prints with --help; in this process, which has imported most of it."""
+def help_of(program: str, *arguments: str) -> str:
+    """What a script, or `ia-gcn NAME`, prints with --help; in this process, which has imported
+    most of it."""
     output, argv = io.StringIO(), sys.argv
     try:
-        sys.argv = [script, *arguments, "--help"]
+        sys.argv = [program, *arguments, "--help"]
         with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
+            if program.startswith("ia-gcn "):
+                ia_gcn_cli.main([program.split()[1], *arguments, "--help"])
+            else:
+                runpy.run_path(str(ROOT / program), run_name="__main__")
     finally:
         sys.argv = argv
     return output.getvalue()

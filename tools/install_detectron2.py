@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Install detectron2 0.6 as pure Python, where no official build is to be had.
+"""Install detectron2 0.6 as pure Python, where there is no official build.
 
 There is no detectron2 wheel on PyPI, and its C++ sources build only against the torch, compiler
 and CUDA they were written for. ia_gcn needs none of them: ROIAlign and NMS come from torchvision.

@@ -33,7 +33,7 @@ def report_ablation(
         for mode in spec.modes:
             rows = [(row, row_results(spec, mode, row, results, imports)) for row in table.rows]
             rows = [(row, found) for row, found in rows if found]
-            # One alone compares nothing; it may stand in many tables.
+            # A single row compares nothing.
             if len(rows) > 1:
                 texts.append(f"### {table.title} ({mode})\n\n{markdown(rows, table)}\n")
                 draw(rows, table, str(plots / f"{name}_{mode}.png"))
@@ -46,7 +46,7 @@ def row_results(
     spec: Spec, mode: str, row: Row, results: Dict[str, Dict], imports: Sequence[str]
 ) -> Dict[int, Dict]:
     """A row's results by seed."""
-    # Only such as may be the row's: to know a run's key takes reading its config.
+    # Only results that may be the row's: computing a run's key means reading its config.
     seeds = {found["seed"] for found in results.values() if found["config"] == row.config}
     keys = {seed: spec.run(mode, row, seed, imports).key for seed in sorted(seeds)}
     return {seed: results[key] for seed, key in keys.items() if key in results}
@@ -80,7 +80,7 @@ def markdown(rows: Rows, table: Table) -> str:
     return tabulate(grid, headers, tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
-# A bar of its own would end a cell.
+# A vertical bar would end the cell.
 REGION_FIGURES = {"mean_abs_mu": r"\|µ\|", "mean_sigma": "σ", "kl": "KL", "mean_presence": "mean a"}
 
 

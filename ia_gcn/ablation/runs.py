@@ -41,10 +41,10 @@ def run_ablation(
     threads: int = 1,
     imports: Sequence[str] = (),
 ) -> int:
-    """Run what lacks in the folder; returns how many runs failed.
+    """Run the runs that have no result in the folder; returns how many failed.
 
     Args:
-        runs: by what to call them, as `Spec.runs` returns them.
+        runs: by their names in messages, as `Spec.runs` returns them.
         jobs: runs at once, each in a process of its own.
         threads: of torch, in each run.
         imports: modules of the user's own, for each process.
@@ -82,13 +82,13 @@ def run_ablation(
 
 
 def in_new_process(function: Callable, *args):
-    """function(*args) in a process that has done nothing else."""
+    """function(*args) in a new process."""
     with ProcessPoolExecutor(1, get_context("forkserver")) as pool:
         return pool.submit(function, *args).result()
 
 
 def run_one(run: Run, spec: Spec, start: Start, threads: int, imports: Sequence[str]) -> Dict:
-    """Train and measure; what it says goes to the run's log.txt.
+    """Train and measure; all output goes to the run's log.txt.
 
     Returns:
         the figures in percent, for results.jsonl.
@@ -115,7 +115,7 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     )
     epochs_to_iterations(cfg, len(train.targets))
     seed_all_rng(cfg.SEED)
-    # Of its network nothing is used.
+    # Its network is not used.
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = "", False
     model = build_model(cfg)
     label_names = get_label_names(cfg.DATASETS.TRAIN)
@@ -142,7 +142,7 @@ def run_training(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
-    # Of a run that had been cut after its last iteration, there is no result yet.
+    # A run that was interrupted after its last iteration has no result yet.
     results = getattr(trainer, "_last_eval_results", None) or trainer.evaluate()
     found, train = (
         {name: results[dataset]["multi_label"][name] for name in MEASURES}
@@ -177,7 +177,7 @@ def read_results(output: Path) -> Dict[str, Dict]:
     """The results that are there, by the keys of their runs.
 
     Raises:
-        InputError: a line is no result, or of version 0.1, which didn't say what its config was.
+        InputError: a line is no result, or is of version 0.1, whose results lack the config.
     """
     path = results_file(output)
     if not path.exists():

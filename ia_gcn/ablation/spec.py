@@ -1,4 +1,4 @@
-"""What an ablation compares: a file of tables, and the runs that its rows stand for."""
+"""The file of an ablation's tables, and the runs of their rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import InputError
 
 MODES = ("heads", "train")
 
-# What makes no difference to a run's figures, or is named beside its config.
+# Keys without effect on a run's figures, or named beside its config.
 IGNORED = ("OUTPUT_DIR", "SEED", "VERSION", "DATALOADER.NUM_WORKERS", "MODEL.DEVICE")
 
 
@@ -49,10 +49,10 @@ class Run(NamedTuple):
     mode: str
     config: str
     opts: Dict[str, Any]
-    """All keys that are set upon the config but for the seed."""
+    """All keys that are changed in the config, except for the seed."""
     seed: int
     key: str
-    """A hash of what decides the figures: mode, seed, data, network, and the whole config."""
+    """A hash of all that has an effect: mode, seed, data, network, and the whole config."""
 
 
 class Spec(NamedTuple):
@@ -82,7 +82,7 @@ class Spec(NamedTuple):
     def runs(
         self, mode: str, tables: Sequence[str], seeds: Sequence[int], imports: Sequence[str] = ()
     ) -> Dict[str, List[Run]]:
-        """The runs of some tables by what to call them, each once, seed by seed.
+        """The runs of some tables by their names in messages, each once, seed by seed.
 
         Raises:
             InputError: the spec has no such mode or table, or see `run`.
@@ -117,7 +117,7 @@ class Spec(NamedTuple):
 def read_spec(path: str) -> Spec:
     """
     Raises:
-        InputError: there is no such file, or it is not as it must be.
+        InputError: there is no such file, or it is not a valid file of tables.
     """
     try:
         with open(path, encoding="utf-8") as file:

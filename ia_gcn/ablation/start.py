@@ -29,7 +29,7 @@ from ..inference import embed_labels
 from ..io.files import write_atomically
 from .spec import Run, Spec, as_list, describe_config
 
-# What rows must have in common to share features, where no network is trained first.
+# Keys of MODEL that all rows must share if no network is trained first.
 SHARED = ("BACKBONE", "RESNETS", "TIMM", "FPN", "WEIGHTS", "PIXEL_MEAN", "PIXEL_STD")
 
 
@@ -44,7 +44,7 @@ class Start(NamedTuple):
 
     @property
     def network(self) -> Path:
-        """Of the checkpoint, what does not belong to the heads."""
+        """The tensors of the checkpoint that do not belong to the heads."""
         return self.output / "network" / "network.pth"
 
     @property
@@ -61,7 +61,7 @@ class Start(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What the rows of an ablation ask for."""
+    """The features that the rows of an ablation need."""
 
     maps: List[str]
     """Feature maps that their label heads read."""
@@ -72,10 +72,10 @@ class Needs(NamedTuple):
 
 
 def check_runs(spec: Spec, runs: Dict[str, Run], start: Start, imports: Sequence[str]) -> Needs:
-    """Refuse what can't be run before anything is trained: each row's model is built once.
+    """Refuse rows that can't be run before anything is trained: each row's model is built once.
 
     Args:
-        runs: by what to call them.
+        runs: by their names in messages.
     Raises:
         InputError: naming the row.
     """
@@ -112,7 +112,7 @@ def check_runs(spec: Spec, runs: Dict[str, Run], start: Start, imports: Sequence
 def prepare(
     spec: Spec, runs: Dict[str, Run], start: Start, needs: Needs, imports: Sequence[str]
 ) -> None:
-    """Train the network, and make label embeddings and features with it, as far as they lack.
+    """Train the network, and compute label embeddings and features, if they do not exist yet.
 
     Raises:
         InputError: the files that are there were made with another network, or the network has no
@@ -152,7 +152,7 @@ def network_cfg(spec: Spec, start: Start, imports: Sequence[str]) -> CfgNode:
 
 
 def feature_cfg(runs: Dict[str, Run], spec: Spec, start: Start, imports: Sequence[str]) -> CfgNode:
-    """Of the row whose model makes the features of all: one with regions, if there is one."""
+    """The config of the row whose model computes all features: one with regions, if any."""
     folder = start.checkpoint.parent
     cfgs = [run_cfg(run, spec, start, folder, imports) for run in runs.values()]
     return next((cfg for cfg in cfgs if build_random(cfg).has_regions), cfgs[0])
@@ -181,7 +181,7 @@ def build_random(cfg: CfgNode) -> nn.Module:
 
 
 def train_network(cfg: CfgNode) -> None:
-    """Train the network that all rows start from; goes on where it was cut."""
+    """Train the network that all rows start from; resumes an interrupted training."""
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     setup_logger(cfg.OUTPUT_DIR, name="ia_gcn")
     trainer = Trainer(cfg)
@@ -231,7 +231,7 @@ def check_network(model: nn.Module, needs: Needs) -> None:
     missing = [name for name in needs.maps if name not in shapes]
     if missing:
         raise InputError(
-            f"network: rows read {', '.join(missing)}, and its backbone has {', '.join(shapes)} "
+            f"network: rows read {', '.join(missing)}; its backbone has {', '.join(shapes)} "
             "(MODEL.RESNETS.OUT_FEATURES)"
         )
     available = model.roi_heads.num_regions if model.has_regions else 0

@@ -1,4 +1,4 @@
-"""How large models are and what an image costs them."""
+"""Sizes of models, and operations and time per image."""
 
 from .model_size import (
     ModelSize,

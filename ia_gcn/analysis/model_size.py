@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..checkpoint import build_model
 from ..errors import InputError
 
-# Smaller images leave nothing for a batch norm to be fitted to.
+# With smaller images, batch norms have too few values.
 MIN_SIZE = 64
 
-# What is so whatever else is set.
+# Settings that are always used.
 FIXED = [
     *("MODEL.DEVICE", "cpu"),
     *("MODEL.WEIGHTS", ""),
@@ -39,7 +39,7 @@ PARTS = {
 
 
 class ModelSize(NamedTuple):
-    """How large a model is, and what an image costs it."""
+    """The size of a model, and its operations and time per image."""
 
     image_size: Tuple[int, int]
     """Height and width of the image, in pixels."""

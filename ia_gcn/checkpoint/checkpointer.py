@@ -15,13 +15,14 @@ from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resne
 
 
 def read_pth(path: str, shown: str) -> Any:
-    """The content of a .pth file, tensors, numbers, strings and containers.
+    """Read a .pth file of tensors, numbers, strings and containers.
 
     Args:
         path: a local file.
         shown: what a message starts with.
     Raises:
-        InputError: the file can't be read, or asks for anything else, none of which is run.
+        InputError: the file can't be read, or contains anything else; pickled code is never
+            executed.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -30,12 +31,12 @@ def read_pth(path: str, shown: str) -> Any:
     except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{shown} is not a .pth file of tensors alone, and nothing else is read: {reason}"
+            f"{shown} is not a .pth file of tensors only; nothing else is read: {reason}"
         ) from None
 
 
 def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
-    """The content of a .pth file of tensors, numbers and strings; a bare state dict as its `model`.
+    """Read a .pth file of tensors, numbers and strings; a bare state dict becomes its `model`.
 
     Args:
         path: a local file.
@@ -44,7 +45,7 @@ def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
         a dict with `model`, a state dict, and of checkpoints of `MultiLabelCheckpointer` with
         label_names and config.
     Raises:
-        InputError: the file can't be read, or asks for more than tensors, or holds no state dict.
+        InputError: the file can't be read, contains pickled code, or has no state dict.
     """
     shown_path = shown_path or path
     content = read_pth(path, f"MODEL.WEIGHTS: {shown_path}")
@@ -73,7 +74,7 @@ def rename_old_tensors(state_dict: Dict[str, Any]) -> Dict[str, Any]:
 class MultiLabelCheckpointer(DetectionCheckpointer):
     """Saves label names and config with the model, and checks the names when it loads.
 
-    It reads .pth files with `weights_only=True`, so no code that a file may carry is run: its own
+    It reads .pth files with `weights_only=True`, so that pickled code is never executed: its own
     checkpoints, bare state dicts, and torchvision's ResNet weights, which become the backbone's.
 
     Attributes:
@@ -96,13 +97,13 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             model: may be wrapped in DistributedDataParallel.
             save_dir: folder for `save`.
             label_names: what the model's outputs stand for, in order.
-            config: of the model, as YAML, for `save`; with it a checkpoint is all it takes to use
-                the model.
-            load_ema: the model gets the running mean of a checkpoint's weights in their place.
+            config: of the model, as YAML, for `save`; with it, no other file is needed to use the
+                checkpoint.
+            load_ema: load the EMA of a checkpoint's weights in place of the weights.
             transfer: take what fits by name and shape of a checkpoint with other labels or of
                 another model, and leave the rest as it is.
             checkpointables: as detectron2's, for example trainer. `ema`, a timm ModelEmaV3, starts
-                from the weights that are loaded, where the file has no running mean.
+                from the weights that are loaded if the file has no EMA.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.label_names = list(label_names)
@@ -116,7 +117,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         super().save(name, label_names=self.label_names, config=self.config, **kwargs)
 
     def check_complete(self) -> None:
-        """Refuse a model of which the last `load` left something at random.
+        """Refuse a model if the last `load` left some of its tensors random.
 
         Raises:
             InputError: nothing was loaded, the file lacked some of the model's tensors, or its
@@ -127,7 +128,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             raise InputError(f"MODEL.WEIGHTS: the label graph in {self._path} is bare")
 
     def check_loaded(self, prefix: str) -> None:
-        """Refuse a model of which the last `load` left tensors of a part at random.
+        """Refuse a model if the last `load` left tensors of a part random.
 
         Args:
             prefix: what their names start with, for example proposal_generator.
@@ -135,7 +136,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             InputError: nothing was loaded, or the file lacked some of them.
         """
         if self._path is None:
-            raise InputError("MODEL.WEIGHTS is empty: which checkpoint is to be used?")
+            raise InputError("MODEL.WEIGHTS is empty: set it to a checkpoint")
         missing = [name for name in self.missing if name.startswith(prefix)]
         if missing:
             raise InputError(
@@ -178,8 +179,8 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
     def _running_mean(self, content: Dict[str, Any]) -> Dict[str, torch.Tensor]:
         if not isinstance(content.get("ema"), dict):
             raise InputError(
-                f"TEST.EMA: {self._path} holds no running mean of the weights (model_best.pth of a "
-                "training with SOLVER.EMA_DECAY holds it as the model itself)"
+                f"TEST.EMA: {self._path} has no EMA of the weights (in model_best.pth of a "
+                "training with SOLVER.EMA_DECAY, the model itself is the EMA)"
             )
         return {name.replace("module.", "", 1): value for name, value in content["ema"].items()}
 
@@ -192,7 +193,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
     def _fitting(
         self, state_dict: Dict[str, torch.Tensor], label_names: Sequence[str]
     ) -> Dict[str, torch.Tensor]:
-        """What MODEL.TRANSFER takes; the log says what that is and what starts anew."""
+        """The tensors that MODEL.TRANSFER loads; the log lists them, and those that start anew."""
         expected = self.model.state_dict()
         same_number = len(label_names) == len(self.label_names)
         if same_number and label_names != self.label_names:
@@ -211,9 +212,9 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             checkpoint["model"] = self._fitting(checkpoint["model"], label_names)
         elif label_names != self.label_names:
             mismatch = describe_mismatch(self.label_names, label_names)
-            # Only a training can go on with a part of it.
+            # Only a training can start from a part of it.
             in_training = "trainer" in self.checkpointables
-            hint = "; MODEL.TRANSFER True takes what fits of it" if in_training else ""
+            hint = "; MODEL.TRANSFER True loads the tensors that fit" if in_training else ""
             raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {self._path}{hint}")
         incompatible = super()._load_model(checkpoint)
         self.missing = list(incompatible.missing_keys)

@@ -70,7 +70,7 @@ class Request(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What a message calls the source."""
+        """The name of the source in messages."""
         return f"SOURCE: {self.source}"
 
 
@@ -83,7 +83,7 @@ class Conversion(NamedTuple):
     tensors: State
     """Of the source, under the model's names."""
     expected: State
-    """What they are to fill: of the model, or a part of it."""
+    """The tensors to fill: those of the model, or of a part of it."""
     left: Sequence[str] = ()
     """Names in the source that the model has no part for."""
     fresh: Sequence[str] = ()
@@ -91,7 +91,7 @@ class Conversion(NamedTuple):
     label_names: List[str] | None = None
     """Of a whole model."""
     notes: Sequence[str] = ()
-    """What else is to be said."""
+    """Further lines for the report."""
 
 
 def convert_checkpoint(
@@ -107,7 +107,7 @@ def convert_checkpoint(
     allow_partial: bool = False,
     report: Callable[[str], None] = logger.info,
 ) -> None:
-    """Make a checkpoint of this project of another project's weights.
+    """Convert another project's weights to a checkpoint of this project.
 
     Of the source, tensors, numbers, strings and containers are read; pickled code is never
     executed. A whole model is saved with its labels, in the order of the data set, and its config.
@@ -124,8 +124,8 @@ def convert_checkpoint(
         embeddings: of ml_gcn, a .pkl, .npy or .npz file with a row per label, in the source's
             order; "": by name from MODEL.LABEL_EMBEDDINGS.SOURCE.
         allow_partial: save the tensors that match, if not all do.
-        report: gets lines that say what became of which tensors, and which config keys the weights
-            go with; also where the source is then refused.
+        report: gets lines that say which tensors were matched, and which config keys the weights
+            need; also if the source is then refused.
     Raises:
         InputError: an argument or file can't be used, or a tensor is unmatched, misshaped or
             missing.
@@ -148,7 +148,7 @@ def convert_checkpoint(
             raise InputError(f"{error}{advice(conversion)}; --allow-partial: the rest") from None
     result = {"model": match.taken}
     if conversion.label_names is not None:
-        # Where it ran is no concern of those who get it.
+        # The device of this machine is no part of the checkpoint.
         conversion.cfg.MODEL.DEVICE = get_cfg().MODEL.DEVICE
         result.update(label_names=conversion.label_names, config=conversion.cfg.dump())
     with write_atomically(output) as file:
@@ -170,7 +170,7 @@ def check_request(request: Request, output: Path) -> None:
     if request.embeddings and request.format != "ml_gcn":
         raise InputError(f"--embeddings: --format {request.format} has no label embeddings")
     if output.suffix != SUFFIX:
-        raise InputError(f"--output {output}: its name must end in {SUFFIX}")
+        raise InputError(f"--output {output}: the name must end in {SUFFIX}")
     if output.is_dir():
         raise InputError(f"--output {output}: is a folder")
     if output.exists() and os.path.exists(request.source) and output.samefile(request.source):
@@ -201,7 +201,7 @@ def from_tresnet(state: State, content: Dict, request: Request) -> Conversion:
 
 def from_asl(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, asl_settings, state)
-    # In what order ASL's labels are, its checkpoints say themselves; COCO's are its categories.
+    # ASL's checkpoints contain the order of their labels; COCO's is that of its categories.
     own = content.get("idx_to_class")
     own = list(map(str, own.values())) if isinstance(own, dict) else None
     count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
@@ -246,7 +246,7 @@ def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
 
 
 def from_detectron2(state: State, content: Dict, request: Request) -> Conversion:
-    # The model is the user's: what the source goes with is said, and not set.
+    # The model is the user's: the keys of the source are reported, and not set.
     cfg = model_config(request, "COCO/ia_gcn_R_101.yaml", {})
     model = random_model(cfg)
     names = model.state_dict()
@@ -301,7 +301,7 @@ def model_config(
         opts += ["DATASETS.TRAIN", (), "DATASETS.TEST", ()]
     config_file = request.config_file or default
     cfg = read_config(config_file, ["MODEL.DEVICE", "cpu", *opts, *request.opts], request.imports)
-    # How many labels a part's model will have makes no difference to the part.
+    # The number of labels has no effect on a part of the model.
     cfg.MODEL.LABEL_HEAD.NUM_LABELS = cfg.MODEL.LABEL_HEAD.NUM_LABELS or 1
     return cfg
 
@@ -332,7 +332,7 @@ def without_weights(cfg: CfgNode) -> CfgNode:
 
 
 def describe_conversion(conversion: Conversion, match: Match) -> str:
-    """What became of which tensors, by group, and the config keys that they go with."""
+    """Which tensors were matched, by group, and the config keys that they need."""
     parts = {
         "taken": [name for name in conversion.tensors if name in match.taken],
         "left in the file": conversion.left,

@@ -32,7 +32,7 @@ ANCHORS = f"{RPN}anchor_generator.cell_anchors."
 def convert_detectron2(
     state_dict: Dict[str, torch.Tensor], model_names: Iterable[str]
 ) -> Dict[str, torch.Tensor]:
-    """A zoo model's tensors that a model has a part for: the ResNet, the FPN and the RPN.
+    """The tensors of a zoo model that are used: those of the ResNet, the FPN and the RPN.
 
     A C4 model has its res5 in the ROI heads. It becomes that of the backbone, and, where regions
     have a res5 of their own (MODEL.REGION_BRANCH.RES5), that too.
@@ -85,7 +85,7 @@ def detectron2_settings(
     kernel = state_dict.get(f"{RPN}rpn_head.conv.weight")
     if kernel is not None and kernel.ndim == 4 and has_fpn(state_dict) == has_fpn(model_names):
         out_channels, in_channels = kernel.shape[:2]
-        # detectron2's word for as many as come in.
+        # In detectron2, -1 stands for the number of input channels.
         settings["MODEL.RPN.CONV_DIMS"] = [-1 if out_channels == in_channels else out_channels]
     return settings
 

@@ -43,7 +43,7 @@ def load_model(
         cfg: of the model; MODEL.LABEL_HEAD.NUM_LABELS is the number of `label_names`.
         label_names: C names, in the order of the model's outputs.
         path: of the checkpoint; "": MODEL.WEIGHTS.
-        ema: take the EMA of the weights, which the checkpoint holds beside them.
+        ema: load the EMA of the weights that the checkpoint contains.
     Raises:
         InputError: see `build_model` and `MultiLabelCheckpointer.load`; or the checkpoint lacks a
             part of the model.

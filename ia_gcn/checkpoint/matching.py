@@ -1,4 +1,4 @@
-"""Which tensors of a file fit which of a model, and saying so."""
+"""Matching the tensors of a file with those of a model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import InputError
 MAX_LISTED = 5
 
 # Of a batch norm: how many batches it saw. Old files and frozen norms have none, and with a
-# momentum, as all networks here have, it is of no use.
+# momentum, as all networks here have, it has no effect.
 COUNTER = ".num_batches_tracked"
 
 
 class Match(NamedTuple):
-    """What became of the tensors of a file and of a model."""
+    """Which tensors of a file and of a model were matched."""
 
     taken: Dict[str, torch.Tensor]
     """Those of the file that have a place in the model, as the model has them: name and dtype."""
@@ -27,7 +27,7 @@ class Match(NamedTuple):
     misshaped: List[str]
     """Names, each with its shape in the file and in the model."""
     missing: List[str]
-    """Names in the model that nothing came for."""
+    """Names in the model that the file lacks."""
 
 
 def match_tensors(tensors: Dict[str, torch.Tensor], expected: Dict[str, torch.Tensor]) -> Match:
@@ -47,7 +47,7 @@ def match_tensors(tensors: Dict[str, torch.Tensor], expected: Dict[str, torch.Te
             shapes = f"{tuple(tensor.shape)} in the file, {tuple(place.shape)} in the model"
             match.misshaped.append(f"{name} {shapes}")
         else:
-            # A view would be saved with all that it is a view of.
+            # A view would be saved with its whole base tensor.
             match.taken[name] = tensor.to(place.dtype).clone(memory_format=torch.contiguous_format)
     for name in expected:
         if name in tensors:
@@ -60,7 +60,7 @@ def match_tensors(tensors: Dict[str, torch.Tensor], expected: Dict[str, torch.Te
 
 
 def without_dimension(tensors: Dict[str, torch.Tensor], size: int) -> Dict[str, torch.Tensor]:
-    """Leave out what has a dimension of `size`, the number of labels, and so is made for them.
+    """Leave out tensors with a dimension of `size`, the number of labels.
 
     The backbone and the RPN know no labels and are kept.
     """
@@ -72,7 +72,7 @@ def without_dimension(tensors: Dict[str, torch.Tensor], size: int) -> Dict[str, 
 
 
 def check_match(match: Match, shown: str) -> None:
-    """Refuse what is not a match of all tensors.
+    """Raise an error unless all tensors match.
 
     Args:
         shown: the file, for the message.

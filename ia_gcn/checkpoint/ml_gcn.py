@@ -11,13 +11,13 @@ from ..errors import InputError
 from ..modeling.label_graph import statistical_lcm
 from .torchvision_resnet import convert_torchvision_resnet, torchvision_settings
 
-# torchvision's modules by their places in `features`; what stands at 2 and 3 has no weights.
+# torchvision's modules by their index in `features`; 2 and 3 have no weights.
 FEATURES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 FEATURE = re.compile(rf"features\.([{''.join(FEATURES)}])(?=\.)")
 
 MATRICES = ("A", "gc1.weight", "gc2.weight")
 
-# Of the numbers of A, which are float32.
+# Relative tolerance for A, which is float32.
 TOLERANCE = 1e-6
 
 
@@ -81,7 +81,7 @@ def ml_gcn_settings(state_dict: Dict[str, torch.Tensor]) -> Dict[str, Any]:
 
 
 def check_ml_gcn(state_dict: Dict[str, torch.Tensor]) -> None:
-    """Refuse what has not the names of ML-GCN's checkpoint.
+    """Raise an error unless the names are those of ML-GCN's checkpoint.
 
     Raises:
         InputError: A, gc1.weight or gc2.weight is not there, or is no matrix; or A is not square.
@@ -101,8 +101,8 @@ def edge_counts(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Counts of which `statistical_lcm` makes a given A: 1 for a label and an edge, 0 for no edge.
 
-    They are no statistics: as if each label had one image, which also shows all labels that it
-    has an edge to. Which those were is all that A tells of the training set.
+    They are not the statistics of the training set, which cannot be computed from A: they are those
+    of one image per label, which also shows all labels that the label has an edge to.
 
     Args:
         lcm: A, (C, C).

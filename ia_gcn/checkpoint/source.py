@@ -1,4 +1,4 @@
-"""Reading other projects' checkpoints without running what they may carry."""
+"""Reading other projects' checkpoints without executing pickled code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_source(path: str, shown: str) -> Dict[str, Any]:
         path: a local file.
         shown: what a message starts with.
     Raises:
-        InputError: it can't be read, asks for anything else, or is no dict.
+        InputError: it can't be read, contains anything else, or is no dict.
     """
     content = (read_pickle if path.endswith(".pkl") else read_pth)(path, shown)
     if not isinstance(content, dict):
@@ -44,7 +44,7 @@ def read_pickle(path: str, shown: str) -> Any:
 def state_dict_of(content: Dict[str, Any], shown: str) -> Dict[str, torch.Tensor]:
     """The state dict in a checkpoint: itself, or under `model` or `state_dict`, or both in turn.
 
-    The prefix `module.` of DataParallel goes.
+    The prefix `module.` of DataParallel is removed.
 
     Raises:
         InputError: something in it is not a tensor, or an array of numbers, by a name.

@@ -27,7 +27,7 @@ def source_labels(
         own: those that the source itself names, if it does.
         shown: the source, for messages.
     Raises:
-        InputError: there is no telling, or the names are not C different ones.
+        InputError: the names are unknown, or they are not C different ones.
     """
     known = {"coco": coco, "voc": VOC_LABELS}
     if given:

@@ -17,7 +17,7 @@ NAMES = {
     (4, 5, 24, 3): "tresnet_xl",
 }
 
-# The fixed filter of a layer that blurs before it leaves pixels out; timm makes its own.
+# The fixed filter of a layer that blurs before subsampling; timm has its own.
 BLUR = ".filt"
 
 CLASSIFIER = "head.fc."
@@ -36,13 +36,13 @@ def convert_tresnet(
         state_dict: body.conv1, body.layer1 and so on. The classifier `head.fc` is left out.
         model_names: of the model's tensors, whose backbone is a `TimmBackbone`.
     """
-    # A float16 could not tell |w| from |w| + 1e-5.
+    # In float16, |w| and |w| + 1e-5 would be equal.
     state_dict = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in state_dict.items()
         if not name.endswith(BLUR) and not name.startswith(CLASSIFIER)
     }
-    # For its feature maps timm takes a network apart: body.layer1.0 is body_layer1.0 then.
+    # With features_only, timm flattens names: body.layer1.0 becomes body_layer1.0.
     places = {name.replace(".", "_"): name for name in model_names}
     return {
         places.get(f"backbone.net.{name}".replace(".", "_"), name): tensor

@@ -1,17 +1,17 @@
 """Compare configs over several seeds: a process per run, paired differences, tables and plots.
 
-A file of tables (configs/ablations/) says what is compared. One network is trained first, and all
-rows start from it; with `network: none`, from the weights of their own configs, such as those of a
-pretrained backbone. Rows are trained in one of two ways:
+A file of tables (configs/ablations/) lists the configs to compare. One network is trained first,
+and all rows start from it; with `network: none`, they start from the weights of their own configs,
+such as those of a pretrained backbone. Rows are trained in one of two ways:
   heads  on the network's frozen features, computed once: a run takes seconds
-  train  everything, on images: what the heads do to the network is part of what is compared
+  train  everything, on images: the effect of the heads on the network is part of the comparison
 Every row's model is built before anything is trained, and a row that can't be run is refused.
 Results go to OUTPUT/results.jsonl, a line per run. To continue a run that was cut, or to add seeds
-and tables, use the same command again: what is there is not run again. A row is known by all keys
-of its config, so one whose config file was edited is run anew.
+and tables, use the same command again: finished runs are not repeated. A row is identified by all
+keys of its config, so that a row whose config file was edited is run again.
 
 Examples:
-  what there is to run:
+  list the tables and rows:
     tools/ablate.py list
   IA-GCN's tables, five seeds each, on frozen features:
     tools/ablate.py run --tables parts,branches --seeds 1-5
@@ -37,7 +37,7 @@ SPEC = "configs/ablations/digit_scenes.yaml"
 
 
 def run_tables(args: argparse.Namespace) -> int:
-    """Run what lacks of the tables asked for; returns the exit status."""
+    """Run the rows of the tables that were not run yet; returns the exit status."""
     spec = read_spec(args.spec)
     tables = list(spec.choose(args.tables))
     runs = spec.runs(args.mode, tables, args.seeds, args.imports)
@@ -105,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--threads", type=positive_int, default=1, help="of torch, in each run (default 1)"
             )
     args = parser.parse_args(argv)
-    return run("ablate", lambda: args.function(args), "interrupted; the same command goes on")
+    return run("ablate", lambda: args.function(args), "interrupted; the same command continues")

@@ -1,12 +1,13 @@
-"""Print how large the network of a config is, and what an image costs it.
+"""Print the number of parameters of a config's network, and its operations and time per image.
 
 Parameters are counted by part: backbone; label head; and regions, which are the RPN, the region
 heads and the region GCN. The label head's include the matrix A of its label graph, C×C for C
 labels, as the published sizes of ML-GCN, IML-GCN and ML-AGCN do: their codes hold it as a
 parameter, though it is not trained. Label embeddings are data and do not count.
 
-A multiply-add counts as one, of convolutions and matrix products in evaluation. What a label head
-makes of its labels alone is the same for every image and computed once: it has a column of its own.
+A multiply-add counts as one, of convolutions and matrix products in evaluation. What a label
+head computes from its labels alone is the same for every image and computed once: it has a column
+of its own.
 
 Neither weights nor data nor label embeddings are read: the network gets random weights, and an
 image of noise, of the config's INPUT.IMAGE_SIZE. It runs on the CPU.

@@ -85,7 +85,7 @@ def check_output(path: str) -> None:
         OSError: the folder can't be written to.
     """
     if not path.endswith(SUFFIX):
-        raise InputError(f"--output {path}: its name must end in {SUFFIX}")
+        raise InputError(f"--output {path}: the name must end in {SUFFIX}")
     if os.path.isdir(path):
         raise InputError(f"--output {path}: is a folder")
     check_writable(os.path.dirname(path) or ".")

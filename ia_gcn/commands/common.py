@@ -1,4 +1,4 @@
-"""What the command lines share: their parser, and errors as one line."""
+"""Functions that the command lines share: their parser, and errors as one line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def probability(text: str) -> float:
 
 
 def run(name: str, work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """Call `work` and return an exit status; what a user can mend is printed as one line.
+    """Call `work` and return an exit status; invalid user input is printed as one line.
 
     Args:
         name: of the command, for the line.

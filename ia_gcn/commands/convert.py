@@ -1,4 +1,4 @@
-"""Make a checkpoint of this project of another project's weights.
+"""Convert another project's weights to a checkpoint of this project.
 
 FORMAT says what SOURCE is:
   torchvision  a ResNet: the backbone
@@ -8,7 +8,7 @@ FORMAT says what SOURCE is:
   asl          the published ASL, on a TResNet: the whole model
 A whole model is saved with its config and its labels, in the order of the data set, and can be
 evaluated; the other formats give parts, from which a model is trained. The config keys that the
-weights go with are printed. Unmatched, misshaped and missing tensors raise an error; with
+weights need are printed. Unmatched, misshaped and missing tensors raise an error; with
 --allow-partial, the tensors that match are saved.
 
 Of SOURCE, tensors, numbers, strings and containers are read; pickled code is never executed.

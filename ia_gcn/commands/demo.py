@@ -1,13 +1,13 @@
 """A page to try a trained model: drop an image, see its labels, regions and label graph.
 
-Needs gradio: pip install gradio. The page is at http://127.0.0.1:7860, for this machine alone
-unless --host says otherwise. It loads nothing from other machines, and what was dropped is deleted
-at the end. For an IA-GCN it shows what tools/visualize_regions.py draws; for an ML-GCN or ML-AGCN,
-the statistical label graph of the image's likeliest labels.
+Needs gradio: pip install gradio. The page is at http://127.0.0.1:7860, and only this machine can
+reach it unless --host is given. It loads nothing from other machines, and uploaded images are
+deleted at the end. For an IA-GCN it shows the figure of tools/visualize_regions.py; for an ML-GCN
+or ML-AGCN, the statistical label graph of the image's likeliest labels.
 
 Examples:
   tools/demo_app.py --weights output/demo/model_best.pth
-  with images to choose from, for everybody who reaches this machine:
+  with images to choose from, for all who can reach this machine:
     tools/demo_app.py --weights model.pth --examples photos --host 0.0.0.0
 """
 

@@ -1,10 +1,9 @@
 """Measure the predictions of an evaluation again, without its model and data set.
 
 PREDICTIONS is the predictions.npz that tools/train_net.py leaves in OUTPUT_DIR/inference/NAME.
-Prints the table of the evaluation at each --threshold, and what it comes to with a threshold of its
-own for each label, that of the label's best F1. Such thresholds, and the figures with them, flatter
-a model on the very data that they were chosen on; --select-on chooses them on other data, for
-example a validation set.
+Prints the table of the evaluation at each --threshold, and with a threshold per label, that of the
+label's best F1. On the data that such thresholds were chosen on, the figures are too high;
+--select-on chooses them on other data, for example a validation set.
 
 Writes into --output
   operating_points.json   the threshold of each label's best F1, for tools/predict.py --thresholds;
@@ -82,7 +81,7 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"at the threshold of each label's best F1 on {args.select_on or args.predictions}:")
     print(table(own))
     if selection is None:
-        print("These thresholds were chosen on this very data, and so the figures flatter it.")
+        print("These thresholds were chosen on the same data, so the figures are too high.")
 
     _, ap = summarize(scores, targets, None, eleven_point=args.eleven_point)
     per_label = dict(zip(label_names, ap.tolist()))

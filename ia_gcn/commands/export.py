@@ -8,14 +8,14 @@ and of a model with a region branch, on a batch of one, for N regions, best firs
   valid (N,): which regions were found, the first ones; the others are zeros.
 Of a model without one, a batch may have any number of images.
 
-What was written is read again and run, by onnxruntime or torch, on files of images, as its own
-preprocessing says: its logits have to be the model's within 1e-4, or there is no file. Label
-names, preprocessing and what made it are in ONNX's metadata as JSON, by the names label_names,
-preprocessing and made_by; of torch.export they are in the extra file metadata.json.
+Before saving, the file is read again and run, by onnxruntime or torch, on image files, with its own
+preprocessing: its logits must equal the model's within 1e-4, or there is no file. Label names,
+preprocessing and origin are in ONNX's metadata as JSON, by the names label_names, preprocessing and
+made_by; with torch.export, they are in the extra file metadata.json.
 
-It takes torch 2.6 or later, and ONNX the packages of pip install 'ia_gcn[export]'. tools/predict.py
-runs an ONNX file, with onnxruntime and without torch and detectron2. torch.export.load unpickles
-what a file asks it to: load no stranger's; with a region branch, import torchvision before.
+It needs torch 2.6 or later, and for ONNX pip install 'ia_gcn[export]'. tools/predict.py runs an
+ONNX file with onnxruntime, without torch and detectron2. torch.export.load unpickles what a file
+contains: only load files that you trust; for a model with regions, import torchvision before.
 
 Examples:
   ONNX, checked on two photos that come with scikit-learn:
@@ -42,7 +42,7 @@ def export(args: argparse.Namespace) -> None:
     predictor = MultiLabelPredictor(args.weights, config_file=args.config_file, device="cpu")
     options = {} if args.opset is None else {"opset": args.opset}
     difference = export_model(predictor, args.output, args.format, check=args.check, **options)
-    print(f"{args.output}: its logits are the model's within {difference:.1e}")
+    print(f"{args.output}: its logits equal the model's within {difference:.1e}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -71,6 +71,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status; what the user can put right is said in one line."""
+    """Returns the exit status; invalid user input is reported in one line."""
     args = parse_arguments(argv)
     return run("export", lambda: export(args))

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_intermixed_args(argv)
 
     def work() -> None:
-        # There is no model here, so there is no need for a device, and a file is looked at whole.
+        # Without a model, no device is needed, and files are read completely.
         opts = ["MODEL.DEVICE", "cpu", "DATASETS.CUSTOM.HOLD_OUT", 0.0, *args.opts]
         cfg = setup_cfg(args.config_file, opts)
         inspect(cfg, args.name, args.output, decode=not args.no_decode)

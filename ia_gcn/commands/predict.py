@@ -1,8 +1,8 @@
-"""Say which labels are in images, by a trained model's checkpoint or its ONNX export.
+"""Predict the labels of images, with a trained model's checkpoint or its ONNX export.
 
 INPUT is a file; a folder, for all images in it and below; a pattern such as 'photos/*.jpg'; or -
-for standard input: an image, or a list of files, one a line. URLs are not downloaded. What is
-named twice is predicted twice.
+for standard input: an image, or a list of files, one a line. URLs are not downloaded. A file
+that is named twice is predicted twice.
 
 Writes a record for each image, in the order given, as JSON Lines
   {"file": "a.jpg", "labels": [{"label": "cat", "probability": 0.93}, ...]}
@@ -14,8 +14,8 @@ With --regions, of a model with a region branch, a record has
   "regions": [{"box": [x0, y0, x1, y1], "weight": 1.2, "label": "cat", "probability": 0.8}, ...]
 in the image's pixels, the best by objectness first, each with its likeliest label.
 
-A model that tools/export_model.py wrote as .onnx takes onnxruntime, and for all but --draw neither
-torch nor detectron2.
+A model that tools/export_model.py wrote as .onnx needs onnxruntime, and neither torch nor
+detectron2, except for --draw.
 
 Examples:
   a file:
@@ -87,7 +87,7 @@ def predict(args: argparse.Namespace) -> int:
         write = WRITERS[args.format](stream)
         for result in bar:
             failed += result.error is not None
-            # A bar and a record don't share a line of a terminal.
+            # The bar and a record must not share a line of a terminal.
             with tqdm.external_write_mode(stream):
                 write(result.record(threshold, args.top_k, args.regions))
                 stream.flush()
@@ -98,7 +98,7 @@ def predict(args: argparse.Namespace) -> int:
 def find_inputs(inputs: Sequence[str]) -> List[str | BinaryIO]:
     """The files that INPUT... stands for, in order.
 
-    What is not there, or holds no image, stands for itself, to become a record with the error.
+    A name without a file or image is returned itself, and becomes a record with the error.
 
     Raises:
         InputError: one is a URL.
@@ -126,10 +126,12 @@ def load_predictor(args: argparse.Namespace):
     exported = args.weights.endswith(".onnx")
     if (args.draw or not exported) and not (find_spec("torch") and find_spec("detectron2")):
         what = "--draw" if exported else f"--weights {args.weights}"
-        raise InputError(f"{what} takes torch and detectron2; a .onnx file does without")
+        raise InputError(f"{what} needs torch and detectron2; a .onnx file does not")
     if exported:
         if args.config_file:
-            raise InputError(f"--config-file: what it would say is fixed in {args.weights}")
+            raise InputError(
+                f"--config-file: has no effect on {args.weights}, which has a config of its own"
+            )
         predictor = OnnxPredictor(args.weights, device=args.device)
     else:
         from ..inference import MultiLabelPredictor
@@ -303,14 +305,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status; what the user can put right is said in one line."""
+    """Returns the exit status; invalid user input is reported in one line."""
     args = parse_arguments(argv)
 
     def work() -> int:
         try:
             return predict(args)
         except BrokenPipeError:
-            # Whoever read the records has enough; Python would try once more on its way out.
+            # The reader of the records has stopped; Python would write once more on exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
 

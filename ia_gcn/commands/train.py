@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = default_argument_parser(epilog=__doc__)
     add_import_option(parser)
-    parser.add_argument(
-        "--verbose", action="store_true", help="everything that log.txt gets, on the screen too"
-    )
+    parser.add_argument("--verbose", action="store_true", help="print everything that log.txt gets")
     args = parser.parse_args(argv)
     machines = args.num_machines, args.machine_rank, args.dist_url
     return run(
@@ -53,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> int:
-    """What each process does."""
+    """The work of each process."""
     cfg = setup_cfg(
         args.config_file,
         args.opts,

@@ -1,4 +1,4 @@
-"""Draw what a trained IA-GCN sees in images: regions, their weights, scores and label graph.
+"""Draw the regions, their weights, the scores and the label graph of a trained IA-GCN in images.
 
 Takes the output folder of a run of tools/train_net.py, and of its test set a few images, always
 the same ones, or any others. Writes into OUTPUT/regions

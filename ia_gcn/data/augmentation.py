@@ -1,7 +1,7 @@
-"""What the papers' training views are made of, as detectron2 Augmentations.
+"""The augmentations of the papers' training views, as detectron2 Augmentations.
 
-They draw from numpy's global generator, as detectron2's do, and only in `get_transform`: what it
-returns does the same to every image it is applied to.
+They draw from numpy's global generator, as detectron2's do, and only in `get_transform`: the
+transform that it returns is deterministic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import InputError
 
-# torch's kernel for 8-bit images needs AVX2. Without, torch takes twice Pillow's time, and is
+# torch's kernel for 8-bit images needs AVX2. Without it, torch takes twice Pillow's time, and is
 # wrong about what gets one pixel wide.
 HAS_FAST_KERNEL = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
@@ -172,7 +172,7 @@ class CutoutTransform(T.Transform):
 class RandAugment(T.Augmentation):
     """torchvision's RandAugment: random operations on colours and geometry, one after the other.
 
-    The image keeps its size; what moves into it is black. Boxes can't follow.
+    The image keeps its size; areas without image content are black. Boxes are not transformed.
     """
 
     def __init__(self, num_ops: int, magnitude: int, image_format: str = "RGB"):
@@ -200,7 +200,7 @@ class RandAugment(T.Augmentation):
 
 
 class RandAugmentTransform(T.Transform):
-    """What a torchvision policy makes of an image where torch's generator starts with `seed`."""
+    """Apply a torchvision policy to an image, with torch's generator seeded by `seed`."""
 
     def __init__(self, policy: torch.nn.Module, seed: int, image_format: str):
         super().__init__()
@@ -209,12 +209,12 @@ class RandAugmentTransform(T.Transform):
     def apply_image(self, image: np.ndarray) -> np.ndarray:
         augmented = Image.fromarray(utils.convert_image_to_rgb(image, self.image_format))
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would see to the GPUs as well.
+            # Not torch.manual_seed, which would seed the GPUs as well.
             torch.default_generator.manual_seed(self.seed)
             augmented = self.policy(augmented)
         return utils.convert_PIL_to_numpy(augmented, self.image_format)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        raise NotImplementedError("RandAugment does not say where it moves things")
+        raise NotImplementedError("RandAugment does not return its geometric transform")
 
     apply_segmentation = apply_coords

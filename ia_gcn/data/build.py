@@ -1,4 +1,4 @@
-"""Data loaders for training and evaluation, and the checks that come before them."""
+"""Data loaders for training and evaluation, and checks of the data."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def get_test_dicts(cfg, dataset_name: str) -> List[Dict]:
 def load_multilabel_dicts(name: str) -> List[Dict]:
     """The dicts of a registered data set, whether or not its images are there.
 
-    A detection data set will do: without `labels`, an image has those of its annotations.
+    A detection data set works too: without `labels`, an image has those of its annotations.
 
     Raises:
         InputError: the data set is not registered or is empty, or a label is outside its
@@ -177,7 +177,7 @@ def missing_images(dataset_dicts: Sequence[Dict]) -> List[str]:
 
 
 class TrainingSamples(Dataset):
-    """Maps (place in the stream, index) to a sample whose augmentation the place alone decides.
+    """Maps (place in the stream, index) to a sample, whose augmentation depends on the place only.
 
     An image that can't be read is replaced by the next one that can; the sample then lists the
     unreadable ones under `unreadable`, and has nothing else where none can be read.
@@ -200,7 +200,7 @@ class TrainingSamples(Dataset):
             for shift in range(len(self.dataset)):
                 random.seed(seed)
                 np.random.seed(seed)
-                # torch.manual_seed would see to the GPUs as well, at twice a sample's cost.
+                # torch.manual_seed would seed the GPUs as well, at twice a sample's cost.
                 torch.default_generator.manual_seed(seed)
                 try:
                     sample = self.mapper(self.dataset[(index + shift) % len(self.dataset)])
@@ -229,7 +229,7 @@ class EvaluationSamples(Dataset):
 
 
 class ReadableBatches:
-    """The batches of a data loader without what could not be read, which is reported and counted.
+    """The batches of a data loader without unreadable images, which are reported and counted.
 
     The loader's iterator, and with it its worker processes, starts at the first batch that is
     asked for, not before.
@@ -299,7 +299,7 @@ def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
     if cfg.INPUT.WITH_BOXES and not any(record.get("annotations") for record in dataset):
         raise InputError(
             f"INPUT.WITH_BOXES: no image of {', '.join(cfg.DATASETS.TRAIN)} has a box; an RPN "
-            "needs none where it is frozen (MODEL.RPN.FROZEN)"
+            "needs none if it is frozen (MODEL.RPN.FROZEN)"
         )
     return {
         "dataset": dataset,
@@ -374,7 +374,7 @@ def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) 
         samples,
         batch_size=batch_size,
         sampler=sampler,
-        # More than there are processors are of no use, and the samples are the same.
+        # More workers than processors would not be faster; the samples are the same.
         num_workers=min(num_workers, available_processors()),
         collate_fn=trivial_batch_collator,
         # Worker seeds are never used; without a generator of its own, drawing them would move
@@ -384,7 +384,7 @@ def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) 
 
 
 def available_processors() -> int:
-    """Of this process, which may have fewer than the machine."""
+    """The processors of this process, which may be fewer than the machine's."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

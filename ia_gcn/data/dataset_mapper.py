@@ -107,7 +107,7 @@ class MultiLabelDatasetMapper:
             min_box_size=self.min_proposal_size,
         )
         if self.is_train and self.with_boxes:
-            # Boxes alone: a detection data set's masks and keypoints are of no use here.
+            # Only boxes: masks and keypoints of a detection data set are not used.
             annotations = [
                 utils.transform_instance_annotations(
                     {key: box[key] for key in ("bbox", "bbox_mode", "category_id")},
@@ -154,14 +154,14 @@ def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
 
 
 def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
-    """Training view: MultiScaleCrop, flip, Cutout and RandAugment, as far as INPUT asks for them;
+    """Training view: MultiScaleCrop, flip, Cutout and RandAugment, if INPUT enables them;
     test view: the image resized to INPUT.IMAGE_SIZE.
 
     The test view is resized by Pillow (detectron2's Resize), whose pixels an exported model gets
     without torch, bit for bit. Training views take `Warp`, which is faster.
 
     Raises:
-        InputError: a key is out of range, or RandAugment would leave boxes or proposals behind.
+        InputError: a key is out of range, or RandAugment is used with boxes or proposals.
     """
     size, interpolation = tuple(cfg.INPUT.IMAGE_SIZE), interpolation_of(cfg)
     if not is_train:
@@ -184,8 +184,8 @@ def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
     if cfg.INPUT.RAND_AUGMENT_OPS:
         if cfg.INPUT.WITH_BOXES or cfg.MODEL.LOAD_PROPOSALS:
             raise InputError(
-                "INPUT.RAND_AUGMENT_OPS moves things about and would leave their boxes behind: it "
-                "takes INPUT.WITH_BOXES and MODEL.LOAD_PROPOSALS False"
+                "INPUT.RAND_AUGMENT_OPS does not transform boxes: set INPUT.WITH_BOXES and "
+                "MODEL.LOAD_PROPOSALS to False"
             )
         augmentations.append(
             RandAugment(

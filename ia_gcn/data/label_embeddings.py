@@ -1,4 +1,4 @@
-"""Label embeddings H⁽⁰⁾: of a GloVe file, of a network's outputs, or of the labels' names alone."""
+"""Label embeddings H⁽⁰⁾: from a GloVe file, a network's outputs, or the labels' names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import InputError
 # starts at the same scale with either source.
 NAME_EMBEDDING_STD = 0.38
 
-# ε: of float32 numbers, a difference that is smaller, relative to them, is rounding.
+# ε: a smaller relative difference of float32 numbers is rounding.
 ROUNDING = float(np.finfo(np.float32).eps)
 
 
@@ -33,7 +33,7 @@ def label_embeddings(
         source: "names", or the path of a file: .npz as `image_embeddings` reads it, else in GloVe's
             text format.
         dim: d.
-        aliases: "label=words" each, see `glove_embeddings`; of no use to the other sources.
+        aliases: "label=words" each, see `glove_embeddings`; no effect on other sources.
         norm: see `normalize_embeddings`.
     Returns:
         (C, d) float32.
@@ -201,7 +201,7 @@ def _read_vectors(path: str, wanted, dim: int) -> Dict[str, np.ndarray]:
                 if word not in wanted or word in vectors or _is_header(number, line):
                     continue
                 if len(fields) > dim and not _is_number(fields[0]):
-                    continue  # a token with a blank in it, of which `word` is the first part
+                    continue  # a token that contains a blank; `word` is its first part
                 vectors[word] = _parse_vector(fields, dim, f"{path}, line {number}")
     except OSError as error:
         raise InputError(f"MODEL.LABEL_EMBEDDINGS.SOURCE: {path}: {error.strerror}") from None
@@ -239,7 +239,7 @@ def _read_npz(path: str) -> Tuple[np.ndarray, List[str]]:
     """Embeddings (n, d) float32 and n names."""
     try:
         with PathManager.open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            # What is no array in the file comes as bytes.
+            # Entries of the file that are not arrays are read as bytes.
             rows, names = (np.asarray(content[name]) for name in ("embeddings", "label_names"))
     except FileNotFoundError:
         raise InputError(
@@ -270,7 +270,7 @@ def _read_npz(path: str) -> Tuple[np.ndarray, List[str]]:
     names = names.tolist()
     if len(set(names)) < len(names):
         raise InputError(f"MODEL.LABEL_EMBEDDINGS.SOURCE: {path} names a label twice")
-    # What float32 can't hold is not finite, which is said for the labels that are asked for.
+    # Numbers beyond float32's range become infinite, and are reported for the labels in use.
     with np.errstate(over="ignore"):
         return rows.astype(np.float32), names
 
@@ -286,10 +286,10 @@ def _whiten(embeddings: np.ndarray) -> np.ndarray:
     least = ROUNDING * strengths.max(initial=0)
     kept = strengths > least
     left, strengths, right = left[:, kept], strengths[kept], right[kept]
-    # Unlike U alone (PCA), U Vᵀ is the same whatever signs and order an SVD happens to choose, and
-    # its dimensions are still the embeddings'.
+    # Unlike U alone (PCA), U Vᵀ does not depend on the signs and the order that an SVD chooses, and
+    # its dimensions are those of the embeddings.
     whitened = left @ right
-    # U's row has nothing but rounding where X's is 0.
+    # Where X's row is 0, U's has only rounding errors.
     at_mean = np.linalg.norm(left * strengths, axis=1) <= least
     lengths = np.linalg.norm(whitened, axis=1, keepdims=True)
     return np.divide(whitened, lengths, out=np.zeros_like(whitened), where=~at_mean[:, None])
@@ -302,5 +302,5 @@ def _centre(embeddings: np.ndarray) -> np.ndarray:
     centred[:, rounding.all(axis=0)] = 0
     moved = ~rounding.all(axis=1, keepdims=True)
     centred *= moved
-    # Or else the rounding of the mean would be one more direction to whiten.
+    # Otherwise the rounding of the mean would be one more direction to whiten.
     return centred - moved * (centred.sum(axis=0) / max(moved.sum(), 1))

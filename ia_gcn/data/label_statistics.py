@@ -1,4 +1,4 @@
-"""Label counts and pair counts of a data set, the raw material of every label graph."""
+"""Label counts and pair counts of a data set, from which label graphs are computed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cached_label_statistics(
             if str(cache["fingerprint"]) == fingerprint:
                 logger.debug(f"Label statistics taken from {path}")
                 return LabelStatistics(cache["label_counts"], cache["pair_counts"])
-    # Missing or damaged in whatever way: there is nothing in it that can't be counted again.
+    # Missing or damaged: the labels are counted again.
     except Exception:
         pass
     statistics = count_labels(dataset_dicts, len(label_names))
@@ -69,7 +69,7 @@ def cached_label_statistics(
 
 
 class LabelGraphSummary(NamedTuple):
-    """What is to be said of a label graph of any size; C labels, of which K are shown."""
+    """Facts about a label graph of any size; C labels, of which K are shown."""
 
     label_counts: np.ndarray
     """(C,) int64: images with label i."""

@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from ..errors import InputError
 from ..io.plain_pickle import load_plain_pickle
 
-# What Detectron 1 called them.
+# Detectron 1's names for them.
 OLD_NAMES = {"ids": "indexes", "objectness_logits": "scores"}
 
 

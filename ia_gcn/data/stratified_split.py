@@ -13,7 +13,7 @@ UNLABELLED = (1, "")
 
 
 def stratified_split(labels: Mapping[Hashable, Collection[str]], share: float, seed: int) -> Set:
-    """Choose the images to hold out so that every label has about `share` of its images there.
+    """Choose the images to hold out, so that about `share` of each label's images are among them.
 
     Iterative stratification in a simple greedy form (Sechidis, Tsoumakas, Vlahavas: On the
     Stratification of Multi-Label Data, 2011): the label with the fewest images left is dealt out
@@ -53,13 +53,13 @@ def _deal_out(groups: Mapping, members: Mapping, share: float) -> Dict[Hashable,
     lacking_in_all = [(1 - share) * len(groups), share * len(groups)]
     left = {group: len(images) for group, images in members.items()}
     sides: Dict[Hashable, int] = {}
-    # Of labels with as few images left, the one that had fewer to begin with.
+    # Among labels with equally few images left, the one that had fewer at first.
     rarest = [(number, number, group) for group, number in left.items()]
     heapq.heapify(rarest)
     while rarest:
         number, _, group = heapq.heappop(rarest)
         if number != left[group] or not number:
-            continue  # it has fewer by now, and stands further ahead
+            continue  # An outdated entry: the label has fewer images left, and is further ahead.
         for image in members[group]:
             if image in sides:
                 continue

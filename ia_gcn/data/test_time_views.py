@@ -21,7 +21,7 @@ PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_
 class DatasetMapperTTA(MultiLabelDatasetMapper):
     """Reads an image once and makes the views that `MultiLabelTTA` takes.
 
-    Every view is resized from the image itself: to enlarge the plain test view would add no
+    Every view is resized from the image itself, as enlarging the plain test view would add no
     detail. Proposals from a file are scaled and mirrored with it.
     """
 

@@ -1,4 +1,4 @@
-"""What the page says of a model and of an image."""
+"""Texts and figures of the page: of a model and of an image."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def describe_image(predictor: MultiLabelPredictor, image: str, threshold: float)
         threshold: the least probability of a label.
     Raises:
         UnreadableImage: the file is no image.
-        InputError: what the model says is not finite.
+        InputError: the model's output is not finite.
     """
     names, figure = predictor.label_names, None
     if predictor.model.has_regions:
@@ -98,7 +98,7 @@ def read_png(content: io.BytesIO) -> Image.Image:
 
 
 def describe_model(predictor: MultiLabelPredictor) -> List[str]:
-    """What the model is, and the data that it was trained on: a line each."""
+    """The model and the data that it was trained on, a line each."""
     cfg, names = predictor.cfg, predictor.label_names
     model = cfg.MODEL.META_ARCHITECTURE
     if predictor.model.label_head is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import gradio
 
 TITLE = "Labels in an image"
-# In seconds; how often, and from what age on, the images that were dropped are deleted.
+# In seconds: how often uploaded images are deleted, and from which age on.
 CLEAN_UP = (3600, 3600)
 # A wide screen has the examples below the image and beside the result; a narrow one, at the end.
 CSS = """
@@ -34,7 +34,7 @@ CSS = """
 
 
 def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> gradio.Blocks:
-    """The page, also to be asked by programs, at /describe.
+    """The page, and its API for programs at /describe.
 
     Args:
         predictor: of the model.
@@ -49,20 +49,20 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
         file = image and image["path"]
         if not file:
             return None, None
-        # gradio lets a program name any file of this machine.
+        # Through gradio, a program can name any file of this machine.
         if not Path(file).resolve().is_relative_to(uploads):
-            raise gr.Error("this image was not dropped here", print_exception=False)
+            raise gr.Error("this image was not uploaded here", print_exception=False)
         try:
             labels, figure = describe_image(predictor, file, threshold)
         except UnreadableImage as error:
-            # Where gradio put the file is nobody's business.
+            # Do not show where gradio stored the file.
             name = Path(file).name
             message = f"{name}: {error.reason.replace(file, name)}"
         except InputError as error:
             message = str(error)
         else:
             return dict(labels) or f"none of {len(names)} at {threshold:.0%}", figure
-        # gradio takes it for HTML.
+        # gradio shows it as HTML.
         raise gr.Error(html.escape(message), print_exception=False)
 
     model = os.path.basename(predictor.cfg.MODEL.WEIGHTS)
@@ -140,12 +140,12 @@ def launch(page: gradio.Blocks, host: str = "127.0.0.1", port: int = 7860) -> st
     Raises:
         InputError: the address or the port can't be used.
     """
-    # gradio says of any failure that the port is taken.
+    # gradio reports every failure as a port in use.
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise InputError(f"--host {host} --port {port}: {error.strerror or error}") from None
-    # gradio asks its own page whether it is there, which a proxy would not know.
+    # gradio requests its own page, which must not go through a proxy.
     os.environ.update(NO_PROXY="*", no_proxy="*")
     _, address, _ = page.launch(
         server_name=host,
@@ -154,7 +154,7 @@ def launch(page: gradio.Blocks, host: str = "127.0.0.1", port: int = 7860) -> st
         ssr_mode=False,
         mcp_server=False,
         enable_monitoring=False,
-        # The browser would keep what was dropped.
+        # Otherwise the browser would keep uploaded images.
         run_history=False,
         footer_links=[],
         css=CSS,

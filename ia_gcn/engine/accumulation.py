@@ -18,10 +18,11 @@ logger = logging.getLogger(__name__)
 
 
 class AccumulatingTrainer(SimpleTrainer):
-    """detectron2's SimpleTrainer and AMPTrainer in one, whose batches may go through in parts.
+    """detectron2's SimpleTrainer and AMPTrainer in one, with gradient accumulation.
 
-    A part's losses count by its share of the images. As each is a mean over images, the gradient is
-    that of the whole batch, but for what looks at several images at once, such as batch norm.
+    The losses of a part are weighted by its share of the images. As each is a mean over images, the
+    gradient is that of the whole batch, except for modules that use several images at once, such as
+    batch norms.
 
     With float16 as its mixed precision, losses are scaled.
     """
@@ -39,7 +40,7 @@ class AccumulatingTrainer(SimpleTrainer):
         Args:
             model, data_loader, optimizer: as SimpleTrainer's.
             steps: parts of a batch.
-            amp_dtype: what the model runs in under autocast; None: no mixed precision.
+            amp_dtype: of autocast; None: no mixed precision.
         """
         if steps < 1:
             raise InputError(f"SOLVER.ACCUMULATE_STEPS must be at least 1, not {steps}")
@@ -87,7 +88,7 @@ class AccumulatingTrainer(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict):
-        # How a step is computed is a matter of this machine, not of the one that wrote the state.
+        # The implementation of a step depends on this machine, not on the one that wrote the state.
         here = {key: value for key, value in self.optimizer.defaults.items() if key == "fused"}
         optimizer = state_dict["optimizer"]
         groups = [{**group, **here} for group in optimizer["param_groups"]]
@@ -95,7 +96,7 @@ class AccumulatingTrainer(SimpleTrainer):
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if torch.is_tensor(value) and value.shape == parameter.shape:
-                    # A fused optimizer takes memory as it lies: it has to lie as the weight does.
+                    # A fused optimizer needs its state in the memory format of the weight.
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         # A disabled one has no state.
         if self.grad_scaler.is_enabled() and state_dict.get("grad_scaler"):
@@ -103,7 +104,7 @@ class AccumulatingTrainer(SimpleTrainer):
 
 
 def choose_amp_dtype(name: str, model: nn.Module) -> torch.dtype | None:
-    """What SOLVER.AMP.DTYPE stands for, on the model's device.
+    """The dtype of SOLVER.AMP.DTYPE on the model's device.
 
     Args:
         name: auto, fp16 or bf16. auto is fp16 on a GPU, and bf16 on a CPU that multiplies matrices
@@ -129,7 +130,7 @@ def choose_amp_dtype(name: str, model: nn.Module) -> torch.dtype | None:
         return None
     if name == "fp16":
         if not on_gpu:
-            raise InputError("SOLVER.AMP.DTYPE fp16 takes a GPU; on a CPU it can be bf16 or auto")
+            raise InputError("SOLVER.AMP.DTYPE fp16 needs a GPU; on a CPU, set bf16 or auto")
         return torch.float16
     if name == "bf16":
         if on_gpu and not has_fast_bf16(model.device):

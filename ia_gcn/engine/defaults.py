@@ -29,7 +29,7 @@ def setup_cfg(
     Args:
         config_file: path of a YAML file, see `find_config`; "" for the defaults.
         opts: alternating keys and values.
-        eval_only: for an evaluation of the checkpoint alone. The training set is not looked at, and
+        eval_only: for an evaluation of the checkpoint alone. The training set is not read, and
             a CSV for DATASETS.CUSTOM.TEST has the checkpoint's labels, unless
             DATASETS.CUSTOM.LABELS is given.
         resume: whether that checkpoint is the last one in OUTPUT_DIR, see `weights_path`.
@@ -41,7 +41,7 @@ def setup_cfg(
     """
     cfg = read_config(config_file, opts, imports)
     custom = cfg.DATASETS.CUSTOM
-    # A CSV doesn't say which labels there might be besides those that it names.
+    # A CSV lists only the labels that occur in it.
     if eval_only and custom.TEST.lower().endswith(".csv") and not custom.LABELS:
         labels = checkpoint_labels(weights_path(cfg, resume))
         if labels:

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def evaluate_checkpoint(cfg: CfgNode, resume: bool = False) -> Dict:
     """Evaluate MODEL.WEIGHTS on DATASETS.TEST; the results are also in OUTPUT_DIR/inference.
 
-    The model has the checkpoint's labels. With DATASETS.MATCH_LABELS_BY_NAME its outputs are picked
-    by the names of the data set's.
+    The model has the checkpoint's labels. With DATASETS.MATCH_LABELS_BY_NAME, its outputs are
+    selected by the label names of the data set.
 
     Args:
         cfg: of `setup_cfg` with eval_only.

@@ -87,7 +87,7 @@ def extract_features(
     """The features of all images of a data loader, in its order.
 
     Args:
-        model: with the network; of its heads, only which feature maps they read has an effect.
+        model: with the network; its heads are not run, but say which feature maps they read.
         batches: of a test loader, whose samples have `labels`. All images have one size.
         in_features: names of the feature maps; None: those that the model's label head reads.
     """
@@ -111,7 +111,7 @@ def _join(values: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
 
 
 class HeadsOnFeatures(nn.Module):
-    """A recogniser that gets features instead of images; its network stays as it is."""
+    """A recogniser that gets features instead of images; its network is not trained."""
 
     def __init__(self, model: MultiLabelRecognizer):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Keeping the images that DATASETS.CUSTOM.HOLD_OUT holds out apart from those of the training."""
+"""DATASETS.CUSTOM.HOLD_OUT: no checkpoint is evaluated on images that it was trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_held_out(cfg: CfgNode, split: str, *, eval_only: bool, resume: bool) -> None:
-    """Refuse to measure a checkpoint on images that it was trained on.
+    """Refuse to evaluate a checkpoint on images that it was trained on.
 
     The config that a checkpoint carries says which images were held out in its training. Weights
     that a new training starts from only get a warning, and only where they are of the same file.
@@ -59,7 +59,7 @@ def check_held_out(cfg: CfgNode, split: str, *, eval_only: bool, resume: bool) -
     if trained.get("TRAIN") == custom.TRAIN:
         logger.warning(
             f"MODEL.WEIGHTS {path} was trained on other images of {custom.TRAIN}: it may have seen "
-            "some of those that are held out now, and will look better than it is."
+            "some of the images that are held out now, so the measures will be too high."
         )
 
 

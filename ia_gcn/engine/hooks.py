@@ -20,15 +20,15 @@ from ..errors import TrainingDiverged
 logger = logging.getLogger(__name__)
 
 # A loss has grown if it is this many times its lowest median over so many values in a row. Single
-# values jump about, most of all in the first iterations.
+# values vary a lot, most of all in the first iterations.
 GROWTH, GROWTH_WINDOW = 10, 20
 
 
 class SeedEveryStep(HookBase):
-    """Makes what a step draws at random a function of (seed, process, iteration).
+    """Seeds the random generators before each step by (seed, process, iteration).
 
-    A run that is resumed draws what an uncut one does, whatever was drawn in between, and no
-    generator's state has to be saved.
+    So a resumed run draws the same random numbers as an uninterrupted one, and no generator's state
+    has to be saved.
     """
 
     def before_step(self):
@@ -36,7 +36,7 @@ class SeedEveryStep(HookBase):
 
 
 class UpdateEma(HookBase):
-    """Takes the weights of every step into their running mean."""
+    """Updates the EMA of the weights after every step."""
 
     def after_step(self):
         self.trainer.ema.update(self.trainer.checkpointer.model)
@@ -75,7 +75,7 @@ class StopOnBadLoss(HookBase):
             raise self._diverged(text)
 
     def explain(self, error: FloatingPointError) -> TrainingDiverged:
-        """What to raise for an error of the model itself, such as detectron2's RPN."""
+        """The error to raise for one of the model itself, such as detectron2's RPN."""
         growing = [f"{name}{growth}" for name in self._history if (growth := self._growth(name))]
         return self._diverged("; ".join([str(error).rstrip("."), *growing]))
 
@@ -113,7 +113,7 @@ def growth_start(values: Sequence[float]) -> int | None:
 
 
 def remedies(cfg: CfgNode) -> List[str]:
-    """What a config leaves to try against a loss that is not finite, in the words of its keys."""
+    """Config keys to try against a loss that is not finite, for the message."""
     solver = cfg.SOLVER
     found = [f"a lower SOLVER.BASE_LR (it is {solver.BASE_LR:g})"]
     if not solver.CLIP_GRADIENTS.ENABLED:

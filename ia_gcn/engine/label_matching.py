@@ -25,10 +25,11 @@ def checkpoint_labels(path: str) -> List[str]:
     """The label names in a checkpoint; none of a file that has none, such as a bare state dict.
 
     Raises:
-        InputError: there is no path, the file can't be read, or its label names are no such thing.
+        InputError: there is no path, the file can't be read, or its label names are not a list of
+            names.
     """
     if not path:
-        raise InputError("MODEL.WEIGHTS is empty: which checkpoint is to be used?")
+        raise InputError("MODEL.WEIGHTS is empty: set it to a checkpoint")
     names = checkpoint_content(path).get("label_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"MODEL.WEIGHTS: {path} has label_names that are not a list of names")
@@ -39,7 +40,7 @@ def checkpoint_content(path: str) -> Dict[str, Any]:
     """`read_checkpoint` of any path that PathManager knows.
 
     Raises:
-        InputError: the file can't be had or read.
+        InputError: the file can't be downloaded or read.
     """
     try:
         local = PathManager.get_local_path(path)
@@ -51,7 +52,7 @@ def checkpoint_content(path: str) -> Dict[str, Any]:
 def match_labels(
     labels: Sequence[str], trained: Sequence[str], by_name: bool, path: str
 ) -> List[int]:
-    """Where each label of a data set is among those of a checkpoint.
+    """The index of each label of a data set among those of a checkpoint.
 
     Args:
         labels: names of the data set's.
@@ -59,7 +60,7 @@ def match_labels(
         by_name: DATASETS.MATCH_LABELS_BY_NAME; False: they must be the same, in the same order.
         path: of the checkpoint, for messages.
     Raises:
-        InputError: they differ otherwise than they may, or there are no names to go by.
+        InputError: they differ in a way that is not allowed, or the checkpoint has no label names.
     """
     if not trained:
         if by_name:
@@ -69,7 +70,7 @@ def match_labels(
         return list(range(len(labels)))
     unknown = [label for label in labels if label not in trained]
     if not by_name and list(labels) != list(trained):
-        hint = "" if unknown else "; DATASETS.MATCH_LABELS_BY_NAME True picks outputs by name"
+        hint = "" if unknown else "; DATASETS.MATCH_LABELS_BY_NAME True selects outputs by name"
         mismatch = describe_mismatch(labels, trained)
         raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {path}{hint}")
     if unknown:

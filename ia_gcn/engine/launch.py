@@ -35,7 +35,7 @@ def launch(
         num_processes: on this machine.
         num_machines, machine_rank, dist_url: as detectron2's `launch`.
     Raises:
-        InputError, TrainingDiverged: what the first process that failed has raised; the others
+        InputError, TrainingDiverged: the error of the first process that failed; the others
             are ended.
     """
     if "LOCAL_WORLD_SIZE" in os.environ and "RANK" in os.environ:
@@ -61,7 +61,7 @@ def launch(
                 _cpu_process, (work, dist_url, *ranks), num_processes, start_method="spawn"
             )
     except mp.ProcessExitedException as error:
-        # The process has said why.
+        # The process has printed its error.
         return error.exit_code
     except mp.ProcessRaisedException as error:
         raise _original(error) from None

@@ -1,4 +1,4 @@
-"""What a run says, and where: what its user needs on the screen, everything in log.txt."""
+"""Logging: the most important messages on the screen, all of them in log.txt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..memory import keep_freed_memory
 
 LOG_FILE = "log.txt"
 
-# Those whose messages make up the log; the screen gets ia_gcn's, and of the others what went wrong.
+# The loggers of the log. The screen gets ia_gcn's messages, and warnings or errors of the others.
 SCREEN_LEVELS = {"ia_gcn": logging.INFO, "detectron2": logging.WARNING, "fvcore": logging.ERROR}
 
 _ANSI_CODE = re.compile(r"\x1b\[[0-9;]*m")
@@ -100,7 +100,7 @@ class _Screen(logging.Handler):
         self.setFormatter(_PlainFormatter(layout, "%m/%d %H:%M:%S"))
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # An exception is shown by whoever catches it in the end.
+        # An exception is printed where it is caught.
         return self.verbose or not record.exc_info
 
     def emit(self, record: logging.LogRecord) -> None:

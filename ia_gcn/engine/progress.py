@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, elsewhere a line now and then."""
+"""Progress of a run: a bar on a terminal; elsewhere, single lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqdm import tqdm
 # Seconds between two lines: a tenth of the time that has passed, within these.
 SHORTEST, LONGEST = 5, 60
 
-# Of losses, whose median is shown.
+# Iterations over which the median of a loss is taken.
 WINDOW = 20
 
 
@@ -34,7 +34,7 @@ class ProgressBar(tqdm):
                 "bar_format": "{desc} " + figures,
             }
         )
-        # A mean over the whole run: evaluations and checkpoints are part of it.
+        # A mean over the whole run, including evaluations and checkpoints.
         super().__init__(iterable, desc, miniters=1, smoothing=0, **kwargs)
 
     def display(self, *args, **kwargs):

@@ -22,7 +22,7 @@ ONE_CYCLE_END = ONE_CYCLE_START * 1e-4
 
 
 def epochs_to_iterations(cfg: CfgNode, num_images: int) -> None:
-    """Where `cfg` counts epochs, write what they come to for `num_images` into its iterations."""
+    """Convert the epochs of `cfg`, if it has some, to iterations over `num_images` images."""
     per_epoch = math.ceil(num_images / cfg.SOLVER.IMS_PER_BATCH)
     if cfg.SOLVER.MAX_EPOCHS:
         cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_EPOCHS * per_epoch
@@ -67,9 +67,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return sgd(params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER in ("Adam", "AdamW"):
         adam = maybe_add_gradient_clipping(cfg, getattr(torch.optim, solver.OPTIMIZER))
-        # On a CPU torch goes through the weights one by one, some ten operations each, unless it is
-        # told otherwise; on a GPU it takes them together on its own. Not so SGD: its fused form
-        # fails on a weight whose first gradient comes after the others', as a region's may.
+        # By default, torch on a CPU updates the weights one by one, with some ten operations each;
+        # on a GPU it updates them together. SGD is not fused: its fused form fails on a weight
+        # whose first gradient comes later than the others', as that of a region head may.
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
         fused = {"fused": True} if on_cpu and TORCH_VERSION >= (2, 4) else {}
         return adam(params, solver.BASE_LR, **fused)

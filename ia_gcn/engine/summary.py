@@ -1,4 +1,4 @@
-"""What a training or an evaluation is about, before it, and what came of it, after."""
+"""Summaries of a training or an evaluation, printed before and after it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_summary(cfg: CfgNode, model: nn.Module) -> str:
 
 
 def backbone_name(cfg: CfgNode) -> str:
-    """As people call it, not the function that builds it."""
+    """The backbone's usual name, not that of the function that builds it."""
     name = cfg.MODEL.BACKBONE.NAME
     if name == "build_timm_backbone":
         return f"timm's {cfg.MODEL.TIMM.NAME}"

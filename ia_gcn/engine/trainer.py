@@ -45,7 +45,7 @@ from .summary import files_summary, results_summary, training_summary
 
 logger = logging.getLogger(__name__)
 
-# Of the periodic ones; 120 of a ResNet-101 with its optimizer's state would fill 40 GB.
+# Of the periodic checkpoints; 120 of a ResNet-101 with its optimizer would take 40 GB.
 CHECKPOINTS_KEPT = 3
 
 
@@ -57,7 +57,7 @@ class Trainer(DefaultTrainer):
     resumed run ends where an uncut one does.
 
     Attributes:
-        ema: the running mean of the weights, `module` a model; None where SOLVER.EMA_DECAY is 0.
+        ema: the EMA of the weights, `module` a model; None if SOLVER.EMA_DECAY is 0.
         amp_dtype: of mixed precision; None without it.
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
         label_names: of the model's outputs, in order.
@@ -75,7 +75,7 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         epochs_to_iterations(cfg, len(data_loader.dataset))
         cfg.freeze()
-        # What is wrong with a test set is said now, and not at the first evaluation.
+        # Errors of a test set are raised now, and not at the first evaluation.
         self.test_sizes = {name: len(get_test_dicts(cfg, name)) for name in cfg.DATASETS.TEST}
 
         if comm.is_main_process():
@@ -198,10 +198,10 @@ class Trainer(DefaultTrainer):
         return ret
 
     def evaluate(self) -> Dict:
-        """Evaluate the weights; and their running mean, as `ema`, into the folder ema."""
+        """Evaluate the weights; and their EMA, as `ema`, into the folder ema."""
         cfg = self.cfg.clone()
         cfg.defrost()
-        # Of use for figures to report; while training goes on, it would only take longer.
+        # Only final figures need it; during training it would take time.
         cfg.TEST.AUG.ENABLED = False
         cfg.TEST.EMA = False
         cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
@@ -262,7 +262,7 @@ class Trainer(DefaultTrainer):
             f"evaluation on {dataset_name}: batch",
             unit="it",
             leave=False,
-            # What is over sooner shows none.
+            # A short evaluation shows no bar.
             delay=SHORTEST,
             disable=not comm.is_main_process(),
         )
@@ -287,7 +287,7 @@ class Trainer(DefaultTrainer):
 
 
 def describe_model(cfg: CfgNode) -> Dict[str, str]:
-    """What a report says of the model that is evaluated: MODEL.WEIGHTS is its checkpoint."""
+    """The report's lines on the model that is evaluated: MODEL.WEIGHTS is its checkpoint."""
     backbone = cfg.MODEL.BACKBONE.NAME
     if backbone == "build_timm_backbone":
         backbone = cfg.MODEL.TIMM.NAME
@@ -322,10 +322,10 @@ def check_labels(cfg: CfgNode) -> List[str]:
 def fill_label_graph(
     cfg: CfgNode, model: nn.Module, dataset: Sequence[Dict], label_names: Sequence[str]
 ) -> None:
-    """Give a recogniser's label graph, if it has one, what the training set says of the labels.
+    """Fill a recogniser's label graph, if it has one, from the training set.
 
-    That is the embeddings of their names and, where a head asks for them, the statistics, which
-    stay as label_statistics.npz in OUTPUT_DIR.
+    It gets the label embeddings and, if a head needs them, the label statistics, which are kept as
+    label_statistics.npz in OUTPUT_DIR.
     """
     graph = model.label_graph
     if graph is None:

@@ -1,4 +1,4 @@
-"""Whether labels are there as often as their probabilities say.
+"""Calibration: whether probabilities agree with how often labels are present.
 
 Pure functions of numpy arrays, as in metrics.py.
 """
@@ -26,7 +26,7 @@ class Calibration(NamedTuple):
 
 
 def measure_calibration(scores: np.ndarray, targets: np.ndarray, bins: int = 15) -> Calibration:
-    """The expected calibration error (ECE) of binary decisions, and what it is the mean of.
+    """The expected calibration error (ECE) of binary decisions, and the bins it is computed from.
 
     All (image, label) pairs that are not ignored count alike. Bin b of M holds those with a
     probability of at least b / M and less than (b + 1) / M; the last one also 1. Then

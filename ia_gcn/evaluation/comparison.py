@@ -38,7 +38,7 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Difference:
     """second - first, seed by seed, with Student's 95 % confidence interval of the mean.
 
-    What a seed brings to both, such as the order of the images, falls out of the difference.
+    What both share by the seed, such as the order of the images, cancels in the difference.
 
     Args:
         first, second: a figure by seed.

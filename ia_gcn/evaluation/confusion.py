@@ -1,4 +1,4 @@
-"""Labels that a model takes for each other.
+"""Labels that a model confuses with each other.
 
 Pure functions of numpy arrays, as in metrics.py. n is the number of images, C the number of labels.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from .metrics import check_predictions, label_measures
 
-# Of so many labels at most are the pairs looked at, so that the work grows with n and C alone.
+# Pairs of at most so many labels are counted, so that the time grows with n and C only.
 MAX_LABELS = 200
 
 

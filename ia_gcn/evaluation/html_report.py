@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file, which needs nothing but a browser.
+"""The report of an evaluation as one HTML file.
 
 n is the number of images, C the number of labels.
 """
@@ -55,18 +55,18 @@ def render_report(
 
     It has all measures, those of each label, figures of precision against recall and of
     calibration, the pairs of labels that are confused most, and, for the labels with the most wrong
-    decisions, images. It loads nothing from elsewhere. Names are text in it, whatever they are.
+    decisions, images. It loads nothing from elsewhere. Names of labels and files are escaped.
 
     Args:
         predictions: as `read_predictions` returns them.
         data_set: its name, for the title.
-        facts: what else is to be said of the evaluation, such as {"Checkpoint": path}.
+        facts: further facts about the evaluation, such as {"Checkpoint": path}.
         threshold, top_k, eleven_point: see `summarize`.
         find_file: the file of an image by its id, local or of a kind that PathManager knows; None
             where it is not known. What can't be read is left out.
     """
     image_ids, scores, targets, names = predictions
-    # XML, of which the figures are, has no such characters, and UTF-8 no halves of a pair.
+    # The figures are XML, which has no control characters; UTF-8 has no lone surrogates.
     names = [re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", name) for name in names]
     predictions = predictions._replace(label_names=names)
     summary, ap = summarize(scores, targets, top_k, threshold=threshold, eleven_point=eleven_point)
@@ -200,7 +200,7 @@ def _read_thumbnail(file_name: str) -> str | None:
     size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
 
     def shrink(image: Image.Image) -> Image.Image:
-        # A JPEG is decoded at an eighth to the whole of its size: as little as will do.
+        # A JPEG is decoded at the smallest size that is enough, from an eighth of its own on.
         image.draft("RGB", size)
         image = upright_8_bit(image).convert("RGB")
         image.thumbnail(size)
@@ -220,7 +220,7 @@ def _data_uri(figure: Figure) -> str:
 
 
 def _hash(script: str) -> str:
-    """By which the page's policy knows its own script: no other one is run."""
+    """The hash of the page's own script; its security policy allows no other one."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 

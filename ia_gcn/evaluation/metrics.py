@@ -11,7 +11,7 @@ import numpy as np
 
 
 class LabelMeasures(NamedTuple):
-    """What each label comes to at a threshold, (C,) each.
+    """Measures of each label at a threshold, (C,) each.
 
     NaN for a label without positives, but for the counts. The precision of a label that is never
     predicted counts as 0.
@@ -149,7 +149,7 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: boo
 def check_predictions(
     scores: np.ndarray, targets: np.ndarray, ndim: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Check what the public functions are given, and bring it into the form they compute with.
+    """Check the arguments of the public functions, and convert them for the computation.
 
     Returns:
         the scores, of at least float32 and -inf where they are ignored, which puts them behind
@@ -213,7 +213,7 @@ def _highest(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    # A part of nothing is nothing, so the numerator is 0 wherever the denominator is.
+    # The numerator is 0 wherever the denominator is.
     return part / np.maximum(whole, 1)
 
 

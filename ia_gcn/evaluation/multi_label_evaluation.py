@@ -50,8 +50,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
             output_dir: None writes no files.
             threshold, eleven_point: see `multi_label_metrics`.
             top_k: k of the further six figures; None leaves them out.
-            report: what report.html is to say of the model beside the data set and the date, such
-                as {"Checkpoint": path}; None writes no report.
+            report: facts about the model for report.html, such as {"Checkpoint": path}; None writes
+                no report.
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir

@@ -24,7 +24,7 @@ class PrecisionRecallCurve(NamedTuple):
 
 
 class OperatingPoints(NamedTuple):
-    """For each label the threshold of its best F1, and what it comes to there."""
+    """For each label the threshold of its best F1, and the measures there."""
 
     threshold: np.ndarray
     """(C,) float64 in [0, 1]; NaN, as are the next three, for a label without positives."""

@@ -12,7 +12,7 @@ from .metrics import check_predictions
 
 
 class Predictions(NamedTuple):
-    """What a model said of n images and C labels, and what is there."""
+    """A model's scores of n images and C labels, and the targets."""
 
     image_ids: np.ndarray
     """(n,) integers or text, each of them once."""
@@ -28,8 +28,8 @@ def read_predictions(path: str) -> Predictions:
     """Read and check such a file.
 
     Raises:
-        InputError: there is no such file, it is damaged or would run code, or an array is missing
-            or is not as `Predictions` says; or there is no image or no label in it.
+        InputError: there is no such file, it is damaged or contains pickled code, or an array is
+            missing or is not as `Predictions` says; or there is no image or no label in it.
     """
     try:
         with PathManager.open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
@@ -42,7 +42,7 @@ def read_predictions(path: str) -> Predictions:
     image_ids, scores, targets, names = arrays.values()
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
     if image_ids.ndim != 1 or names.ndim != 1 or scores.shape != (len(image_ids), len(names)):
-        raise InputError(f"{path}: these go not together: {shapes}")
+        raise InputError(f"{path}: the shapes do not agree: {shapes}")
     if not scores.size:
         raise InputError(f"{path} holds no prediction: {shapes}")
     if image_ids.dtype.kind not in "iuU" or names.dtype.kind != "U":

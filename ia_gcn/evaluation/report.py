@@ -20,7 +20,7 @@ SUMMARY = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 def summarize(
     scores: np.ndarray, targets: np.ndarray, top_k: int | None, **settings
 ) -> Tuple[Dict[str, float], np.ndarray]:
-    """The figures that an evaluation ends in.
+    """The measures of an evaluation.
 
     Args:
         scores, targets: (n, C), see `multi_label_metrics`.
@@ -58,7 +58,7 @@ def average_precision_table(per_label: Dict[str, float]) -> str:
 
 
 def summary_line(summary: Dict[str, float]) -> str:
-    """The figures that a run is followed by."""
+    """The most important measures on one line."""
     return ", ".join(f"{key} {summary[key]:.2f}" for key in ("mAP", "CF1", "OF1"))
 
 

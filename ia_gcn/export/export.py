@@ -1,4 +1,4 @@
-"""Writing a trained model as one file that says what the model says."""
+"""Writing a trained model as one file with the same outputs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Leave out what torch and onnxscript warn of and log for their own developers."""
+    """Silence warnings and logs of torch and onnxscript that are meant for their developers."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -49,7 +49,7 @@ def export_model(
     check: Sequence[str] = (),
     **options,
 ) -> float:
-    """Write a model as a file, which takes its place once it was read again and checked.
+    """Write a model as a file, which is saved only after it was read again and checked.
 
     Args:
         predictor: on the CPU.

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, and what runs it."""
+"""Metadata of an exported file, and running it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ExportedModel(NamedTuple):
 
 
 def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
-    """What an exported file says of itself, as JSON can hold it.
+    """The metadata of an exported file, for JSON.
 
     Args:
         cfg: of the model, with MODEL.WEIGHTS.
@@ -32,7 +32,7 @@ def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
     Returns:
         label_names; preprocessing: from an image to the model's input; and made_by.
     Raises:
-        InputError: INPUT.FORMAT is neither RGB nor BGR, which whole numbers can hold.
+        InputError: INPUT.FORMAT is neither RGB nor BGR, the formats with integer pixels.
     """
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise InputError(f"INPUT.FORMAT must be RGB or BGR to be exported, not {cfg.INPUT.FORMAT}")

@@ -14,7 +14,7 @@ from .exported import ExportedModel
 from .recognizers import ExportableRecognizer
 from .torch_export import first_line, trace
 
-# What torch.onnx starts from.
+# The oldest version that torch.onnx supports.
 OLDEST_OPSET = 18
 
 
@@ -59,13 +59,13 @@ def to_onnx(
         import onnx
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise InputError(f"ONNX takes {error.name}: pip install {error.name}") from None
+        raise InputError(f"ONNX needs {error.name}: pip install {error.name}") from None
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not OLDEST_OPSET <= opset <= newest:
         raise InputError(f"--opset must be {OLDEST_OPSET} to {newest}, not {opset}")
     einsum = torch.ops.aten.einsum.default
     try:
-        # ONNX's own takes no graph of all images beside nodes of each.
+        # ONNX's own einsum cannot broadcast a shared graph over a batch.
         program = program.run_decompositions(
             {einsum: torch.export.default_decompositions()[einsum]}
         )
@@ -81,7 +81,7 @@ def to_onnx(
     except Exception as error:  # as above
         raise InputError(f"torch.onnx can't take this model: {first_line(error)}") from error
     made = converted.model.opset_imports[""]
-    # It goes back to another where it can't have this one.
+    # torch falls back to another version if it does not support this one.
     if opset not in (None, made):
         raise InputError(f"--opset {opset}: torch.onnx made {made} of this model")
     return converted

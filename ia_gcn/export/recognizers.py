@@ -1,4 +1,4 @@
-"""Models as torch.export and ONNX take them: tensors of fixed sizes in, tensors out.
+"""Models in a form that torch.export and ONNX can convert: from tensors of fixed sizes to tensors.
 
 B, C and N are the numbers of images, labels and regions.
 """

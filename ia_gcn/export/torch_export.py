@@ -46,14 +46,14 @@ def trace(recognizer: ExportableRecognizer) -> torch.export.ExportedProgram:
     """
     if not hasattr(torch.export, "default_decompositions"):
         raise InputError(f"torch {torch.__version__} is too old to export: 2.6 or later can")
-    # An example of one image would make a program for one.
+    # An example batch of one image would fix the batch size to one.
     batch = 2 if recognizer.dynamic_batch else 1
     images = torch.zeros(batch, 3, *recognizer.image_size, dtype=torch.uint8)
     shapes = {"images": {0: torch.export.Dim("batch")}} if recognizer.dynamic_batch else None
     try:
         with torch.no_grad():
             return torch.export.export(recognizer, (images,), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever a backbone does that it can't follow
+    except Exception as error:  # a backbone may do anything that it does not support
         raise InputError(f"torch.export can't take this model: {first_line(error)}") from error
 
 

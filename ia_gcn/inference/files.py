@@ -1,4 +1,4 @@
-"""What is in the images of files and folders: found, read beside the model's work, as records.
+"""Predictions for files and folders: finding images, reading them in threads, records.
 
 Neither torch nor detectron2 is needed.
 """
@@ -36,7 +36,7 @@ from .prediction import Prediction
 if TYPE_CHECKING:
     from .predictor import MultiLabelPredictor
 
-# What counts as an image in a folder.
+# Endings of the files in a folder that are images.
 IMAGE_ENDINGS = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png"),
     *(".pnm", ".ppm", ".tif", ".tiff", ".webp"),
@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 
 
 class FilePrediction(NamedTuple):
-    """What a model says of a file: either `prediction` or `error` is None."""
+    """A model's prediction for a file: either `prediction` or `error` is None."""
 
     file: str
     """Its name."""
@@ -62,7 +62,7 @@ class FilePrediction(NamedTuple):
         top_k: int | None = None,
         with_regions: bool = False,
     ) -> Dict:
-        """The same as JSON can hold it.
+        """The same as a dict for JSON.
 
         Args:
             threshold, top_k: which labels, see `Prediction.above`.
@@ -120,7 +120,7 @@ def predict_files(
     batch_size: int = 16,
     num_workers: int | None = None,
 ) -> Iterator[FilePrediction]:
-    """Say of each file which labels are in its image, in order.
+    """Predict the labels of each file's image, in order.
 
         p = MultiLabelPredictor("model.pth")
         for result in predict_files(p, find_images("photos")):
@@ -137,7 +137,7 @@ def predict_files(
     """
     if num_workers is None:
         num_workers = default_workers()
-    # What the model is given next, and the batch after that.
+    # The next batch of the model, and the one after it.
     samples = map_ahead(partial(_load, predictor.view), files, num_workers, 2 * batch_size)
     while batch := list(itertools.islice(samples, batch_size)):
         readable = [sample for _, sample in batch if "error" not in sample]
@@ -162,7 +162,7 @@ def map_ahead(
     if not num_workers:
         yield from map(function, items)
         return
-    # Filters are the process's: those that `decode_image` sets end with another thread's image.
+    # Warning filters are per process: another thread may reset those that `decode_image` sets.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     threads = ThreadPoolExecutor(num_workers)
     try:

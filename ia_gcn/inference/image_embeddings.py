@@ -1,4 +1,4 @@
-"""Label embeddings computed from images: what a trained model makes of each label's, on average."""
+"""Label embeddings computed from images: means of a trained model's outputs for each label."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def probabilities(model: nn.Module, images: List[Dict]) -> torch.Tensor:
 
 
 def features(model: nn.Module, images: List[Dict]) -> torch.Tensor:
-    """(B, D): what the label head makes of each image before it looks at labels."""
+    """(B, D): the label head's feature of each image."""
     if model.label_head is None:
         raise InputError(
-            "--kind features: MODEL.FUSION.GLOBAL_WEIGHT is 0, and no label head there"
+            "--kind features: MODEL.FUSION.GLOBAL_WEIGHT is 0, so there is no label head"
         )
     found, _ = model.extract_features(images)
     return model.label_head.image_features(found.maps, found.masks)

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class SelectLabels(nn.Module):
-    """Hands out a model's scores and logits of the labels chosen, and nothing else it says."""
+    """Returns a model's scores and logits of the chosen labels, and no other outputs."""
 
     def __init__(self, model: nn.Module, chosen: Sequence[int]):
         """

@@ -1,4 +1,4 @@
-"""What is in an image, by a model that tools/export_model.py wrote: without torch and detectron2.
+"""Predictor for models that tools/export_model.py wrote, without torch and detectron2.
 
 C is the number of labels.
 """
@@ -19,7 +19,7 @@ from .prediction import PredictedRegions, Prediction
 
 
 class ImageView:
-    """From an image to what an exported model takes; works without the model.
+    """From an image to the input of an exported model; works without the model.
 
     The pixels are those of evaluation, bit for bit.
     """
@@ -57,7 +57,7 @@ class ImageView:
 
 
 class OnnxPredictor:
-    """Says which labels are in an image, as `MultiLabelPredictor` does.
+    """Predicts the labels of an image, as `MultiLabelPredictor` does.
 
     Attributes:
         label_names: C names.
@@ -109,7 +109,7 @@ class OnnxPredictor:
         """The same for what `view` made of images.
 
         Raises:
-            InputError: what the model says is not finite.
+            InputError: the model's output is not finite.
         """
         predictions = []
         # With a region branch, a batch is one image.
@@ -137,7 +137,7 @@ class OnnxPredictor:
                 boxes, outputs["weights"][valid], outputs["region_scores"][valid]
             )
         if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
-            raise InputError(f"what {self.path} says of an image is not finite")
+            raise InputError(f"the output of {self.path} for an image is not finite")
         return Prediction(self.label_names, scores, regions)
 
 
@@ -146,7 +146,7 @@ def _start_session(path: str, device: str | None):
     try:
         import onnxruntime
     except ImportError:
-        raise InputError(f"{path}: it takes onnxruntime: pip install onnxruntime") from None
+        raise InputError(f"{path}: running it needs onnxruntime: pip install onnxruntime") from None
     kinds = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
     wanted = list(kinds) if device is None else [device]
     available = onnxruntime.get_available_providers()

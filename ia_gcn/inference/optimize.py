@@ -70,7 +70,7 @@ def fold_following_norms(backbone: nn.Module, image: torch.Tensor) -> None:
     _replace(backbone, rests)
     try:
         same = all(map(_is_close, backbone(image).values(), expected.values()))
-    except Exception:  # the network asks its norm for something
+    except Exception:  # the network reads an attribute of its norm
         same = False
     if not same:
         logger.info("No batch norm of the backbone is folded: its feature maps would change")
@@ -102,7 +102,7 @@ def _convolutions_with_norms(
 
     def after_convolution(conv, args, output):
         calls[conv] += 1
-        # With the tensor, so that no other takes its id.
+        # With the tensor itself, so that its id is not reused.
         outputs[id(output)] = conv, output
 
     def before_norm(norm, args):

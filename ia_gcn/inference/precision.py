@@ -27,7 +27,7 @@ def set_precision(model: nn.Module, precision: str, key: str = "TEST.PRECISION")
     Args:
         model: in evaluation mode; changed in place.
         precision: fp32, bf16 or auto.
-        key: what a message calls it.
+        key: its name in messages.
     Returns:
         the model.
     Raises:
@@ -46,8 +46,8 @@ def set_precision(model: nn.Module, precision: str, key: str = "TEST.PRECISION")
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether a GPU (compute capability 8.0), or this CPU, multiplies matrices in bfloat16.
 
-    A CPU does with AMX or AVX512-BF16; others convert, and take longer than for float32. What they
-    are is known on Linux alone.
+    A CPU does with AMX or AVX512-BF16; others convert, and take longer than for float32. The
+    instruction sets are known on Linux only.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

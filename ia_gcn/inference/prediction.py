@@ -1,4 +1,4 @@
-"""What a model says of an image, without torch and detectron2.
+"""A model's prediction for an image, without torch and detectron2.
 
 C is the number of labels, n of an image's regions.
 """
@@ -27,7 +27,7 @@ class PredictedRegions(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a model says of an image."""
+    """A model's prediction for an image."""
 
     labels: List[str]
     """C names."""
@@ -51,9 +51,9 @@ class Prediction(NamedTuple):
         return [(self.labels[i], float(self.scores[i])) for i in chosen]
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the SHOWN_LABELS likeliest labels as bars.
+        """HTML for notebooks: the SHOWN_LABELS likeliest labels as bars.
 
-        One piece of HTML that loads nothing and runs no script; names of labels are escaped.
+        It loads nothing and runs no script; names of labels are escaped.
         """
         shown = self.above(threshold=0, top_k=SHOWN_LABELS)
         rows = "".join(

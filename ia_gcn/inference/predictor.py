@@ -1,4 +1,4 @@
-"""What is in an image, by a trained model: from its checkpoint and nothing else.
+"""Predictor for a trained model, which needs its checkpoint only.
 
 C is the number of labels, n of an image's regions.
 """
@@ -27,7 +27,7 @@ from .prediction import PredictedRegions, Prediction
 
 
 class EvaluationView:
-    """From an image to what a model takes, as it does in evaluation; works without the model."""
+    """From an image to the model's input, as in evaluation; works without the model."""
 
     def __init__(self, cfg: CfgNode):
         self.image_format = cfg.INPUT.FORMAT
@@ -52,7 +52,7 @@ class EvaluationView:
 
 
 class MultiLabelPredictor:
-    """Says which labels are in an image.
+    """Predicts the labels of an image.
 
         p = MultiLabelPredictor(weights="model.pth")
         p("photo.jpg").above(0.5)  # [("cat", 0.93), ("sofa", 0.71)]
@@ -91,13 +91,13 @@ class MultiLabelPredictor:
         Args:
             weights: a checkpoint of `MultiLabelCheckpointer`.
             model: a recogniser to be used as it is and where it is, in place of `weights`; it is
-                put into evaluation mode. The arguments after `cfg` are of no effect then.
+                put into evaluation mode. The arguments after `cfg` have no effect then.
             label_names: of the model's outputs, in order; with `model`.
             cfg: of the model, frozen; with `model`.
-            config_file: in place of the config that the checkpoint carries.
+            config_file: in place of the config that the checkpoint contains.
             opts: alternating keys and values, which come after the config's own.
             device: of torch, for example cpu; None: a GPU where there is one.
-            ema: use the running mean of the weights that the checkpoint holds beside them.
+            ema: use the EMA of the weights that the checkpoint contains.
             optimize: see `optimize_for_inference`; the scores are the same within rounding.
             precision: fp32, bf16 or auto, see `set_precision`.
         Raises:
@@ -149,7 +149,7 @@ class MultiLabelPredictor:
         """The same for what `view` made of images.
 
         Raises:
-            InputError: what the model says is not finite.
+            InputError: the model's output is not finite.
         """
         if not samples:
             return []
@@ -168,7 +168,7 @@ class MultiLabelPredictor:
             regions = PredictedRegions(*map(_to_numpy, parts))
         if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
             raise InputError(
-                f"MODEL.WEIGHTS: what {self.cfg.MODEL.WEIGHTS} says of an image is not finite"
+                f"MODEL.WEIGHTS: the output of {self.cfg.MODEL.WEIGHTS} for an image is not finite"
             )
         return Prediction(self.label_names, scores, regions)
 
@@ -176,7 +176,9 @@ class MultiLabelPredictor:
 def _label_names(content: Dict[str, Any], weights: str) -> List[str]:
     names = content.get("label_names")
     if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise InputError(f"MODEL.WEIGHTS: {weights} holds no label names: is it one of ia_gcn's?")
+        raise InputError(
+            f"MODEL.WEIGHTS: {weights} has no label names: is it a checkpoint of ia_gcn?"
+        )
     return names
 
 
@@ -186,7 +188,7 @@ def _read_config(
     """The config of a checkpoint's content, or that of the file, and `opts`."""
     if not config_file and not content.get("config"):
         raise InputError(
-            f"{weights} carries no config: give that of its training as config_file (--config-file)"
+            f"{weights} has no config: give that of its training as config_file (--config-file)"
         )
     if config_file:
         return read_config(config_file, opts)
@@ -194,7 +196,7 @@ def _read_config(
     add_ia_gcn_config(cfg)
     source = f"the config in {weights}"
     try:
-        # Whoever made the file wrote the config: code that it may ask for is not run.
+        # The config comes from the file's author: code in it is not executed.
         cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
         source = " ".join(map(str, opts))
         cfg.merge_from_list(list(opts))
@@ -227,7 +229,7 @@ def _check_proposals(cfg: CfgNode, model: torch.nn.Module) -> None:
     if model.needs_proposals:
         raise InputError(
             f"MODEL.PROPOSAL_GENERATOR.NAME is {cfg.MODEL.PROPOSAL_GENERATOR.NAME}: this model "
-            "takes regions from a file, and an image alone has none"
+            "needs regions from a file, which a single image does not have"
         )
 
 

@@ -33,7 +33,7 @@ class MultiLabelTTA(nn.Module):
                 scores: (C,) probabilities;
                 logits: (C,).
         """
-        # A view of all images at a time: they have one size then, and need no padding.
+        # One view of all images at a time: these have the same size, and need no padding.
         views = zip(*(image["views"] for image in batched_inputs))
         logits = [torch.stack([out["logits"] for out in self.model(list(view))]) for view in views]
         mean = torch.stack(logits).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Writing files so that a cut leaves the old file or the new one, never half of one."""
+"""Writing files so that after a crash there is the old file or the new one, never half of one."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def decode_image(
     convert: Callable[[Image.Image], np.ndarray],
     open_file: Callable[[str], BinaryIO] = partial(open, mode="rb"),
 ) -> np.ndarray:
-    """What `convert` makes of the image in a file.
+    """Apply `convert` to the image in a file.
 
     Args:
         file: its name, or a binary file that is open and stays so.
@@ -93,20 +93,20 @@ def convert_image(image: Image.Image, image_format: str) -> np.ndarray:
         (H, W, 3) uint8, turned as its EXIF orientation says.
     """
     image = upright_8_bit(image)
-    # To convert RGB to RGB would be to copy it once more.
+    # Converting RGB to RGB would be one more copy.
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
 
 
 def decode_upright_jpeg(image: Image.Image, image_format: str) -> np.ndarray | None:
-    """What `convert_image` returns, of a JPEG in colour; None where that is better left to Pillow.
+    """What `convert_image` returns, of a JPEG in colour; None if Pillow must decode it.
 
-    The decoder is Pillow's, and so are the pixels, but Pillow goes by way of a fourth channel.
+    The decoder and the pixels are the same as Pillow's, but Pillow adds a fourth channel first.
     """
     if simplejpeg is None or image.getexif().get(ORIENTATION, 1) != 1:
         return None
     image.fp.seek(0)
-    # No honest JPEG takes more than its pixels do, but for what is attached to it.
+    # A valid JPEG is not larger than its pixels, except for attached data.
     most = 3 * image.width * image.height + 2**20
     content = image.fp.read(most + 1)
     if len(content) > most:
@@ -114,7 +114,7 @@ def decode_upright_jpeg(image: Image.Image, image_format: str) -> np.ndarray | N
     try:
         pixels = simplejpeg.decode_jpeg(content, image_format)
     except ValueError:
-        # Something is wrong with it. Pillow decides whether that can be lived with.
+        # The file is damaged. Pillow decides whether it can still be read.
         return None
     return pixels if pixels.shape[:2] == image.size[::-1] else None
 
@@ -122,7 +122,7 @@ def decode_upright_jpeg(image: Image.Image, image_format: str) -> np.ndarray | N
 def upright_8_bit(image: Image.Image) -> Image.Image:
     """An image turned as its EXIF orientation says, and with 16-bit greys scaled to 8 bits.
 
-    One that has neither to be done is returned itself.
+    An image that needs neither is returned itself.
     """
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)

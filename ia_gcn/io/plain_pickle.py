@@ -1,4 +1,4 @@
-"""Reading pickles of plain data without running what they may carry."""
+"""Reading pickles of plain data without executing code in them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_plain_pickle(file: BinaryIO, name: str) -> Any:
         file: open for reading bytes; Python 2's pickles are read as well.
         name: of the file, for the message.
     Raises:
-        InputError: it is no pickle, is damaged, or asks for any other class or function, which is
+        InputError: it is no pickle, is damaged, or needs any other class or function, which is
             named.
     """
     try:

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class TimmBackbone(Backbone):
     """The stages of a timm network by their stride: res2 of 4 pixels, res3 of 8, ..., res5 of 32.
 
-    So a config says res4 and res5 of any network. (res1, of 2 pixels, is there if the network has
-    it.) Of several stages with one stride, the last counts.
+    So a config can name res4 and res5 of any network; res1, with a stride of 2 pixels, exists if
+    the network has it. Of several stages with the same stride, the last one is used.
     """
 
     def __init__(self, net: nn.Module):
@@ -68,14 +68,14 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
     Raises:
         InputError: timm has no such network, it has no feature maps, or not of INPUT.IMAGE_SIZE, or
-            their strides are not powers of 2; its weights can't be had, or don't fit; FREEZE_AT is
-            another number.
+            their strides are not powers of 2; its weights can't be downloaded or don't fit;
+            FREEZE_AT is another number.
     """
     name, weights_file = cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.WEIGHTS_FILE
     options = {"in_chans": input_shape.channels}
     if pretrained_cfg(name).fixed_input_size:
         options["img_size"] = tuple(cfg.INPUT.IMAGE_SIZE)
-    # A checkpoint has them all: evaluating one takes no network, and no second file.
+    # A checkpoint has all weights: evaluating it needs no download and no second file.
     pretrained = cfg.MODEL.TIMM.PRETRAINED and not weights_file and not cfg.MODEL.WEIGHTS
     try:
         net = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
@@ -83,7 +83,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         reason = " ".join(str(error).split())[:300]
         if pretrained:
             reason = (
-                f"timm's weights can't be had ({reason}); without a network, set "
+                f"timm's weights can't be downloaded ({reason}); without a network, set "
                 "MODEL.TIMM.PRETRAINED to False, or MODEL.TIMM.WEIGHTS_FILE to a file with them"
             )
         raise InputError(f"MODEL.TIMM.NAME {name}: {reason}") from error
@@ -103,7 +103,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
 
 
 def pretrained_cfg(name: str) -> PretrainedCfg:
-    """What timm says of a network's weights: `mean` and `std` of pixels from 0 to 1, and so on.
+    """timm's facts about a network's weights: `mean` and `std` of pixels from 0 to 1, and so on.
 
     Raises:
         InputError: timm has no such network.
@@ -120,9 +120,10 @@ def load_weights(net: nn.Module, name: str, path: str, options: Dict) -> None:
         net: made with `features_only=True`.
         name: of the network.
         path: see `read_weights`.
-        options: that `net` was made with, beside.
+        options: further ones that `net` was made with.
     Raises:
-        InputError: the file can't be read, or is not of this network, whole but for a classifier.
+        InputError: the file can't be read, or is not of this network; only a classifier may be
+            missing.
     """
     state = read_weights(path)
     classifier = f"{timm.get_pretrained_cfg(name).classifier}.weight"

@@ -1,4 +1,4 @@
-"""What the heads of a recogniser get of a batch of images."""
+"""The features of a batch of images, which the heads of a recogniser get."""
 
 from __future__ import annotations
 

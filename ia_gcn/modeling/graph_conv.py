@@ -39,8 +39,8 @@ class GraphConv(nn.Module):
         """
         in_dim, out_dim = self.weight.shape
         shared_by_images = nodes.dim() <= scale.dim()
-        # The graph goes over the narrower side, but over no image's nodes that a product made for
-        # all images would do for.
+        # The graph is multiplied with the narrower side; shared nodes are multiplied by W once for
+        # all images, before the graph.
         if in_dim < out_dim and not shared_by_images:
             return propagate_scaled(nodes, lcm, scale) @ self.weight
         return propagate_scaled(nodes @ self.weight, lcm, scale)
@@ -81,7 +81,7 @@ def graph_layers(
     """
     factor = scale
     for layer in layers:
-        # What a layer returns is its own: overwritten, it is kept once for both passes.
+        # A layer's output is not used elsewhere: overwriting it in place saves memory.
         nodes = F.leaky_relu(layer(nodes, lcm, factor), negative_slope, inplace=True)
         factor = scale * scale
     return nodes, factor
@@ -130,7 +130,7 @@ class AdaptiveGraphConv(nn.Module):
         self.weights = nn.ParameterDict(
             {name: nn.Parameter(torch.empty(in_dim, out_dim)) for name in names}
         )
-        # A node's vector keeps its length, whatever the number of labels that it is made of.
+        # The length of a node's vector does not depend on the number of labels.
         bound = math.sqrt(3 / out_dim)
         for weight in self.weights.values():
             nn.init.uniform_(weight, -bound, bound)
@@ -205,7 +205,7 @@ class AdaptiveGraphConv(nn.Module):
 def attention_graph(
     looking: torch.Tensor, looked_at: torch.Tensor, negative_slope: float
 ) -> torch.Tensor:
-    """B: what attention each label pays to every label, more of it to itself (ML-AGCN Eq. 4-6).
+    """B: the attention of each label to every label, with more weight on itself (ML-AGCN Eq. 4-6).
 
     α = softmax over j of LeakyReLU(uᵢ + vⱼ), where aᵀ (W fᵢ ‖ W fⱼ) = uᵢ + vⱼ; B = α + diag(the
     largest of each row).
@@ -223,11 +223,11 @@ def attention_graph(
 def similarity_graph(nodes: torch.Tensor, norm: str) -> torch.Tensor:
     """C: the cosine of the angle between each two labels' features (ML-AGCN Eq. 7).
 
-    As printed, features that are much alike make rows that sum to nearly their number, and the
-    logits start that much larger.
+    As printed, the rows of similar features sum to nearly the number of labels, and the logits are
+    larger by that factor at the start.
 
     Args:
-        nodes: F, (C, K). A vector of zeros is like nothing: 0, not even like itself.
+        nodes: F, (C, K). A vector of zeros has a similarity of 0 to all, also to itself.
         norm: row, so that a row's absolute values sum to 1; or none.
     Returns:
         (C, C).

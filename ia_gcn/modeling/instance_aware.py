@@ -83,7 +83,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
                 "MODEL.REGION_GCN.LCM must be individual or image_dependent, not "
                 f"{cfg.MODEL.REGION_GCN.LCM!r}"
             )
-        # A trained RPN's losses are of use to the backbone all the same.
+        # The losses of a trained RPN still train the backbone.
         rpn_learns = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" and not cfg.MODEL.RPN.FROZEN
         if global_weight == 1 and "presence" not in ret["context"] and not rpn_learns:
             raise InputError(
@@ -133,7 +133,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
 
     @property
     def needs_proposals(self) -> bool:
-        """Whether an image must come with its regions, for there is no RPN to find them."""
+        """Whether an image must come with its regions, as there is no RPN."""
         return self.proposal_generator is None
 
     def forward(self, batched_inputs: List[Dict]):
@@ -180,7 +180,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         if self.proposal_generator.training:
             if not all("instances" in x for x in batched_inputs):
                 raise InputError(
-                    "to train the RPN takes boxes: set INPUT.WITH_BOXES, or MODEL.RPN.FROZEN and "
+                    "training the RPN needs boxes: set INPUT.WITH_BOXES, or MODEL.RPN.FROZEN and "
                     "MODEL.WEIGHTS with a trained RPN"
                 )
             boxes = [x["instances"].to(self.device) for x in batched_inputs]
@@ -204,7 +204,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         return outputs, losses
 
     def apply_branches(self, features: ImageFeatures, regions: Regions) -> Dict:
-        """What both branches say for one draw of z: ŷ_w (Eq. 6) and ŷ_r (Eq. 10), and a."""
+        """The outputs of both branches for one draw of z: ŷ_w (Eq. 6) and ŷ_r (Eq. 10), and a."""
         outputs = {}
         if self.label_head is not None:
             outputs = self.apply_label_head(features, regions.presence)
@@ -219,7 +219,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         }
 
     def region_lcm(self, regions: Regions) -> torch.Tensor:
-        """What the region GCN fuses with a aᵀ: A_S (C, C), or ones for A_I = a aᵀ alone."""
+        """The matrix that the region GCN fuses with a aᵀ: A_S (C, C), or ones for A_I = a aᵀ."""
         if self.individual_regions:
             num_labels = regions.presence.shape[1]
             return regions.presence.new_ones(1, 1).expand(num_labels, num_labels)

@@ -1,4 +1,4 @@
-"""Label correlation matrices (LCMs): of a data set, of an image, and how nodes pass along them.
+"""Label correlation matrices (LCMs) of a data set and of an image, and propagation along them.
 
 B is the number of images, C of labels, d the dimension of a label embedding.
 """
@@ -26,7 +26,7 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
 
     Args:
         pair_counts: (C, C) array or tensor; [i, j] is the number of training images with both
-            labels. The diagonal is not looked at.
+            labels. The diagonal is ignored.
         label_counts: (C,) of the same kind; number of training images with label i. 0 is fine:
             such a label has no edge out.
         threshold: τ, in [0, 1].
@@ -56,12 +56,12 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
 
 
 def graph_scale(lcm: torch.Tensor, presence: torch.Tensor | None = None) -> torch.Tensor:
-    """s = √(a / (A a)): what turns a graph A, or A ⊙ a aᵀ, into its normalised form.
+    """s = √(a / (A a)), the vector that normalises a graph A, or A ⊙ a aᵀ.
 
     Individual and fused LCM (IA-GCN Eq. 1-4) are A_I = a aᵀ and A_F = A_S ⊙ A_I, which is
     diag(a) A_S diag(a). Normalised as published with ML-GCN, Â = D^-½ Aᵀ D^-½ with
-    D = diag(Σⱼ A[i, j]), that is Â_F = diag(s) A_Sᵀ diag(s): a vector per image says all, and no
-    C×C matrix per image is ever made. With a = 1 it is A_S that is normalised, and s = D^-½.
+    D = diag(Σⱼ A[i, j]), that is Â_F = diag(s) A_Sᵀ diag(s): a vector per image is enough, and no
+    C×C matrix per image is ever formed. With a = 1 it is A_S that is normalised, and s = D^-½.
 
     Args:
         lcm: A, (C, C) or (B, C, C), non-negative.
@@ -100,7 +100,7 @@ def propagate_scaled(nodes: torch.Tensor, lcm: torch.Tensor, scale: torch.Tensor
 
 
 class LabelGraph(nn.Module):
-    """What a model knows about its labels before it sees an image: embeddings and statistics.
+    """Label embeddings and label statistics of the training set.
 
     They are buffers, so a checkpoint is complete in itself. A graph is *bare* until `fill` or a
     checkpoint fills it in: it then has no edges and random embeddings, enough to count a model's
@@ -177,7 +177,7 @@ class LabelGraph(nn.Module):
         self._update()
 
     def check_filled(self) -> None:
-        """Refuse to train a bare graph, and say once that it is bare in evaluation.
+        """Refuse to train with a bare graph; in evaluation, warn once that it is bare.
 
         Raises:
             RuntimeError: the module is in training mode and bare.
@@ -198,7 +198,7 @@ class LabelGraph(nn.Module):
             self._warned = True
 
     def _update(self) -> None:
-        # Without statistics there is nothing to tell a bare graph by.
+        # Without statistics, a bare graph cannot be recognised.
         self._known_filled = not self.has_statistics
         if self.has_statistics:
             counts = self.pair_counts, self.label_counts

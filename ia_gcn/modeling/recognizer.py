@@ -28,7 +28,7 @@ class MultiLabelRecognizer(nn.Module):
     Attributes:
         label_graph: a `LabelGraph`, or None where no head asks for one.
         has_regions: whether there is a region branch.
-        network: names of the modules that make the features, rather than logits of them.
+        network: names of the modules that compute the features, before the heads.
     """
 
     has_regions = False
@@ -50,11 +50,11 @@ class MultiLabelRecognizer(nn.Module):
         """
         Args:
             backbone: a detectron2 Backbone.
-            label_head: see `LabelHead`; None of a model whose regions alone score the labels.
-            label_graph: what is known of the labels beforehand, where a head asks for it.
+            label_head: see `LabelHead`; None if only the region branch scores the labels.
+            label_graph: see `LabelGraph`; None if no head asks for it.
             criterion: outputs of the head and targets (B, C) to losses by name.
             num_labels: C.
-            context: what the head gets beside the feature maps, see `LabelHead`.
+            context: names of the head's further inputs, see `LabelHead`.
             pixel_mean, pixel_std: of each channel, in INPUT.FORMAT's order and the image's units.
         """
         super().__init__()
@@ -87,7 +87,7 @@ class MultiLabelRecognizer(nn.Module):
 
     @classmethod
     def available_context(cls, cfg: CfgNode) -> FrozenSet[str]:
-        """What the recogniser of a config can give a head beside the feature maps."""
+        """The context that the recogniser of a config can give to a head, see `LabelHead`."""
         return frozenset({"label_embeddings", "label_graph", "label_states"})
 
     @property
@@ -118,7 +118,7 @@ class MultiLabelRecognizer(nn.Module):
 
     @property
     def parts_to_load(self) -> Tuple[str, ...]:
-        """Modules that a training does not start without weights for."""
+        """Modules whose weights must be loaded before a training starts."""
         return ()
 
     def forward(
@@ -148,11 +148,11 @@ class MultiLabelRecognizer(nn.Module):
     def extract_features(
         self, batched_inputs: List[Dict], in_features: Sequence[str] | None = None
     ) -> Tuple[ImageFeatures, Dict[str, torch.Tensor]]:
-        """What the heads see of the images; and losses of what makes it.
+        """The features of the images; and losses of the modules that compute them.
 
         Args:
             batched_inputs: of `forward`.
-            in_features: names of feature maps, for heads that read others than this one's.
+            in_features: names of feature maps, if they are not those of the label head.
         """
         images = self.preprocess_image(batched_inputs)
         maps = self.backbone(images.tensor)
@@ -165,7 +165,7 @@ class MultiLabelRecognizer(nn.Module):
         batched_inputs: Sequence[Dict] = (),
         in_features: Sequence[str] | None = None,
     ) -> ImageFeatures:
-        """The feature maps that the label head reads, with their masks and what is known.
+        """The feature maps that the label head reads, with their masks and the known labels.
 
         Args:
             maps: the backbone's.
@@ -190,7 +190,7 @@ class MultiLabelRecognizer(nn.Module):
     def apply_heads(
         self, features: ImageFeatures, targets: torch.Tensor | None = None
     ) -> Tuple[Dict[str, torch.Tensor], Dict[str, torch.Tensor]]:
-        """From features to outputs, the one way for training, evaluation and export.
+        """From features to outputs, the same for training, evaluation and export.
 
         Args:
             features: of B images.
@@ -223,7 +223,7 @@ class MultiLabelRecognizer(nn.Module):
         self, outputs: Dict[str, torch.Tensor], features: ImageFeatures
     ) -> List[Dict[str, torch.Tensor]]:
         """The dicts that `forward` returns in evaluation."""
-        # Of all at once: a row alone may be rounded otherwise.
+        # Of the whole batch: a single row may be rounded differently.
         described = {"scores": outputs["logits"].sigmoid()}
         for name in ("logits", "attention"):
             if name in outputs:

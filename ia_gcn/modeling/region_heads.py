@@ -24,7 +24,7 @@ from .pooling import MeanROIPooler
 
 
 class Regions(NamedTuple):
-    """What the regions of a batch say about its labels, for one draw of their weights.
+    """Regions of a batch with their scores of the labels, for one draw of their weights.
 
     An image with fewer than N regions has them first, and zeros where there are none.
     """
@@ -153,7 +153,7 @@ class VariationalROIHeads(nn.Module):
     ) -> Tuple[List[Regions], Dict[str, torch.Tensor]]:
         """
         Args:
-            images: not looked at; detectron2's ROI heads get them.
+            images: not used; detectron2's ROI heads get them.
             features: of each name in `in_features`, (B, ., H, W).
             proposals: one Instances per image, proposal_boxes sorted by objectness. Those after
                 the first N are left alone.
@@ -247,7 +247,7 @@ def masked_mean(values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
 
 
 class RegionGCN(nn.Module):
-    """ŷ_r: a GCN over what the regions say of the labels, and a linear layer (Eq. 10).
+    """ŷ_r: a GCN over the regions' scores of the labels, and a linear layer (Eq. 10).
 
     Â_F A_I^w W, as printed, multiplies a (C, C) by an (N, C). Two readings make sense of it:
 
@@ -317,7 +317,7 @@ class RegionGCN(nn.Module):
 
 
 def region_affinity(scores: torch.Tensor, lcm: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """R = A_I^w Â_F (A_I^w)ᵀ with Â_F = diag(s) Aᵀ diag(s): how alike regions are, by label graph.
+    """R = A_I^w Â_F (A_I^w)ᵀ with Â_F = diag(s) Aᵀ diag(s): the affinity of regions.
 
     Args:
         scores: A_I^w, (B, N, C).

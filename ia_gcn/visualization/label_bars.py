@@ -1,4 +1,4 @@
-"""An image and below it its labels, with bars as long as they are probable."""
+"""An image with its labels below it, and a bar for each probability."""
 
 from __future__ import annotations
 

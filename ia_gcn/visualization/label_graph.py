@@ -34,7 +34,7 @@ def plot_label_graph(
     side = max(0.15 * len(label_names), 4.0) if named else 8.0
     figure = Figure(figsize=(2 * side + 3, side + 1.2), layout="constrained")
     maps = [
-        (conditional, "how often label $j$ is there where $i$ is: $P(j|i)$"),
+        (conditional, "how often label $j$ is present where $i$ is: $P(j|i)$"),
         (lcm, "statistical LCM $A_S$: edges $i \\rightarrow j$"),
     ]
     for axes, (values, title) in zip(figure.subplots(1, 2), maps):

@@ -34,7 +34,7 @@ def recognize(
         name: what to call it.
         targets: (C,) in {1, 0, -1 = unknown}; None: nothing is known.
     Raises:
-        InputError: what the model says is not finite.
+        InputError: the model's output is not finite.
     """
     result = model([sample])[0]
     regions = result["regions"].to("cpu")
@@ -64,7 +64,7 @@ def recognize(
     )
     said = (*recognition.scores.values(), recognition.weights, recognition.region_scores)
     if not all(np.isfinite(values).all() for values in said):
-        raise InputError(f"MODEL.WEIGHTS: what the model says of {name} is not finite")
+        raise InputError(f"MODEL.WEIGHTS: the model's output for {name} is not finite")
     return recognition
 
 

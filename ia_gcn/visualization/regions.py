@@ -1,4 +1,4 @@
-"""What IA-GCN makes of an image: its regions, their weights, the scores and the label graph."""
+"""Figures of IA-GCN on an image: its regions, their weights, the scores and the label graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_IMAGE_SIDE = 800
 
 
 class Recognition(NamedTuple):
-    """What IA-GCN says of an image, and by which regions and label graph.
+    """IA-GCN's outputs for an image, with its regions and label graph.
 
     C is the number of labels, n of regions.
     """
@@ -115,7 +115,7 @@ def draw_recognition(
     _head_columns(row)
     if len(shown) < len(label_names):
         some = f"{len(shown)} of {len(label_names)} labels"
-        lower.suptitle(f"{some}: those known to be there, then the highest scores", size=10)
+        lower.suptitle(f"{some}: those known to be present, then the highest scores", size=10)
     _draw_label_graphs(lower, recognition, shown, label_names)
     _write_weights(figure, [row[2]], [recognition], max_regions)
     figure.savefig(path)
@@ -154,7 +154,7 @@ def _keyed_figure(size, recognitions: Sequence[Recognition], threshold: float) -
     if any((recognition.targets != -1).any() for recognition in recognitions):
         figure.suptitle(
             f"labels found (green), wrong (red) and missed (orange) at {threshold:.0%}; "
-            "green band: what is there",
+            "green band: labels that are present",
             size=10,
         )
     return figure

@@ -1,4 +1,4 @@
-"""What the figures share: colours, names that fit, which images they show, and SVG."""
+"""Functions that figures share: colours, shortened names, the choice of images, and SVG."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def to_svg(figure: Figure) -> bytes:
     file = io.BytesIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": "ia_gcn"}
     with rc_context(settings), warnings.catch_warnings():
-        # Whoever shows the SVG has fonts of his own.
+        # The program that shows the SVG has its own fonts.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return file.getvalue()

@@ -40,7 +40,7 @@ def plot_training_curve(records: Sequence[Dict], path: str) -> None:
     curves = [
         (loss_axes, "total_loss", {}),
         (map_axes, "multi_label/mAP", {"marker": "o", "label": "weights"}),
-        (map_axes, "ema/multi_label/mAP", {"marker": "o", "label": "their running mean"}),
+        (map_axes, "ema/multi_label/mAP", {"marker": "o", "label": "EMA of the weights"}),
     ]
     for axes, key, style in curves:
         points = [(record["iteration"], record[key]) for record in records if key in record]

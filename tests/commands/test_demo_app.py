@@ -279,7 +279,7 @@ def test_only_what_was_dropped_is_read(make_checkpoint, serve, photo, tmp_path):
     around = f"{dropped.parent}/../../../{Path(photo).name}"
     for file in (photo, around):
         assert "event: error" in answer(path=file, meta=meta)
-        assert "not dropped" in answer(path=file)
+        assert "not uploaded" in answer(path=file)
 
 
 @needs_gradio

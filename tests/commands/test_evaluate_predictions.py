@@ -246,8 +246,8 @@ def test_what_is_read(write):
 A = make_predictions()
 REFUSALS = {
     "scores": [
-        (A["scores"][:, :3], "these go not together"),
-        (A["scores"][0], "these go not together"),
+        (A["scores"][:, :3], "the shapes do not agree"),
+        (A["scores"][0], "the shapes do not agree"),
         (A["scores"] * 2, "finite and in"),
         (A["scores"] * np.nan, "finite and in"),
         (A["scores"] > 0.5, "floating-point"),
@@ -261,16 +261,16 @@ REFUSALS = {
         (None, "targets"),
     ],
     "image_ids": [
-        (A["image_ids"][:59], "these go not together"),
+        (A["image_ids"][:59], "the shapes do not agree"),
         (A["image_ids"] // 2, "image_ids has 0 twice"),
         (A["image_ids"] / 3, "integers or text"),
         (A["image_ids"].astype(object), "allow_pickle"),
     ],
     "label_names": [
-        (np.array(LABELS[:3]), "these go not together"),
+        (np.array(LABELS[:3]), "the shapes do not agree"),
         (np.array([*LABELS[:3], "cat"]), "label_names has cat twice"),
         (np.arange(4), "label_names text"),
-        (np.array(LABELS).reshape(2, 2), "these go not together"),
+        (np.array(LABELS).reshape(2, 2), "the shapes do not agree"),
     ],
 }
 
@@ -347,7 +347,7 @@ def test_it_measures_again_at_other_thresholds(main, write):
         expected.append(row_of(multi_label_metrics(scores, targets, threshold), "all"))
         expected.append(row_of(multi_label_metrics(scores, targets, threshold, top_k=2), "top 2"))
     assert [row for row in rows if row and row[0] in ("all", "top 2")] == expected
-    assert "chosen on this very data" in out
+    assert "chosen on the same data" in out
     assert "1 label(s) without a positive are left out of mAP, CP and CR: sky" in out
     error = measure_calibration(scores, targets).error
     assert f"expected calibration error: {error:.2f}\n" in out
@@ -393,7 +393,7 @@ def test_thresholds_of_other_data(main, write, tmp_path):
     other = write("val/predictions.npz", seed=1)
     status, out, _ = main(write(), "--select-on", other, "--top-k", 0, "--output", tmp_path / "out")
     assert status == 0
-    assert "chosen on this very data" not in out
+    assert "chosen on the same data" not in out
     assert f"each label's best F1 on {other}" in out
     chosen = make_predictions(seed=1)
     points = best_f1_points(chosen["scores"], chosen["targets"])
@@ -472,5 +472,5 @@ def test_help_has_examples(main, capsys):
     with pytest.raises(SystemExit, match="0"):
         main("--help")
     text = capsys.readouterr().out
-    for word in ("--select-on val/predictions.npz", "flatter", "operating_points.json", "15 bins"):
+    for word in ("--select-on val/predictions.npz", "too high", "operating_points.json", "15 bins"):
         assert word in text

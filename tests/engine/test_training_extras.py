@@ -1,4 +1,4 @@
-"""The running mean of the weights, batches in parts, mixed precision and clipped gradients."""
+"""The EMA of the weights, batches in parts, mixed precision and clipped gradients."""
 
 import json
 
@@ -33,10 +33,10 @@ def floats(state):
     return {name: value for name, value in state.items() if value.is_floating_point()}
 
 
-# The running mean
+# The EMA of the weights
 
 
-def test_the_running_mean_is_the_sum_written_out(make_cfg):
+def test_the_ema_is_the_sum_written_out(make_cfg):
     watch = Watch()
     trainer = Trainer(make_cfg("run", *EMA, "TEST.EVAL_PERIOD", 0))
     start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -60,11 +60,11 @@ def test_without_a_decay_there_is_none(make_cfg, tmp_path):
     assert not (tmp_path / "run" / "ema").exists()
 
 
-def test_the_running_mean_does_not_touch_the_training(make_cfg):
+def test_the_ema_does_not_touch_the_training(make_cfg):
     assert_same_state(run(make_cfg("with", *EMA)), run(make_cfg("without")))
 
 
-def test_the_running_mean_survives_a_resume_to_the_bit(make_cfg):
+def test_the_ema_survives_a_resume_to_the_bit(make_cfg):
     uncut = run(make_cfg("uncut", *EMA))
     cfg = make_cfg("cut", *EMA)
     with pytest.raises(Cut):
@@ -280,7 +280,7 @@ def test_gradients_are_clipped_as_they_are_used(make_cfg, opts):
         (("SOLVER.EMA_DECAY", 1.0), r"SOLVER\.EMA_DECAY"),
         (("SOLVER.EMA_DECAY", -0.1), r"SOLVER\.EMA_DECAY"),
         (("SOLVER.ACCUMULATE_STEPS", 0), r"SOLVER\.ACCUMULATE_STEPS"),
-        (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "fp16"), r"DTYPE fp16 takes a GPU"),
+        (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "fp16"), r"DTYPE fp16 needs a GPU"),
         (("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "half"), r"DTYPE must be auto, fp16 or"),
     ],
 )

@@ -460,18 +460,18 @@ def test_predict_runs_onnx_without_detectron2(exported, run_predict, tmp_path):
 
     status, _, stderr = predict_without("--weights", path, tmp_path, "--draw", tmp_path / "drawn")
     assert status == 1
-    assert stderr.startswith("predict: --draw takes torch and detectron2")
+    assert stderr.startswith("predict: --draw needs torch and detectron2")
     status, _, stderr = predict_without("--weights", weights, tmp_path)
     assert status == 1
-    assert stderr == f"predict: --weights {weights} takes torch and detectron2; " + (
-        "a .onnx file does without\n"
+    assert stderr == f"predict: --weights {weights} needs torch and detectron2; " + (
+        "a .onnx file does not\n"
     )
 
 
 def test_the_package_says_what_it_misses():
     code = "import sys; sys.modules['detectron2'] = None; from ia_gcn import MultiLabelPredictor"
     result = run_process("-c", code)
-    line = "ModuleNotFoundError: ia_gcn.MultiLabelPredictor takes detectron2"
+    line = "ModuleNotFoundError: ia_gcn.MultiLabelPredictor needs detectron2"
     assert result.stderr.splitlines()[-1] == line
 
 
@@ -483,7 +483,7 @@ def test_torch_export(main, tmp_path):
     weights, output = save(tmp_path, cfg, model), tmp_path / "model.pt2"
     status, out, err = main("--weights", weights, "--format", "torch_export", "--output", output)
     assert (status, err) == (0, "")
-    assert out.startswith(f"{output}: its logits are the model's within ")
+    assert out.startswith(f"{output}: its logits equal the model's within ")
     extra = {"metadata.json": ""}
     module = torch.export.load(output, extra_files=extra).module()
     content = json.loads(extra["metadata.json"])
@@ -632,7 +632,10 @@ def test_scores_that_are_not_finite_are_refused(exported, tmp_path):
     ("options", "message"),
     [
         (["--regions"], "--regions: the model in {path} has no region branch"),
-        (["--config-file", "a.yaml"], "--config-file: what it would say is fixed in {path}"),
+        (
+            ["--config-file", "a.yaml"],
+            "--config-file: has no effect on {path}, which has a config of its own",
+        ),
     ],
 )
 def test_predict_refuses_what_an_exported_model_has_not(exported, run_predict, options, message):

@@ -222,12 +222,12 @@ def test_a_config_file_takes_the_place_of_the_checkpoints(make_checkpoint, tmp_p
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
 
 
-def test_the_running_mean_of_the_weights(make_checkpoint, error_line):
+def test_the_ema_of_the_weights(make_checkpoint, error_line):
     weights, _, model = make_checkpoint()
     image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     ema = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
     ema["module.label_head.layers.1.weight"] *= 3
-    with pytest.raises(InputError, match="no running mean"):
+    with pytest.raises(InputError, match="no EMA of the weights"):
         MultiLabelPredictor(weights, ema=True)
     change(weights, ema=ema)
     plain, mean = (MultiLabelPredictor(weights, ema=ema)(image).scores for ema in (False, True))
@@ -267,7 +267,7 @@ def test_a_config_that_would_run_code_is_refused(make_checkpoint, tmp_path, erro
         ("a: [", "config"),
         ("[" * 1000, "config"),
         (5, "config"),
-        ("", "carries no config"),
+        ("", "has no config"),
     ],
 )
 def test_a_config_that_can_not_be_used_is_one_line(make_checkpoint, error_line, config, message):

@@ -415,7 +415,7 @@ def test_a_pth_of_something_else_is_refused_in_one_line(tmp_path, error_line, co
 def test_without_a_network_pretrained_says_what_to_do(error_line, downloads, name):
     message = error_line(build_backbone, make_cfg(name, PRETRAINED=True))
     assert len(downloads) == 1
-    assert f"MODEL.TIMM.NAME {name}: timm's weights can't be had" in message
+    assert f"MODEL.TIMM.NAME {name}: timm's weights can't be downloaded" in message
     assert "Network is unreachable Try again later" in message
     assert "set MODEL.TIMM.PRETRAINED to False" in message
     assert "MODEL.TIMM.WEIGHTS_FILE" in message

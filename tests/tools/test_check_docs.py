@@ -17,6 +17,9 @@ for seed in 1 2; do
 done
 tools/ablate.py run --mode train | tail -n 1
 make demo
+ia-gcn predict --weights model.pth photos
+ia-gcn ablate run --jobs 1
+ia-gcn train --config-file DigitScenes/ml_gcn.yaml SOLVER.MAX_EPOCHS 3
 ```
 
 ```python
@@ -54,6 +57,10 @@ def test_a_page_whose_names_all_exist_passes(findings):
         ("--mode", "--modes", "tools/ablate.py --modes: no such option"),
         ("tools/ablate.py", "tools/none.py", "tools/none.py: no such file"),
         ("make demo", "make none", "make none: no such target"),
+        ("ia-gcn predict", "ia-gcn none", "ia-gcn none: no such command"),
+        ("--weights", "--weight", "ia-gcn predict --weight: no such option"),
+        ("--jobs", "--job", "ia-gcn ablate --job: no such option"),
+        ("DigitScenes/", "NoScenes/", "NoScenes/ml_gcn.yaml: no such file"),
         ("MultiLabelPredictor", "None_", "ia_gcn has no None_"),
         ("import Multi", "imports Multi", "invalid syntax (<unknown>, line 1)"),
     ],
@@ -63,7 +70,13 @@ def test_each_name_that_does_not_exist_is_found(findings, old, new, expected):
 
 
 @pytest.mark.parametrize(
-    "change", [("SOLVER.BASE_LR 0.1", "SOLVER.BASE_RATE 0.1"), ("BASE_LR 0.1", "BASE_LR slow")]
+    "change",
+    [
+        ("SOLVER.BASE_LR 0.1", "SOLVER.BASE_RATE 0.1"),
+        ("BASE_LR 0.1", "BASE_LR slow"),
+        # It has no effect.
+        ("SOLVER.BASE_LR 0.1", "INPUT.MIN_SIZE_TEST 400"),
+    ],
 )
 def test_config_keys_and_values_of_a_command_are_tried(findings, change):
     wrong = findings(GOOD.replace(*change))

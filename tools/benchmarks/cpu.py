@@ -158,7 +158,7 @@ def batch_calls(run: Callable, samples: Sequence, batch: int) -> Callable[[], No
 
 
 def run_cpu(args) -> Iterator[Table]:
-    """Time what makes training and prediction on a CPU faster, with weights of chance.
+    """Time what makes training and prediction on a CPU faster, with random weights.
 
     A training step of ResNet-101 (4 × 448×448 pixels) and of EfficientNet-Lite0 (32 × 192×192)
     without KEEP_FREED_MEMORY and MODEL.CHANNELS_LAST, with both, and beside them in bf16 where the

@@ -115,7 +115,7 @@ COMPARISONS = {
 
 
 def run_model(args) -> Iterator[Table]:
-    """Time recognisers and the label graph, on images, weights and label statistics of chance.
+    """Time recognisers and the label graph, with random images, weights and label statistics.
 
     inference    a forward pass. ResNets: torchvision's and timm's with a linear head; ours with a
                  linear head, ML-GCN, IA-GCN and two dearer ways to its regions. TResNets: timm's

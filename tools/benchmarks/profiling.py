@@ -151,7 +151,7 @@ def profile_table(args, title: str, network: Network) -> Table:
 
 
 def run_profile(args) -> Iterator[Table]:
-    """Tell where a training step of an IA-GCN goes, on images and weights of chance.
+    """Print where the time of an IA-GCN's training step goes, with random images and weights.
 
     One table has the seconds of each part, forward and backward, by torch's profiler; another has
     the time of whole steps, without the profiler.

@@ -1,4 +1,4 @@
-"""What the loaders of all families share."""
+"""Functions that all data set loaders share."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ def register_digit_scenes(root: str) -> None:
     """digit_scenes_train and digit_scenes_val, and two parts of train, 5 to 3; and the same of
     digit_scenes_hard.
 
-    A network is trained on digit_scenes_train_a, and what is put upon it on digit_scenes_train_b,
-    whose scenes it has not seen.
+    A network is trained on digit_scenes_train_a, and heads on its features on
+    digit_scenes_train_b, whose scenes the network has not seen.
     """
     for name in ("digit_scenes", "digit_scenes_hard"):
         files = {

@@ -15,7 +15,7 @@ from .coco import load_multilabel_coco
 def register_vg_500(root: str) -> None:
     """vg_500_train (98,249 images) and vg_500_test (10,000).
 
-    Which labels they have is known once the data is there: in place of `thing_classes`, the
+    The labels are read from a file that comes with the data: in place of `thing_classes`, the
     metadata has `label_file`, which `get_label_names` reads.
     """
     folder = os.path.join(root, "vg500")

@@ -23,7 +23,7 @@ Registry for label heads, see `LabelHead`. A registered class is called as
 `Head(cfg, input_shape)`, input_shape {name: ShapeSpec} of the backbone's feature maps.
 """
 
-# What a recogniser can tell a head beside the feature maps.
+# Inputs that a recogniser can give to a head beside the feature maps.
 CONTEXT = frozenset({"label_embeddings", "label_graph", "label_states", "presence"})
 
 
@@ -34,8 +34,8 @@ class LabelHead(nn.Module):
 
     with
         features: {name: (B, D, H, W)}, at least those of `in_features`;
-        masks: {name: (B, 1, H, W) bool, or None where every cell shows its image}. What a mask
-            leaves out must not enter a max, mean, sum or softmax;
+        masks: {name: (B, 1, H, W) bool, or None where every cell shows its image}. Cells that a
+            mask excludes must not enter a max, mean, sum or softmax;
         context: by keyword, those of `needs` and of `uses` that the recogniser has:
             presence: (B, C) in [0, 1], how likely the image's regions find each label;
             label_states: (B, C) in {1, 0, -1 = unknown}, labels that are known of the image;
@@ -43,14 +43,14 @@ class LabelHead(nn.Module):
             label_embeddings: (C, d) float32, without statistics of the labels;
     it returns a dict of
         logits: (B, C);
-        aux_logits: optional, {name: (B, C)}: trained, and of no effect in evaluation;
+        aux_logits: optional, {name: (B, C)}: trained, with no effect in evaluation;
         attention: optional, (B, C, H, W): what each label looked at.
     Nothing in it may depend on the other images of the batch.
 
     Attributes:
         in_features: names of the feature maps that it reads.
-        uses: names of CONTEXT that it can make use of.
-        needs: names of CONTEXT that it can't do without.
+        uses: names of CONTEXT that it can use.
+        needs: names of CONTEXT that it requires.
     """
 
     in_features: Tuple[str, ...]
@@ -60,7 +60,7 @@ class LabelHead(nn.Module):
     def image_features(
         self, features: Dict[str, torch.Tensor], masks: Dict[str, torch.Tensor | None]
     ) -> torch.Tensor:
-        """One vector for each image, (B, D), as embeddings computed from images are made of it.
+        """One vector per image, (B, D), from which label embeddings can be computed.
 
         Here the mean of the last feature map.
         """
@@ -82,7 +82,7 @@ def build_label_head(cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> LabelHe
         input_shape: of the backbone's feature maps.
     Raises:
         InputError: MODEL.LABEL_HEAD.NUM_LABELS is not set, or the head is no `LabelHead`, reads a
-            feature map that is not there or asks for a context that nobody has.
+            feature map that the backbone lacks, or asks for an unknown context.
     """
     if cfg.MODEL.LABEL_HEAD.NUM_LABELS < 1:
         raise InputError(
@@ -128,7 +128,7 @@ def one_in_feature(cfg: CfgNode, input_shape: Dict[str, ShapeSpec]) -> str:
     """`head_in_features` for a head that reads one map.
 
     Raises:
-        InputError: there are several, or see there.
+        InputError: there are several, or see `head_in_features`.
     """
     names = head_in_features(cfg, input_shape)
     if len(names) > 1:

@@ -105,7 +105,7 @@ class LabelGCNHead(PooledHead):
 
     @torch.no_grad()
     def fix_classifiers(self, label_graph: LabelGraph) -> None:
-        # In full precision, to serve with and without autocast.
+        # In full precision, so that it can be used with and without autocast.
         with torch.autocast(label_graph.lcm.device.type, enabled=False):
             self.fixed_classifiers = self.classifiers(label_graph)
 

@@ -310,8 +310,8 @@ class SlowModule(torch.nn.Module):
 
 
 def test_the_time_of_a_step_is_the_parts_that_took_it():
-    heads = SlowModule(0.02, 0.06, pooler=SlowModule(0.08, 0.04))
-    model = SlowModule(0.03, 0.05, backbone=SlowModule(0.05, 0.09), roi_heads=heads)
+    rpn = SlowModule(0.02, 0.06, rpn_head=SlowModule(0.08, 0.04))
+    model = SlowModule(0.03, 0.05, backbone=SlowModule(0.05, 0.09), proposal_generator=rpn)
     weight = torch.ones(3, requires_grad=True)
     network = Network(
         None,
@@ -324,8 +324,8 @@ def test_the_time_of_a_step_is_the_parts_that_took_it():
     found = profiling.profile_step(network)
     expected = {
         "backbone": (0.05, 0.09),
-        "ROIAlign": (0.08, 0.04),
-        "region weights and rough scores": (0.02, 0.06),
+        "RPN head": (0.08, 0.04),
+        "anchors, matching, NMS and losses of the RPN": (0.02, 0.06),
         profiling.REST: (0.03, 0.05),
     }
     assert set(found) == {*expected, profiling.OPTIMIZER}

@@ -22,6 +22,7 @@ from PIL import Image
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 from tests.helpers.commands import ROOT, load_command, own_log_handlers
+from tests.helpers.models import NARROW
 
 # On shared cores, how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -98,13 +99,17 @@ def write_tiny_coco(root: Path, n: int) -> TinyCoco:
 
 @pytest.fixture
 def make_cfg(tiny_coco, repository, monkeypatch, tmp_path):
-    """A function that makes the config of a short run on 14 tiny images, crops and flips on."""
+    """A function that makes the config of a short run of a narrow network on 14 tiny images.
+
+    Crops and flips are on.
+    """
     monkeypatch.chdir(repository)
     data = tiny_coco(14)
 
     def make(name, *opts, config="ml_gcn"):
         options = {
             "MODEL.DEVICE": "cpu",
+            **NARROW,
             "DATASETS.CUSTOM.TRAIN": data.json_file,
             "DATASETS.CUSTOM.TEST": data.json_file,
             "DATASETS.CUSTOM.IMAGE_ROOT": data.image_root,

@@ -14,6 +14,7 @@ from ia_gcn.data import register_multilabel_coco
 from ia_gcn.engine import Trainer, checkpoint_labels, match_labels
 from ia_gcn.inference import SelectLabels
 from tests.helpers.commands import own_log_handlers, run_script
+from tests.helpers.models import NARROW
 
 COLOURS = ["red", "green", "blue"]
 MATCH = {"DATASETS.MATCH_LABELS_BY_NAME": True}
@@ -44,6 +45,7 @@ def options(tiny_coco, checkpoint, tmp_path):
         values = {
             "MODEL.WEIGHTS": checkpoint,
             "MODEL.DEVICE": "cpu",
+            **NARROW,
             "DATASETS.CUSTOM.TEST": data.json_file,
             "DATASETS.CUSTOM.IMAGE_ROOT": data.image_root,
             "DATALOADER.NUM_WORKERS": 0,

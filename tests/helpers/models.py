@@ -21,13 +21,13 @@ CONFIGS = sorted(
     for path in (ROOT / "configs/DigitScenes").glob("*.yaml")
     if not path.name.startswith("Base-")
 )
-SMALL = {
-    "MODEL.DEVICE": "cpu",
+# Options of their networks that take little time and space.
+NARROW = {
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 8,
     "MODEL.RPN.CONV_DIMS": [8],
-    "MODEL.LABEL_EMBEDDINGS.DIM": 12,
 }
+SMALL = {"MODEL.DEVICE": "cpu", "MODEL.LABEL_EMBEDDINGS.DIM": 12, **NARROW}
 IMAGE_SIZE = 96
 
 

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Try to break ia_gcn: damaged and hostile files, kills, full disks, long runs.
+
+Everything is drawn from --seed, and bounded by --seconds. Each trial is a line of JSON in --output;
+in the end there is a table of what came of them. The exit status is 1 if anything came out as it
+should not have.
+
+Examples:
+  what a subcommand takes:
+    tools/torture.py images --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Iterator
+
+from tortures.harness import Log, Trial
+
+
+def common_options() -> argparse.ArgumentParser:
+    """What every subcommand takes."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
+    parser.add_argument(
+        "--seconds", type=float, default=3600, help="no trial starts after them (default 3600)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/torture"),
+        help="folder for WHAT.jsonl (default output/torture)",
+    )
+    return parser
+
+
+def until(trials: Iterator[Trial], seconds: float) -> Iterator[Trial]:
+    """The trials that start within so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        trial = next(trials, None)
+        if trial is None:
+            return
+        yield trial
+
+
+def main(argv=None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subcommands = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
+    for add in ():
+        add(subcommands, common_options())
+    args = parser.parse_args(argv)
+    log = Log(args.output / f"{args.what}.jsonl")
+    log.record(until(args.run(args), args.seconds))
+    print(log.table())
+    print(f"{len(log.findings)} findings; every trial: {log.path}")
+    return 1 if log.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 # One thread a worker, and a process that a test starts; read when PyTorch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+# A font list that matplotlib made elsewhere may lack fonts, of which it then warns. Workers and
+# processes that tests start inherit this one.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _matplotlib = tempfile.TemporaryDirectory(prefix="ia_gcn_matplotlib_")
+    os.environ["MPLCONFIGDIR"] = _matplotlib.name
 
 import io
 import json

@@ -1,11 +1,14 @@
 from .checkpointer import MultiLabelCheckpointer, read_checkpoint
 from .loading import build_model, load_model
+from .resuming import find_resumable, periodic_checkpoints
 from .torchvision_resnet import convert_torchvision_resnet
 
 __all__ = [
     "MultiLabelCheckpointer",
     "build_model",
     "convert_torchvision_resnet",
+    "find_resumable",
     "load_model",
+    "periodic_checkpoints",
     "read_checkpoint",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Dict, Sequence
 
 import torch
@@ -9,9 +10,13 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
 from ..errors import InputError
+from ..io.files import write_atomically
 from ..label_names import describe_mismatch
 from .matching import describe_names, match_tensors, without_dimension
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
+
+# The file that names the checkpoint to go on from.
+LAST_CHECKPOINT = "last_checkpoint"
 
 
 def read_pth(path: str, shown: str) -> Any:
@@ -114,7 +119,31 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         self._path = None
 
     def save(self, name: str, **kwargs: Any) -> None:
-        super().save(name, label_names=self.label_names, config=self.config, **kwargs)
+        """As fvcore's; in place of an older file once it is complete.
+
+        Raises:
+            OSError: it can't be written; the older file is what it was.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        content = {
+            "model": self.model.state_dict(),
+            **states,
+            "label_names": self.label_names,
+            "config": self.config,
+            **kwargs,
+        }
+        file_name = f"{name}.pth"
+        path = os.path.join(self.save_dir, file_name)
+        self.logger.info(f"Saving checkpoint to {path}")
+        with write_atomically(path) as file:
+            torch.save(content, file)
+        self.tag_last_checkpoint(file_name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        with write_atomically(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
+            file.write(last_filename_basename.encode())
 
     def check_complete(self) -> None:
         """Refuse a model if the last `load` left some of its tensors random.

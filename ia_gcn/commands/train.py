@@ -32,7 +32,7 @@ from typing import Sequence
 
 from detectron2.engine import default_argument_parser
 
-from ..engine import Trainer, evaluate_checkpoint, launch, setup_cfg, setup_run
+from ..engine import Trainer, evaluate_checkpoint, launch, setup_cfg, setup_run, sole_training
 from .common import add_import_option, run
 
 
@@ -60,10 +60,13 @@ def _work(args: argparse.Namespace) -> int:
         imports=args.imports,
     )
     cfg.freeze()
-    setup_run(cfg, args, args.verbose)
     if args.eval_only:
+        setup_run(cfg, args, args.verbose)
         evaluate_checkpoint(cfg, args.resume)
-    else:
+        return 0
+    # Before anything is written there.
+    with sole_training(cfg.OUTPUT_DIR):
+        setup_run(cfg, args, args.verbose)
         trainer = Trainer(cfg)
         trainer.resume_or_load(args.resume)
         trainer.train()

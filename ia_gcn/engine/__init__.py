@@ -4,6 +4,7 @@ from .hooks import BestCheckpointer, SeedEveryStep, StopOnBadLoss
 from .label_matching import checkpoint_labels, match_labels, weights_path
 from .launch import launch
 from .logs import setup_logging, setup_run
+from .output_lock import sole_training
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
 from .trainer import Trainer, check_labels, fill_label_graph
 
@@ -25,5 +26,6 @@ __all__ = [
     "setup_cfg",
     "setup_logging",
     "setup_run",
+    "sole_training",
     "weights_path",
 ]

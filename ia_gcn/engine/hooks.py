@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..checkpoint import MultiLabelCheckpointer
+from ..checkpoint import MultiLabelCheckpointer, periodic_checkpoints
 from ..data.samplers import mix_seeds
 from ..errors import TrainingDiverged
 
@@ -123,6 +124,69 @@ def remedies(cfg: CfgNode) -> List[str]:
     return found
 
 
+class EvalHook(hooks.EvalHook):
+    """detectron2's, which knows of a resumed run whether the evaluation before it is missing."""
+
+    def __init__(self, eval_period, eval_function):
+        super().__init__(eval_period, eval_function)
+        self._last_iter = -1
+
+    def _do_eval(self):
+        super()._do_eval()
+        self._last_iter = self.trainer.iter
+
+    def is_missing(self) -> bool:
+        """Whether the last iteration before a resumed run should have been evaluated, and was not.
+
+        All processes say the same.
+        """
+        done, end = self.trainer.start_iter, self.trainer.max_iter
+        due = self._period > 0 and 0 < done < end and done % self._period == 0
+        return comm.all_gather(due and self._last_iter < done - 1)[0]
+
+    def after_train(self):
+        # detectron2's evaluates as well if the last iteration failed.
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
+
+    def state_dict(self):
+        return {"last_iter": self._last_iter}
+
+    def load_state_dict(self, state):
+        self._last_iter = state["last_iter"]
+
+
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """detectron2's, for which a run and those that resumed it are one training.
+
+    Of the periodic checkpoints of all of them `max_to_keep` stay. model_final.pth is written after
+    the last iteration, so that the final evaluation can be repeated, and again after that.
+    """
+
+    def before_train(self):
+        super().before_train()
+        start = self.trainer.start_iter
+        if not start:
+            return
+        found = periodic_checkpoints(self.checkpointer.save_dir)
+        # Those of later iterations are the first to go: the run that wrote them is given up.
+        later = [path for iteration, path in found.items() if iteration >= start]
+        paths = later + [path for iteration, path in found.items() if iteration < start]
+        for path in paths[: -self.max_to_keep]:
+            self.path_manager.rm(path)
+        self.recent_checkpoints = paths[-self.max_to_keep :]
+
+    def step(self, iteration, **kwargs):
+        path = os.path.join(self.checkpointer.save_dir, f"{self.file_prefix}_{iteration:07d}.pth")
+        if path in self.recent_checkpoints:
+            self.recent_checkpoints.remove(path)
+        super().step(iteration, **kwargs)
+
+    def after_train(self):
+        if self.trainer.iter >= self.max_iter:
+            self.checkpointer.save(f"{self.file_prefix}_final", iteration=self.max_iter - 1)
+
+
 class BestModelCheckpointer(MultiLabelCheckpointer):
     """Writes a model without calling it the last checkpoint, from which a run is resumed."""
 
@@ -132,6 +196,11 @@ class BestModelCheckpointer(MultiLabelCheckpointer):
 
 class BestCheckpointer(hooks.BestCheckpointer):
     """detectron2's, which also remembers the best metric in a checkpoint, for a resumed run."""
+
+    def after_train(self):
+        # As EvalHook.
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()
 
     def state_dict(self):
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}

@@ -6,19 +6,19 @@ from typing import Any, Dict, List, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
-from torch import nn
 
-from ..checkpoint import MultiLabelCheckpointer, read_checkpoint
+from ..checkpoint import find_resumable, read_checkpoint
 from ..errors import InputError
 from ..label_names import describe_mismatch
 
 
 def weights_path(cfg: CfgNode, resume: bool) -> str:
-    """MODEL.WEIGHTS; to resume, the last checkpoint in OUTPUT_DIR where there is one."""
-    checkpointer = MultiLabelCheckpointer(nn.Identity(), cfg.OUTPUT_DIR, label_names=[])
-    if resume and checkpointer.has_checkpoint():
-        return checkpointer.get_checkpoint_file()
-    return cfg.MODEL.WEIGHTS
+    """MODEL.WEIGHTS; to resume, the last checkpoint in OUTPUT_DIR where there is one.
+
+    Raises:
+        InputError: see `find_resumable`.
+    """
+    return (resume and find_resumable(cfg.OUTPUT_DIR)) or cfg.MODEL.WEIGHTS
 
 
 def checkpoint_labels(path: str) -> List[str]:

@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
+from ..io.files import write_atomically
 from ..memory import keep_freed_memory
 
 LOG_FILE = "log.txt"
@@ -48,8 +49,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace | None = None, verbose: boo
         logger.debug(f"Command line: {args}")
     logger.debug(f"Config:\n{cfg.dump()}")
     if comm.is_main_process():
-        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-            file.write(cfg.dump())
+        with write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml")) as file:
+            file.write(cfg.dump().encode())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.KEEP_FREED_MEMORY:
@@ -66,7 +67,7 @@ def setup_logging(output_dir: str = "", verbose: bool = False) -> None:
     if output_dir:
         rank = comm.get_rank()
         path = os.path.join(output_dir, LOG_FILE + (f".rank{rank}" if rank else ""))
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(_LogFile(path, encoding="utf-8"))
         handlers[0].setFormatter(
             _PlainFormatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
         )
@@ -81,6 +82,14 @@ def setup_logging(output_dir: str = "", verbose: bool = False) -> None:
             named.addHandler(handler)
         if comm.is_main_process():
             named.addHandler(_Screen(logging.DEBUG if verbose else level, verbose))
+
+
+class _LogFile(logging.FileHandler):
+    """Silent where the disk is full: whatever must be written there says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _PlainFormatter(logging.Formatter):

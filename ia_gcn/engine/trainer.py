@@ -13,11 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
+from detectron2.utils.file_io import PathManager
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import MultiLabelCheckpointer, build_model
+from ..checkpoint import MultiLabelCheckpointer, build_model, find_resumable
 from ..data import (
     build_multilabel_test_loader,
     build_multilabel_train_loader,
@@ -35,10 +37,14 @@ from .held_out import write_split
 from .hooks import (
     BestCheckpointer,
     BestModelCheckpointer,
+    EvalHook,
+    PeriodicCheckpointer,
     SeedEveryStep,
     StopOnBadLoss,
     UpdateEma,
 )
+from .metrics_log import KeepMetrics, MetricsWriter
+from .output_lock import sole_training
 from .progress import SHORTEST, ProgressBar, ProgressWriter
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
 from .summary import files_summary, results_summary, training_summary
@@ -118,31 +124,86 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As DefaultTrainer's; the stream of images goes on where the checkpoint was written."""
-        if resume and self.checkpointer.has_checkpoint():
+        """As DefaultTrainer's; the stream of images goes on where the checkpoint was written.
+
+        Raises:
+            InputError: no checkpoint can be read, or one that is resumed from is of a later
+                iteration than the last one, or not there for all processes.
+        """
+        resumed = resume and self._agree_on_checkpoint()
+        if resumed:
             self.checkpointer.transfer = False
-        super().resume_or_load(resume)
+        elif resume and comm.is_main_process():
+            self._metrics.start_anew()
+        super().resume_or_load(resumed)
         self._weights_loaded = True
+        if len(set(comm.all_gather(self.start_iter))) > 1:
+            raise InputError(
+                f"OUTPUT_DIR: all processes need the checkpoint in {self.cfg.OUTPUT_DIR} that they "
+                "resume from: let it be a folder that the machines share"
+            )
+        if self.start_iter > self.max_iter:
+            raise InputError(
+                f"SOLVER.MAX_ITER: the training ends after {self.max_iter} iterations, and "
+                f"{self.checkpointer.get_checkpoint_file()} is of {self.start_iter}"
+            )
         for part in self.checkpointer.model.parts_to_load:
             self.checkpointer.check_loaded(part)
         self.data_loader.start_at(self.start_iter * self.cfg.SOLVER.IMS_PER_BATCH, self.seed)
 
+    def _agree_on_checkpoint(self) -> bool:
+        """Have `last_checkpoint` name one that can be read; whether there is any.
+
+        Raises:
+            InputError: in all processes, see `find_resumable`.
+        """
+        path, problem = "", ""
+        if comm.is_main_process():
+            try:
+                path = find_resumable(self.cfg.OUTPUT_DIR)
+            except InputError as error:
+                problem = str(error)
+            if path:
+                self.checkpointer.tag_last_checkpoint(os.path.basename(path))
+        path, problem = comm.all_gather((path, problem))[0]
+        if problem:
+            raise InputError(problem)
+        return bool(path)
+
     def train(self) -> Dict:
         """Train from the start, from MODEL.WEIGHTS, or from where `resume_or_load` resumed.
 
+        A training that is resumed after its last iteration is evaluated again.
+
         Returns:
             the last evaluation's results, see `evaluate`; empty on all but the main process.
+        Raises:
+            InputError: another training is running in OUTPUT_DIR.
         """
-        if not self._weights_loaded:
-            self.resume_or_load(resume=False)
-        if comm.is_main_process():
-            logger.info(training_summary(self))
-        super().train()
-        if comm.is_main_process():
-            if self.cfg.DATASETS.TEST:
-                logger.info(results_summary(self.cfg, with_ema=self.ema is not None))
-            logger.info(files_summary(self.cfg, self._checkpoints()))
+        with sole_training(self.cfg.OUTPUT_DIR):
+            if not self._weights_loaded:
+                self.resume_or_load(resume=False)
+            if comm.is_main_process():
+                logger.info(training_summary(self))
+            super().train()
+            if comm.is_main_process():
+                if self.cfg.DATASETS.TEST:
+                    logger.info(results_summary(self.cfg, with_ema=self.ema is not None))
+                logger.info(files_summary(self.cfg, self._checkpoints()))
         return self._last_eval_results
+
+    def before_train(self) -> None:
+        """As DefaultTrainer's; an evaluation that the last run owes comes first."""
+        super().before_train()
+        if self._eval_hook.is_missing():
+            self.iter = self.storage.iter = self.start_iter - 1
+            for hook in self._hooks_from_evaluation:
+                hook.after_step()
+
+    def after_train(self) -> None:
+        # Without an iteration left, TrainerBase counts one that was not done.
+        self.iter = min(self.iter, self.max_iter)
+        super().after_train()
 
     def run_step(self) -> None:
         """As DefaultTrainer's.
@@ -169,33 +230,56 @@ class Trainer(DefaultTrainer):
         return found
 
     def build_hooks(self):
+        """DefaultTrainer's and more, in another order: what an iteration brought is evaluated and
+        written before it is in a checkpoint."""
         period = self.cfg.TEST.EVAL_PERIOD
         self._stop_on_bad_loss = StopOnBadLoss()
-        ret = [self._stop_on_bad_loss, SeedEveryStep(), *super().build_hooks()]
-        for i, hook in enumerate(ret):
-            if isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.max_to_keep = CHECKPOINTS_KEPT
-            elif isinstance(hook, hooks.EvalHook):
-                ret[i] = hooks.EvalHook(period, self.evaluate)
-        if comm.is_main_process() and period > 0:
-            model, metric = self.model, "multi_label/mAP"
-            if self.ema:
-                model, metric = self.ema.module, f"ema/{metric}"
-            best = BestModelCheckpointer(
-                model,
-                self.cfg.OUTPUT_DIR,
-                label_names=self.label_names,
-                config=self.checkpointer.config,
-            )
-            # After the evaluation, before the writers.
-            ret.insert(-1, BestCheckpointer(period, best, metric))
+        self._eval_hook = EvalHook(period, self.evaluate)
+        moved = hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter
+        default = super().build_hooks()
+        ret = [hook for hook in default if not isinstance(hook, moved)]
+        ret = [self._stop_on_bad_loss, SeedEveryStep(), *ret]
         if self.ema:
             ret.insert(0, UpdateEma())
+        last = [self._eval_hook]
         if comm.is_main_process():
+            if period > 0:
+                last.append(self._build_best_checkpointer())
+            last += [hook for hook in default if isinstance(hook, hooks.PeriodicWriter)]
             num_images = len(self.data_loader.dataset)
             per_epoch = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
-            ret.append(hooks.PeriodicWriter([ProgressWriter(self.max_iter, per_epoch)], period=1))
-        return ret
+            progress = ProgressWriter(self.max_iter, per_epoch)
+            last.append(hooks.PeriodicWriter([progress], period=1))
+            self._metrics = KeepMetrics(self._metrics_writer)
+            last.append(self._metrics)
+            every = self.cfg.SOLVER.CHECKPOINT_PERIOD
+            last.append(
+                PeriodicCheckpointer(self.checkpointer, every, max_to_keep=CHECKPOINTS_KEPT)
+            )
+        self._hooks_from_evaluation = last
+        return ret + last
+
+    def _build_best_checkpointer(self) -> BestCheckpointer:
+        model, metric = self.model, "multi_label/mAP"
+        if self.ema:
+            model, metric = self.ema.module, f"ema/{metric}"
+        best = BestModelCheckpointer(
+            model,
+            self.cfg.OUTPUT_DIR,
+            label_names=self.label_names,
+            config=self.checkpointer.config,
+        )
+        return BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, metric)
+
+    def build_writers(self):
+        """DefaultTrainer's; metrics.json goes on after a resume as if the run had not been cut."""
+        PathManager.mkdirs(self.cfg.OUTPUT_DIR)
+        self._metrics_writer = MetricsWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+        return [
+            CommonMetricPrinter(self.max_iter),
+            self._metrics_writer,
+            TensorboardXWriter(self.cfg.OUTPUT_DIR),
+        ]
 
     def evaluate(self) -> Dict:
         """Evaluate the weights; and their EMA, as `ema`, into the folder ema."""
@@ -230,6 +314,8 @@ class Trainer(DefaultTrainer):
     def state_dict(self):
         # detectron2 0.6 leaves out the optimizer; today's main has it under the same key.
         state = {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        # After the last iteration it is one more.
+        state["iteration"] = min(self.iter, self.max_iter - 1)
         return {**state, "seed": self.seed}
 
     def load_state_dict(self, state_dict):

@@ -14,10 +14,11 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A file to write bytes to, which takes the place of `path` once it is complete.
 
     It is written beside `path`, flushed to the disk, and renamed. After an error `path` is what it
-    was before, and the file beside it is gone.
+    was before, and the file beside it is gone; only a process that is killed leaves that behind,
+    see `remove_unfinished`.
 
     Raises:
-        OSError: the folder can't be written to, or the disk is full.
+        OSError: the folder can't be written to, or the disk is full; it names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -27,9 +28,24 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        failed = _failed_write(error)
+        if failed is None:
+            raise
+        raise OSError(failed.errno, failed.strerror, os.fspath(path)) from error
     finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove what `write_atomically` left in a folder when a process was killed.
+
+    No other process may be writing there.
+    """
+    for path in Path(folder).glob(".*.*.tmp"):
+        path.unlink()
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
@@ -41,3 +57,25 @@ def check_writable(folder: str | os.PathLike[str]) -> None:
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's list of files to the disk, where the system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    """The error of a write to an open file, which names no file, behind that of a library.
+
+    torch.save raises a RuntimeError about positions in the file instead.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+            return error
+        error = error.__context__
+    return None

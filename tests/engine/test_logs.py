@@ -1,5 +1,6 @@
 """What the screen gets, and what log.txt gets."""
 
+import errno
 import logging
 
 import pytest
@@ -89,3 +90,20 @@ def test_environment_and_config_are_in_the_log(make_cfg, tmp_path, capsys, verbo
     out, err = capsys.readouterr()
     assert (cfg.dump() in out) == verbose
     assert err == ""
+
+
+class FullDisk:
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        pass
+
+
+def test_a_full_disk_is_not_reported_for_every_message(tmp_path, capsys):
+    setup_logging(str(tmp_path))
+    (file,) = [h for h in logging.getLogger("ia_gcn").handlers if hasattr(h, "baseFilename")]
+    before = file.setStream(FullDisk())
+    OURS.info("our message")
+    file.setStream(before)
+    assert capsys.readouterr() == ("our message\n", "")

@@ -41,6 +41,7 @@ from .hooks import (
 )
 from .progress import SHORTEST, ProgressBar, ProgressWriter
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
+from .signals import StopOnSignal
 from .summary import files_summary, results_summary, training_summary
 
 logger = logging.getLogger(__name__)
@@ -132,12 +133,15 @@ class Trainer(DefaultTrainer):
 
         Returns:
             the last evaluation's results, see `evaluate`; empty on all but the main process.
+        Raises:
+            Stopped: see `StopOnSignal`.
         """
         if not self._weights_loaded:
             self.resume_or_load(resume=False)
         if comm.is_main_process():
             logger.info(training_summary(self))
-        super().train()
+        with self._stop_on_signal.listening():
+            super().train()
         if comm.is_main_process():
             if self.cfg.DATASETS.TEST:
                 logger.info(results_summary(self.cfg, with_ema=self.ema is not None))
@@ -176,7 +180,7 @@ class Trainer(DefaultTrainer):
             if isinstance(hook, hooks.PeriodicCheckpointer):
                 hook.max_to_keep = CHECKPOINTS_KEPT
             elif isinstance(hook, hooks.EvalHook):
-                ret[i] = hooks.EvalHook(period, self.evaluate)
+                ret[i] = hooks.EvalHook(period, self._evaluate_in_training)
         if comm.is_main_process() and period > 0:
             model, metric = self.model, "multi_label/mAP"
             if self.ema:
@@ -195,7 +199,14 @@ class Trainer(DefaultTrainer):
             num_images = len(self.data_loader.dataset)
             per_epoch = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
             ret.append(hooks.PeriodicWriter([ProgressWriter(self.max_iter, per_epoch)], period=1))
+        periodic = [hook for hook in ret if isinstance(hook, hooks.PeriodicCheckpointer)]
+        self._stop_on_signal = StopOnSignal(*periodic)
+        ret.append(self._stop_on_signal)
         return ret
+
+    def _evaluate_in_training(self) -> Dict:
+        with self._stop_on_signal.evaluation():
+            return self.evaluate()
 
     def evaluate(self) -> Dict:
         """Evaluate the weights; and their EMA, as `ema`, into the folder ema."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Callable
 
-from ..errors import InputError
-from ..io.images import UnreadableImage
+from ..processes import EXPECTED_ERRORS, naming_dead_workers, on_stop_signals
 
 
 def make_parser(doc: str, **kwargs) -> argparse.ArgumentParser:
@@ -63,13 +63,14 @@ def run(name: str, work: Callable[[], int | None], interrupted: str = "interrupt
     Args:
         name: of the command, for the line.
         work: returns an exit status, or None for 0.
-        interrupted: what the line says after Ctrl-C.
+        interrupted: what the line says after Ctrl-C or SIGTERM, unless the work itself says it.
     """
     try:
-        return work() or 0
-    except (InputError, OSError, UnreadableImage, FloatingPointError) as error:
+        with on_stop_signals(), naming_dead_workers():
+            return work() or 0
+    except EXPECTED_ERRORS as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{name}: {interrupted}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"{name}: {str(stop) or interrupted}", file=sys.stderr)
+        return 128 + getattr(stop, "signum", signal.SIGINT)

@@ -39,6 +39,8 @@ from .common import add_import_option, run
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = default_argument_parser(epilog=__doc__)
+    # A free port, where detectron2 has the same one for all jobs of a user.
+    parser.set_defaults(dist_url="auto")
     add_import_option(parser)
     parser.add_argument("--verbose", action="store_true", help="print everything that log.txt gets")
     args = parser.parse_args(argv)

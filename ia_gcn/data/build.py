@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import InputError
 from ..io.images import UnreadableImage
 from ..label_names import describe_mismatch
+from ..processes import leave_signals_to_parent
 from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets.vg500 import read_label_file
 from .proposals import add_proposals
@@ -380,6 +381,7 @@ def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) 
         # Worker seeds are never used; without a generator of its own, drawing them would move
         # torch's global one.
         generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_parent,
     )
 
 

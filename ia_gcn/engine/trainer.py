@@ -47,6 +47,7 @@ from .metrics_log import KeepMetrics, MetricsWriter
 from .output_lock import sole_training
 from .progress import SHORTEST, ProgressBar, ProgressWriter
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
+from .signals import StopOnSignal
 from .summary import files_summary, results_summary, training_summary
 
 logger = logging.getLogger(__name__)
@@ -179,13 +180,15 @@ class Trainer(DefaultTrainer):
             the last evaluation's results, see `evaluate`; empty on all but the main process.
         Raises:
             InputError: another training is running in OUTPUT_DIR.
+            Stopped: see `StopOnSignal`.
         """
         with sole_training(self.cfg.OUTPUT_DIR):
             if not self._weights_loaded:
                 self.resume_or_load(resume=False)
             if comm.is_main_process():
                 logger.info(training_summary(self))
-            super().train()
+            with self._stop_on_signal.listening():
+                super().train()
             if comm.is_main_process():
                 if self.cfg.DATASETS.TEST:
                     logger.info(results_summary(self.cfg, with_ema=self.ema is not None))
@@ -234,7 +237,7 @@ class Trainer(DefaultTrainer):
         written before it is in a checkpoint."""
         period = self.cfg.TEST.EVAL_PERIOD
         self._stop_on_bad_loss = StopOnBadLoss()
-        self._eval_hook = EvalHook(period, self.evaluate)
+        self._eval_hook = EvalHook(period, self._evaluate_in_training)
         moved = hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter
         default = super().build_hooks()
         ret = [hook for hook in default if not isinstance(hook, moved)]
@@ -253,11 +256,11 @@ class Trainer(DefaultTrainer):
             self._metrics = KeepMetrics(self._metrics_writer)
             last.append(self._metrics)
             every = self.cfg.SOLVER.CHECKPOINT_PERIOD
-            last.append(
-                PeriodicCheckpointer(self.checkpointer, every, max_to_keep=CHECKPOINTS_KEPT)
-            )
+            periodic = PeriodicCheckpointer(self.checkpointer, every, max_to_keep=CHECKPOINTS_KEPT)
+            last.append(periodic)
         self._hooks_from_evaluation = last
-        return ret + last
+        self._stop_on_signal = StopOnSignal(periodic if comm.is_main_process() else None)
+        return [*ret, *last, self._stop_on_signal]
 
     def _build_best_checkpointer(self) -> BestCheckpointer:
         model, metric = self.model, "multi_label/mAP"
@@ -280,6 +283,10 @@ class Trainer(DefaultTrainer):
             self._metrics_writer,
             TensorboardXWriter(self.cfg.OUTPUT_DIR),
         ]
+
+    def _evaluate_in_training(self) -> Dict:
+        with self._stop_on_signal.evaluation():
+            return self.evaluate()
 
     def evaluate(self) -> Dict:
         """Evaluate the weights; and their EMA, as `ema`, into the folder ema."""

@@ -1,0 +1,112 @@
+"""Processes and signals: Ctrl-C, SIGTERM, and what happens to the processes that load data."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import Callable, Iterator
+
+from .errors import InputError, ProcessDied, Stopped
+from .io.images import UnreadableImage
+
+# Errors that end a command with one line instead of a stack trace.
+EXPECTED_ERRORS = (InputError, OSError, UnreadableImage, FloatingPointError, ProcessDied)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Within so many seconds a second signal is the first one again: terminals and batch systems send it
+# to all processes of a job, and some of these pass it on to others.
+SAME_SIGNAL = 1.0
+
+
+def raise_stopped(signum: int) -> None:
+    """A handler for `on_stop_signals`.
+
+    Raises:
+        Stopped: without a message.
+    """
+    raise Stopped(signum)
+
+
+def end_at_once(signum: int) -> None:
+    """A handler for `on_stop_signals`: the process ends as if the signal had no handler."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+
+
+@contextmanager
+def on_stop_signals(
+    first: Callable[[int], None] = raise_stopped, again: Callable[[int], None] = end_at_once
+) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM; a signal that the process ignores stays ignored.
+
+    Python has signal handlers in the main thread only: in another one, nothing is changed.
+
+    Args:
+        first: called with the number of the first signal.
+        again: called with that of each later one, unless it is the same (SAME_SIGNAL).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = None
+
+    def handle(signum, frame):
+        nonlocal received
+        now = time.monotonic()
+        if received is None:
+            received = now
+            first(signum)
+        elif now - received >= SAME_SIGNAL:
+            again(signum)
+
+    before = {
+        signum: signal.signal(signum, handle)
+        for signum in STOP_SIGNALS
+        if signal.getsignal(signum) != signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def leave_signals_to_parent(worker_id: int) -> None:
+    """For DataLoader's worker_init_fn: only its parent ends a worker.
+
+    Else one that Ctrl-C or a batch system has ended would be missing in the iteration that is to be
+    finished.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait():
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Give the error that torch raises when a data-loading worker has died a line of its own.
+
+    Raises:
+        ProcessDied: in place of that error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = (str(error).splitlines() or [""])[0]
+        if not text.startswith("DataLoader worker"):
+            raise
+        raise ProcessDied(
+            f"{text.strip()} Out of memory? Fewer workers (DATALOADER.NUM_WORKERS) need less"
+        ) from error

@@ -15,6 +15,9 @@ from ..errors import InputError
 # How torch names what it does not read, from 2.1 on.
 REFUSED = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
 
+# Bytes of a tensor that the file holds a part of, repeated: it takes no memory until it is copied.
+MAX_EXPANDED = 2**28
+
 
 def read_pth(path: str, shown: str) -> Any:
     """Read a .pth file of tensors, numbers, strings and containers.
@@ -77,9 +80,10 @@ def _unusual(tensor: torch.Tensor) -> str:
         return f"quantised ({tensor.dtype})"
     if tensor.is_complex():
         return f"complex ({tensor.dtype})"
-    # An expanded one is as small in memory as it likes, until it is copied.
     size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    return f"{size} bytes of which the file holds {stored}" if size > stored else ""
+    if size > max(stored, MAX_EXPANDED):
+        return f"{size} bytes of which the file holds {stored}"
+    return ""
 
 
 def _check_size(path: str) -> None:

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
-from .config_rules import apply_rules
+from .config_rules import apply_rules, last_set
 from .errors import InputError
 from .extensions import check_extensions, import_extensions, merge_extensions
 
@@ -37,6 +37,8 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
     defaults = cfg.clone()
     path = find_config(config_file) if config_file else ""
     try:
+        # Which first reads all files within limits.
+        set_at = last_set(path, opts)
         if path:
             # detectron2's default would execute code in a YAML file.
             cfg.merge_from_file(path, allow_unsafe=False)
@@ -48,7 +50,7 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
         raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
     cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
     check_extensions(cfg.IMPORTS)
-    apply_rules(cfg, defaults, path, opts)
+    apply_rules(cfg, defaults, set_at)
     return cfg
 
 

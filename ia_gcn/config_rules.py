@@ -10,29 +10,31 @@ from __future__ import annotations
 import os
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from .errors import InputError
+from .io.plain_yaml import load_plain_yaml
 
 TIMM_BACKBONE = "build_timm_backbone"
 
 
-def apply_rules(cfg: CfgNode, defaults: CfgNode, config_file: str, opts: Sequence[Any]) -> None:
+# Files that a config can be of, with all that _BASE_ names.
+MAX_FILES = 100
+
+
+def apply_rules(cfg: CfgNode, defaults: CfgNode, set_at: Dict[str, int]) -> None:
     """Fill in the settings of a timm network, and refuse keys that would have no effect.
 
     Args:
-        cfg: merged from the other arguments; changed in place.
+        cfg: with all keys merged; changed in place.
         defaults: the config before.
-        config_file: path of a YAML file that could be merged; "" for none.
-        opts: alternating keys and values of the command line.
+        set_at: of `last_set`.
     Raises:
         InputError: a key that was set has no effect, or timm has no such network.
     """
-    set_at = last_set(config_file, opts)
     settle_timm(cfg, set_at)
     check_effect(cfg, defaults, set_at)
 
@@ -42,27 +44,44 @@ def last_set(config_file: str, opts: Sequence[Any]) -> Dict[str, int]:
 
     A file with all of detectron2's keys, such as the config.yaml of a training, is a resolved
     config, which does not show what was chosen: its keys are left out.
+
+    Args:
+        config_file: path of a YAML file; "" for none.
+        opts: alternating keys and values of the command line.
+    Raises:
+        InputError: see `load_plain_yaml`; or _BASE_ leads back to a file, or to too many.
+        OSError: a file can't be read.
     """
-    layers = _files(config_file) if config_file else []
+    layers: List[Set[str]] = []
+    for layer in _files(config_file) if config_file else ():
+        layers.append(layer)
+        if len(layers) > MAX_FILES:
+            raise InputError(f"_BASE_ leads to more than {MAX_FILES} files")
     complete = set(_flat_keys(get_cfg()))
     layers = [set() if layer >= complete else layer for layer in layers]
     layers.append(set(opts[0::2]))
     return {key: place for place, layer in enumerate(layers) for key in layer}
 
 
-def _files(path: str) -> List[Set[str]]:
-    """The keys of a config file and of its bases, in the order in which detectron2 merges them."""
+def _files(path: str, above: Tuple[str, ...] = ()) -> Iterator[Set[str]]:
+    """The keys of a config file and of its bases, in the order in which detectron2 merges them.
+
+    Args:
+        above: the real paths of the files that lead to this one.
+    """
+    real_path = os.path.realpath(path)
+    if real_path in above:
+        raise InputError(f"_BASE_ leads from {path} back to itself")
     with PathManager.open(path, "r") as file:
-        content = yaml.safe_load(file)
+        content = load_plain_yaml(file.read(), path)
     bases = content.pop(BASE_KEY, [])
-    layers = []
     for base in [bases] if isinstance(bases, str) else bases:
         # As fvcore has it: an absolute path, a URL, or relative to the file.
         base = os.path.expanduser(base)
         if not base.startswith(("/", "https://", "http://")):
             base = os.path.join(os.path.dirname(path), base)
-        layers += _files(base)
-    return [*layers, set(_flat_keys(content))]
+        yield from _files(base, (*above, real_path))
+    yield set(_flat_keys(content))
 
 
 def _flat_keys(node: Dict, prefix: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 import pytest
 from detectron2.config import CfgNode
 
-from ia_gcn.config import find_config
+from ia_gcn.config import find_config, read_config
 from ia_gcn.data import register_multilabel_csv
 from ia_gcn.engine import make_config
 from ia_gcn.errors import InputError
@@ -45,3 +45,27 @@ def test_the_number_of_labels_is_that_of_the_data_sets_given(tmp_path):
     options = {"DATASETS.TRAIN": ("mine",), "DATASETS.TEST": ()}
     cfg = make_config("COCO/ml_gcn_R_101.yaml", options)
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 3
+
+
+def test_a_circle_of_bases_is_named(tmp_path, error_line):
+    for name, base in [("self", "./self"), ("a", "b"), ("b", "../x/c"), ("c", "a")]:
+        (tmp_path / f"{name}.yaml").write_text(f"_BASE_: {base}.yaml\n")
+    (tmp_path / "b.yaml").write_text(f"_BASE_: ../{tmp_path.name}/c.yaml\n")
+    for name in ("self", "a"):
+        line = error_line(read_config, str(tmp_path / f"{name}.yaml"))
+        assert "--config-file" in line
+        assert "_BASE_ leads from" in line
+        assert f"{name}.yaml back to itself" in line
+
+
+def test_more_bases_than_anybody_has_are_refused(tmp_path, error_line):
+    for level in range(30):
+        bases = f"_BASE_: [{level + 1}.yaml, {level + 1}.yaml]\n" if level < 29 else ""
+        (tmp_path / f"{level}.yaml").write_text(f"{bases}SEED: 1\n")
+    assert "more than 100 files" in error_line(read_config, str(tmp_path / "0.yaml"))
+
+
+def test_a_config_that_grows_is_refused(tmp_path, error_line):
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 10)}]" for n in range(1, 10)]
+    (tmp_path / "a.yaml").write_text("\n".join(["l0: &l0 [1]", *levels]))
+    assert "with its aliases" in error_line(read_config, str(tmp_path / "a.yaml"))

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence
 
-import yaml
 from detectron2.config import CfgNode
 
 from ..config import read_config
 from ..errors import InputError
+from ..io.plain_yaml import load_plain_yaml
 
 MODES = ("heads", "train")
 
@@ -121,7 +121,7 @@ def read_spec(path: str) -> Spec:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+            content = load_plain_yaml(file.read(), f"--spec {path}")
         tables = {name: _read_table(table) for name, table in content["tables"].items()}
         network = content["network"]
         if isinstance(network, str) and network.lower() == "none":
@@ -135,7 +135,7 @@ def read_spec(path: str) -> Spec:
         return Spec(
             content.get("opts") or {}, network, content["train"], content["test"], modes, tables
         )
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--spec {path}: {' '.join(str(error).split())}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"--spec {path}: not a file of tables: {error!r}") from error

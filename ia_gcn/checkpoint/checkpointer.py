@@ -11,33 +11,13 @@ from torch import nn
 
 from ..errors import InputError
 from ..io.files import write_atomically
+from ..io.pth import plain_state_dict, read_pth
 from ..label_names import describe_mismatch
 from .matching import describe_names, match_tensors, without_dimension
 from .torchvision_resnet import convert_torchvision_resnet, is_torchvision_resnet
 
 # The file that names the checkpoint to go on from.
 LAST_CHECKPOINT = "last_checkpoint"
-
-
-def read_pth(path: str, shown: str) -> Any:
-    """Read a .pth file of tensors, numbers, strings and containers.
-
-    Args:
-        path: a local file.
-        shown: what a message starts with.
-    Raises:
-        InputError: the file can't be read, or contains anything else; pickled code is never
-            executed.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{shown}: {error.strerror or error}") from None
-    except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{shown} is not a .pth file of tensors only; nothing else is read: {reason}"
-        ) from None
 
 
 def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
@@ -50,14 +30,16 @@ def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
         a dict with `model`, a state dict, and of checkpoints of `MultiLabelCheckpointer` with
         label_names and config.
     Raises:
-        InputError: the file can't be read, contains pickled code, or has no state dict.
+        InputError: the file can't be read, contains pickled code, or has no state dict of plain
+            tensors, see `plain_state_dict`.
     """
-    shown_path = shown_path or path
-    content = read_pth(path, f"MODEL.WEIGHTS: {shown_path}")
+    shown = f"MODEL.WEIGHTS: {shown_path or path}"
+    content = read_pth(path, shown)
     if not isinstance(content, dict) or "model" not in content:
         content = {"model": content}
-    if not isinstance(content["model"], dict):
-        raise InputError(f"MODEL.WEIGHTS: {shown_path} holds no state dict")
+    content["model"] = plain_state_dict(content["model"], shown)
+    if isinstance(content.get("ema"), dict):
+        content["ema"] = plain_state_dict(content["ema"], f"{shown}: ema")
     return content
 
 
@@ -146,13 +128,16 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             file.write(last_filename_basename.encode())
 
     def check_complete(self) -> None:
-        """Refuse a model if the last `load` left some of its tensors random.
+        """Refuse a model if the last `load` left some of its tensors random, or not finite.
 
         Raises:
-            InputError: nothing was loaded, the file lacked some of the model's tensors, or its
-                label graph is bare.
+            InputError: nothing was loaded, the file lacked some of the model's tensors, a tensor
+                has NaN or infinite values, or the label graph is bare.
         """
         self.check_loaded("")
+        for name, tensor in self.model.state_dict().items():
+            if not tensor.isfinite().all():
+                raise InputError(f"MODEL.WEIGHTS: {self._path}: {name} has NaN or infinite values")
         if self.model.label_graph is not None and self.model.label_graph.is_bare:
             raise InputError(f"MODEL.WEIGHTS: the label graph in {self._path} is bare")
 

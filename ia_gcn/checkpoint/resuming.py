@@ -8,7 +8,8 @@ import re
 from typing import Dict
 
 from ..errors import InputError
-from .checkpointer import LAST_CHECKPOINT, read_pth
+from ..io.pth import read_pth
+from .checkpointer import LAST_CHECKPOINT
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 
 from ..errors import InputError
 from ..io.plain_pickle import load_plain_pickle
-from .checkpointer import read_pth
+from ..io.pth import plain_state_dict, read_pth
 
 
 def read_source(path: str, shown: str) -> Dict[str, Any]:
@@ -49,24 +49,25 @@ def state_dict_of(content: Dict[str, Any], shown: str) -> Dict[str, torch.Tensor
     Raises:
         InputError: something in it is not a tensor, or an array of numbers, by a name.
     """
-    inner = content
-    while isinstance(inner, dict):
-        state_dict, inner = inner, inner.get("model", inner.get("state_dict"))
-    if not state_dict or not all(isinstance(name, str) for name in state_dict):
+    state_dict = content
+    for _ in range(2):
+        inner = dict.get(state_dict, "model", dict.get(state_dict, "state_dict"))
+        state_dict = inner if isinstance(inner, dict) else state_dict
+    if not state_dict:
         raise InputError(f"{shown} holds no state dict")
+    state_dict = plain_state_dict(
+        {name: _from_numpy(value) for name, value in dict.items(state_dict)}, shown
+    )
     wrapped = all(name.startswith("module.") for name in state_dict)
     return {
-        name.removeprefix("module.") if wrapped else name: _tensor(value, name, shown)
-        for name, value in state_dict.items()
+        name.removeprefix("module.") if wrapped else name: tensor
+        for name, tensor in state_dict.items()
     }
 
 
-def _tensor(value: Any, name: str, shown: str) -> torch.Tensor:
-    if isinstance(value, np.ndarray):
-        try:
-            return torch.tensor(value)
-        except (TypeError, ValueError):
-            pass
-    elif isinstance(value, torch.Tensor):
+def _from_numpy(value: Any) -> Any:
+    """An array as a tensor, if torch has its dtype; anything else as it is."""
+    try:
+        return torch.tensor(value) if isinstance(value, np.ndarray) else value
+    except (TypeError, ValueError):
         return value
-    raise InputError(f"{shown}: {name} is no tensor of numbers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..data import label_embeddings
 from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..data.datasets.vg500 import read_label_file
 from ..errors import InputError
+from ..io.npz import read_npz
 from .source import read_pickle
 
 
@@ -103,11 +105,11 @@ def embeddings_by_name(cfg: CfgNode, label_names: Sequence[str]) -> torch.Tensor
 def _read_numpy(path: str, where: str) -> Any:
     """The array of a .npy file, or the only one of an .npz."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            arrays = [content[name] for name in content.files]
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                file.seek(0)
+                return np.load(file, allow_pickle=False)
+            arrays = list(read_npz(file).values())
     except OSError as error:
         raise InputError(f"{where}: {error.strerror or error}") from None
     except Exception:  # of a damaged file numpy and zipfile raise nearly anything

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
+from ..io.npz import read_npz
 
 # The spread of the entries of 300-dimensional GloVe vectors for the COCO labels, so that a GCN
 # starts at the same scale with either source.
@@ -238,9 +239,8 @@ def _parse_vector(fields: List[str], dim: int, where: str) -> np.ndarray:
 def _read_npz(path: str) -> Tuple[np.ndarray, List[str]]:
     """Embeddings (n, d) float32 and n names."""
     try:
-        with PathManager.open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            # Entries of the file that are not arrays are read as bytes.
-            rows, names = (np.asarray(content[name]) for name in ("embeddings", "label_names"))
+        with PathManager.open(path, "rb") as file:
+            rows, names = read_npz(file, ("embeddings", "label_names")).values()
     except FileNotFoundError:
         raise InputError(
             f"MODEL.LABEL_EMBEDDINGS.SOURCE: {path}: no such file; "

@@ -9,13 +9,13 @@ import os
 import posixpath
 from typing import Dict
 
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
 from ..io.files import write_atomically
+from ..io.plain_yaml import load_plain_yaml
 from .label_matching import checkpoint_content, weights_path
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,10 @@ def check_held_out(cfg: CfgNode, split: str, *, eval_only: bool, resume: bool) -
 
 def _custom_keys(path: str) -> Dict:
     """DATASETS.CUSTOM of the config in a checkpoint; nothing where it carries none."""
+    config = checkpoint_content(path).get("config")
     try:
-        keys = yaml.safe_load(checkpoint_content(path)["config"])["DATASETS"]["CUSTOM"]
-    except (AttributeError, KeyError, RecursionError, TypeError, yaml.YAMLError):
+        keys = load_plain_yaml(config, path)["DATASETS"]["CUSTOM"]
+    except (KeyError, InputError, TypeError):
         return {}
     return keys if isinstance(keys, dict) else {}
 

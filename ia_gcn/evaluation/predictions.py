@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
+from ..io.npz import read_npz
 from .metrics import check_predictions
 
 
@@ -32,8 +33,8 @@ def read_predictions(path: str) -> Predictions:
             missing or is not as `Predictions` says; or there is no image or no label in it.
     """
     try:
-        with PathManager.open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in Predictions._fields}
+        with PathManager.open(path, "rb") as file:
+            arrays = read_npz(file, Predictions._fields)
     # Damaged and hostile files make numpy and zipfile raise nearly anything.
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -17,6 +17,9 @@ from ..errors import InputError
 from ..io.images import ImageSource, convert_file, convert_image, decode_image, image_pixels
 from .prediction import PredictedRegions, Prediction
 
+# Of a model's input; larger ones are taken for damage.
+MAX_PIXELS = 2**26
+
 
 class ImageView:
     """From an image to the input of an exported model; works without the model.
@@ -32,6 +35,10 @@ class ImageView:
             LookupError, TypeError, ValueError: it is anything else.
         """
         height, width = preprocessing["size"]
+        if not all(type(side) is int and side > 0 for side in (height, width)):
+            raise ValueError("size must be two numbers of pixels")
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"size {height}×{width}: more than {MAX_PIXELS} pixels")
         self.size = width, height
         self.interpolation = Image.Resampling[preprocessing["interpolation"].upper()]
         image_format = preprocessing["format"]
@@ -83,13 +90,21 @@ class OnnxPredictor:
                 key: json.loads(stored[key]) for key in ("label_names", "preprocessing", "made_by")
             }
             self.view = ImageView(self.metadata["preprocessing"])
-            self.label_names: List[str] = list(map(str, self.metadata["label_names"]))
-            outputs = {output.name: output.shape for output in self.session.get_outputs()}
-            if outputs["scores"][1] != len(self.label_names):
+            names = self.metadata["label_names"]
+            if type(names) is not list or not all(type(name) is str for name in names):
+                raise ValueError("label_names must be a list of names")
+            self.label_names: List[str] = names
+            inputs = {value.name: value.shape for value in self.session.get_inputs()}
+            outputs = {value.name: value.shape for value in self.session.get_outputs()}
+            if outputs["scores"][1] != len(names):
                 raise ValueError("label_names")
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            if inputs["images"][1:] != [3, *self.view.size[::-1]]:
+                raise ValueError("size")
+        # A RecursionError is of JSON that is nested deeply.
+        except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
-                f"{self.path} was not written by tools/export_model.py: {error!r} in its metadata"
+                f"{self.path} was not written by tools/export_model.py: {repr(error)[:200]} in its "
+                "metadata"
             ) from None
         self.outputs = list(outputs)
         self.has_regions = "boxes" in self.outputs

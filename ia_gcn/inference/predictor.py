@@ -11,7 +11,6 @@ from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 
@@ -21,6 +20,7 @@ from ..data.dataset_mapper import build_augmentation, convert_image, read_image
 from ..errors import InputError
 from ..extensions import check_extensions
 from ..io.images import ImageSource, image_pixels
+from ..io.plain_yaml import load_plain_yaml
 from .optimize import optimize_for_inference
 from .precision import set_precision
 from .prediction import PredictedRegions, Prediction
@@ -195,15 +195,12 @@ def _read_config(
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
     source = f"the config in {weights}"
+    keys = load_plain_yaml(content["config"], source)
     try:
-        # The config comes from the file's author: code in it is not executed.
-        cfg.merge_from_other_cfg(CfgNode.load_cfg(content["config"]))
+        cfg.merge_from_other_cfg(CfgNode(keys))
         source = " ".join(map(str, opts))
         cfg.merge_from_list(list(opts))
-    except (
-        *(AssertionError, AttributeError, KeyError, OSError, RecursionError, TypeError),
-        *(ValueError, yaml.YAMLError),
-    ) as error:
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{source}: {' '.join(str(error).split())}") from None
     check_extensions(cfg.IMPORTS)
     return cfg

@@ -1,1 +1,2 @@
-"""Reading and writing files, without torch: images, and files of others that are not trusted."""
+"""Reading and writing files: images, and files of others that are not trusted. Only `pth` imports
+torch."""

@@ -18,6 +18,7 @@ from timm.utils import freeze
 from torch import nn
 
 from ..errors import InputError
+from ..io.pth import plain_state_dict, read_pth
 
 logger = logging.getLogger(__name__)
 
@@ -151,22 +152,21 @@ def read_weights(path: str) -> Dict[str, torch.Tensor]:
     Raises:
         InputError: there is no such file, or something else than tensors is in it.
     """
+    shown = f"MODEL.TIMM.WEIGHTS_FILE: {path}"
     try:
         local = PathManager.get_local_path(path)
         if path.endswith(".safetensors"):
-            return load_file(local)
-        content = torch.load(local, map_location="cpu", weights_only=True)
-        for key in ("state_dict", "model"):
-            if isinstance(content, dict) and isinstance(content.get(key), dict):
-                content = content[key]
-        if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
-            raise ValueError("it holds no state dict")
-        if not content:
-            raise ValueError("it is empty")
-    except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
+            return plain_state_dict(load_file(local), shown)
+    except Exception as error:  # of a damaged file safetensors raises nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"MODEL.TIMM.WEIGHTS_FILE: {path}: {reason}") from None
-    return content
+        raise InputError(f"{shown}: {reason}") from None
+    content = read_pth(local, shown)
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not content:
+        raise InputError(f"{shown}: it is empty")
+    return plain_state_dict(content, shown)
 
 
 @BACKBONE_REGISTRY.register()

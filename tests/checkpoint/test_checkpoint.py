@@ -148,6 +148,18 @@ def test_a_model_that_is_not_wholly_loaded_is_not_complete(build, tmp_path):
         checkpointer.check_complete()
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["label_head.layers.0.weight", "label_graph.embeddings"])
+def test_a_tensor_that_is_not_finite_is_named(build, tmp_path, name, value):
+    model = build()
+    model.state_dict()[name].view(-1)[-1] = value
+    MultiLabelCheckpointer(model, str(tmp_path), label_names=LABELS).save("model")
+    checkpointer = MultiLabelCheckpointer(build(), label_names=LABELS)
+    checkpointer.load(str(tmp_path / "model.pth"))
+    with pytest.raises(InputError, match=rf"model\.pth: {name} has NaN or infinite values"):
+        checkpointer.check_complete()
+
+
 def test_a_bare_label_graph_is_not_complete(monkeypatch, repository, tmp_path):
     monkeypatch.chdir(repository)
     bare = build_model(setup_cfg("configs/DigitScenes/ml_gcn.yaml", SLIM))

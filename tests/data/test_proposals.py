@@ -2,9 +2,7 @@
 
 import collections
 import json
-import os
 import pickle
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +10,6 @@ import pytest
 from detectron2.structures import BoxMode
 
 from ia_gcn.data import add_proposals
-from ia_gcn.errors import InputError
-from ia_gcn.io.plain_pickle import load_plain_pickle
 from tests.helpers.commands import run_script
 
 BOXES = [[[0, 0, 8, 8], [4, 4, 30, 20], [1, 2, 3, 4]], [], [[5, 5, 9, 9]]]
@@ -38,71 +34,6 @@ def write(path, value, protocol=4):
 
 def records(*image_ids):
     return [{"image_id": image_id, "file_name": f"{image_id}.png"} for image_id in image_ids]
-
-
-# load_plain_pickle
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_plain_data_and_arrays_are_read(tmp_path, protocol):
-    value = {
-        "text": "ä",
-        "bytes": b"\x00\xff",
-        "nested": [(1, 2.5, None, True), {"b": []}],
-        "ordered": collections.OrderedDict(a=1),
-        "array": np.arange(6, dtype=np.int16).reshape(2, 3),
-        "column": np.arange(6.0).reshape(2, 3)[:, 1],
-        "scalar": np.float32(0.5),
-    }
-    with open(write(tmp_path / "a.pkl", value, protocol), "rb") as file:
-        found = load_plain_pickle(file, "a.pkl")
-    assert str(found) == str(value)
-    assert found["array"].dtype == np.int16
-
-
-def test_numpy_is_read_by_both_of_its_names(tmp_path):
-    data = pickle.dumps(np.arange(3), protocol=2)
-    ours = b"numpy._core.multiarray" if b"numpy._core" in data else b"numpy.core.multiarray"
-    for name in (b"numpy._core.multiarray", b"numpy.core.multiarray"):
-        (tmp_path / "a.pkl").write_bytes(data.replace(ours, name))
-        with open(tmp_path / "a.pkl", "rb") as file:
-            assert load_plain_pickle(file, "a.pkl").tolist() == [0, 1, 2]
-
-
-class Runs:
-    """Its pickle calls a function."""
-
-    def __init__(self, function, *args):
-        self.call = function, args
-
-    def __reduce__(self):
-        return self.call
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_that_would_run_code_is_refused_by_name(tmp_path, protocol, error_line):
-    witness = str(tmp_path / "witness")
-    attacks = {
-        f"{os.mkdir.__module__}.mkdir": Runs(os.mkdir, witness),
-        "builtins.eval" if protocol > 2 else ".eval": Runs(eval, f"open({witness!r}, 'w')"),
-        ".getattr": Runs(getattr, "", "join"),
-        "check_call": Runs(subprocess.check_call, ["touch", witness]),
-        "ia_gcn": [np.array([InputError("in an array of objects")], dtype=object)],
-    }
-    for name, attack in attacks.items():
-        path = write(tmp_path / "evil.pkl", attack, protocol)
-        with open(path, "rb") as file:
-            message = error_line(load_plain_pickle, file, "evil.pkl")
-        assert "evil.pkl" in message
-        assert name in message
-    assert not os.path.exists(witness)
-
-
-@pytest.mark.parametrize("data", [b"", b"text", pickle.dumps([1, 2])[:-3], b"\x80\x04R."])
-def test_what_is_no_pickle_is_refused(tmp_path, data, error_line):
-    (tmp_path / "a.pkl").write_bytes(data)
-    with open(tmp_path / "a.pkl", "rb") as file:
-        assert "a.pkl" in error_line(load_plain_pickle, file, "a.pkl")
 
 
 # add_proposals

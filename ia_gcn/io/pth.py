@@ -1,0 +1,114 @@
+"""Reading .pth files and state dicts of others, of tensors only."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+import zipfile
+from typing import Any, Dict
+
+import torch
+
+from ..errors import InputError
+
+# How torch names what it does not read, from 2.1 on.
+REFUSED = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
+
+# Bytes of a tensor that the file holds a part of, repeated: it takes no memory until it is copied.
+MAX_EXPANDED = 2**28
+
+
+def read_pth(path: str, shown: str) -> Any:
+    """Read a .pth file of tensors, numbers, strings and containers.
+
+    Args:
+        path: a local file.
+        shown: what a message starts with.
+    Raises:
+        InputError: the file can't be read, or contains anything else, which is named; pickled code
+            is never executed.
+    """
+    try:
+        _check_size(path)
+        with warnings.catch_warnings():
+            # Of old formats and of kinds of tensors, which are refused below.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        # A pickle can give other attributes to a class that extends dict, also `items`.
+        return dict(dict.items(content)) if isinstance(content, dict) else content
+    except OSError as error:
+        raise InputError(f"{shown}: {error.strerror or error}") from None
+    except Exception as error:  # of a damaged file torch's unpickler raises nearly anything
+        raise InputError(
+            f"{shown}: not a .pth file of tensors only; nothing else is read: {_reason(error)}"
+        ) from None
+
+
+def plain_state_dict(state: Any, shown: str) -> Dict[str, torch.Tensor]:
+    """A state dict, after a check that it is one, of tensors of numbers with values.
+
+    Raises:
+        InputError: it is something else, or a name is no text; or a tensor is meta, sparse,
+            quantised, complex, nested, or larger than what the file holds of it.
+    """
+    if not isinstance(state, dict):
+        raise InputError(f"{shown}: it holds no state dict")
+    tensors = dict(dict.items(state))
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise InputError(f"{shown}: it holds no state dict: {_shorten(name)} is no name")
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(
+                f"{shown}: it holds no state dict: {_shorten(name)} is no tensor of numbers"
+            )
+        kind = _unusual(tensor)
+        if kind:
+            raise InputError(f"{shown}: {_shorten(name)} is a tensor that can't be used: {kind}")
+    return tensors
+
+
+def _unusual(tensor: torch.Tensor) -> str:
+    """What a tensor is that a model can't have; "" for a usual one."""
+    if tensor.is_meta:
+        return "meta, without values"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype})"
+    if tensor.is_complex():
+        return f"complex ({tensor.dtype})"
+    size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > max(stored, MAX_EXPANDED):
+        return f"{size} bytes of which the file holds {stored}"
+    return ""
+
+
+def _check_size(path: str) -> None:
+    """torch.save compresses nothing: what claims to be larger than the file is damaged."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        size = sum(entry.file_size for entry in file.infolist())
+    if size > os.path.getsize(path):
+        raise ValueError(f"its parts are of {size} bytes, more than the file")
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of a file, without its advice to read it with weights_only=False."""
+    text = str(error)
+    refused = REFUSED.search(text)
+    if refused:
+        return f"it asks for {refused[1]}"
+    text = text.split("WeightsUnpickler error: ")[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if "weights_only" not in line] or [type(error).__name__]
+    return _shorten(lines[0])
+
+
+def _shorten(value: Any) -> str:
+    """A name or message of a file's author as a part of one line."""
+    text = value if isinstance(value, str) else repr(value)
+    return text[:200] if text.isprintable() else ascii(text[:200])

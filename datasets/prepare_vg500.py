@@ -40,7 +40,7 @@ from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequenc
 from tqdm import tqdm
 
 from ia_gcn.data.build import MAX_LISTED
-from ia_gcn.data.datasets.common import join_inside
+from ia_gcn.data.datasets.common import excerpt, join_inside
 from ia_gcn.errors import InputError
 
 # The published split's numbers of images.
@@ -100,7 +100,7 @@ def read_objects(path: Path, aliases: Dict[str, str], with_boxes: bool) -> Dict[
             return entry
         names = entry["names"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{path}: an object's names are not text: {str(entry)[:200]}")
+            raise InputError(f"{path}: an object's names are not text: {excerpt(entry)}")
         key = tuple(names)
         if key not in known:
             cleaned = {clean(name) for name in names} - {""}
@@ -141,7 +141,7 @@ def by_id(entries: Iterable[Dict], path: Path) -> Dict[int, Dict]:
     for entry in entries:
         image_id = entry.get("image_id", entry.get("id"))
         if type(image_id) is not int:
-            raise InputError(f"{path}: an image without an integer image_id: {str(entry)[:200]}")
+            raise InputError(f"{path}: an image without an integer image_id: {excerpt(entry)}")
         if image_id in found:
             raise InputError(f"{path}: image {image_id} occurs twice")
         found[image_id] = entry
@@ -152,7 +152,7 @@ def read_box(entry: Dict, path: Path) -> Tuple[float, ...]:
     box = tuple(entry.get(key) for key in "xywh")
     # No image is as large as this, and NaN is not less than anything.
     if not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in box):
-        raise InputError(f"{path}: an object's x, y, w, h are not numbers: {str(entry)[:200]}")
+        raise InputError(f"{path}: an object's x, y, w, h are not numbers: {excerpt(entry)}")
     return box
 
 

@@ -37,7 +37,7 @@ from ..data.build import MAX_LISTED, load_multilabel_dicts, missing_images
 from ..data.dataset_mapper import read_image
 from ..engine import setup_cfg
 from ..errors import InputError
-from ..io.images import UnreadableImage
+from ..io.images import UnreadableImage, turn_to_decode
 from ..visualization import plot_label_graph
 from .common import make_parser, run
 
@@ -168,7 +168,8 @@ def unreadable_files(file_names: Sequence[str], image_format: str) -> Dict[str, 
 
     def why_unreadable(file_name: str) -> str:
         try:
-            read_image(file_name, image_format)
+            with turn_to_decode(file_name):
+                read_image(file_name, image_format)
         except UnreadableImage as error:
             return error.reason
         return ""

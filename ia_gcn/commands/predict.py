@@ -49,7 +49,7 @@ from ..errors import InputError
 from ..extensions import import_extensions
 from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
 from ..inference.files import default_workers, map_ahead
-from ..io.images import source_name
+from ..io.images import source_name, turn_to_decode
 from ..memory import keep_freed_memory
 from .common import (
     add_import_option,
@@ -161,7 +161,9 @@ def draw_each(
         result, file, path = item
         if result.prediction is not None:
             labels = result.prediction.above(threshold, args.top_k)
-            draw_label_bars(thumbnail(read_image(file)), labels, path)
+            with turn_to_decode(file):
+                image = thumbnail(read_image(file))
+            draw_label_bars(image, labels, path)
         return result
 
     items = zip(results, files, paths)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
 from ..io.images import UnreadableImage
-from ..label_names import describe_mismatch
+from ..label_names import check_label_name, describe_mismatch
 from ..processes import leave_signals_to_parent
 from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets.vg500 import read_label_file
@@ -38,8 +38,8 @@ def get_label_names(dataset_names: Sequence[str]) -> List[str]:
     A data set whose metadata has a `label_file` and no `thing_classes` gets them from it.
 
     Raises:
-        InputError: there is no data set, or one is not registered, has no labels, or has others
-            than the first; or a label file can't be read.
+        InputError: there is no data set, or one is not registered, has no labels, a name that can't
+            be a label's, or others than the first; or a label file can't be read.
     """
     if not dataset_names:
         raise InputError("DATASETS.TRAIN and DATASETS.TEST are empty")
@@ -56,6 +56,8 @@ def get_label_names(dataset_names: Sequence[str]) -> List[str]:
         labels = list(metadata.get("thing_classes", []))
         if not labels:
             raise InputError(f"DATASETS: {name} has no label names (metadata thing_classes)")
+        for label in labels:
+            check_label_name(label, f"DATASETS: {name}")
         first = first or labels
         if labels != first:
             raise InputError(f"DATASETS: {name} {describe_mismatch(labels, first)}")
@@ -297,6 +299,8 @@ def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         )
+    if not any(record["labels"] for record in dataset):
+        raise InputError(f"no image of {', '.join(cfg.DATASETS.TRAIN)} has a label")
     if cfg.INPUT.WITH_BOXES and not any(record.get("annotations") for record in dataset):
         raise InputError(
             f"INPUT.WITH_BOXES: no image of {', '.join(cfg.DATASETS.TRAIN)} has a box; an RPN "

@@ -29,7 +29,7 @@ from typing import (
 import numpy as np
 
 from ..errors import InputError
-from ..io.images import ImageSource, UnreadableImage, source_name
+from ..io.images import ImageSource, UnreadableImage, source_name, turn_to_decode
 from .onnx_predictor import OnnxPredictor
 from .prediction import Prediction
 
@@ -188,7 +188,8 @@ def _load(
         if os.path.isdir(name):
             return name, {"error": "there is no image in this folder"}
     try:
-        return name, view(file)
+        with turn_to_decode(file):
+            return name, view(file)
     except UnreadableImage as error:
         return name, {"error": error.reason}
 

@@ -7,13 +7,14 @@ models get the same pixels of the same file.
 from __future__ import annotations
 
 import os
+import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import BinaryIO, Callable, Union
+from typing import BinaryIO, Callable, Iterator, Tuple, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import InputError
 
@@ -27,8 +28,26 @@ except ImportError:
 # opened.
 ImageSource = Union[str, "os.PathLike[str]", BinaryIO, np.ndarray, Image.Image]
 
-# The EXIF tag; 1 is upright.
+# What is read, by Pillow's names. Pillow knows many more, little used and little tested; for one of
+# them, EPS, it runs another program. A module of your own may append the format of a Pillow plugin.
+FORMATS = ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"]
+
+# The EXIF tag, and what makes an image upright; 1 is upright.
 ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# In memory at once, see `turn_to_decode`. Decoded and resized, a pixel takes 7 to 11 bytes.
+PIXELS_AT_ONCE = 100_000_000
+# Pixels of a strip that is converted at once.
+STRIP = 2**20
 
 
 class UnreadableImage(Exception):
@@ -58,11 +77,14 @@ def decode_image(
         UnreadableImage: the file is missing, truncated, too large, or no image at all.
     """
     try:
+        # A named pipe or a device would be waited for.
+        if not hasattr(file, "read") and os.path.exists(file) and not os.path.isfile(file):
+            raise OSError("not a regular file")
         with warnings.catch_warnings():
             # Pillow warns of large and oddly stored images, without their names, and reads them.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with nullcontext(file) if hasattr(file, "read") else open_file(file) as stream:
-                return convert(Image.open(stream))
+                return convert(Image.open(stream, formats=FORMATS))
     # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...
     except Exception as error:
@@ -93,9 +115,19 @@ def convert_image(image: Image.Image, image_format: str) -> np.ndarray:
         (H, W, 3) uint8, turned as its EXIF orientation says.
     """
     image = upright_8_bit(image)
-    # Converting RGB to RGB would be one more copy.
-    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    # Of a large image, Pillow's copies in between would be as large.
+    for box in strips(image.size):
+        pixels[box[1] : box[3]] = image.crop(box).convert("RGB")
     return pixels[:, :, ::-1] if image_format == "BGR" else pixels
+
+
+def strips(size: Tuple[int, int]) -> Iterator[Tuple[int, int, int, int]]:
+    """The boxes (left, upper, right, lower) of an image's strips from top to bottom."""
+    width, height = size
+    rows = max(1, STRIP // max(1, width))
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
 
 
 def decode_upright_jpeg(image: Image.Image, image_format: str) -> np.ndarray | None:
@@ -103,7 +135,7 @@ def decode_upright_jpeg(image: Image.Image, image_format: str) -> np.ndarray | N
 
     The decoder and the pixels are the same as Pillow's, but Pillow adds a fourth channel first.
     """
-    if simplejpeg is None or image.getexif().get(ORIENTATION, 1) != 1:
+    if simplejpeg is None or orientation(image) != 1:
         return None
     image.fp.seek(0)
     # A valid JPEG is not larger than its pixels, except for attached data.
@@ -124,13 +156,74 @@ def upright_8_bit(image: Image.Image) -> Image.Image:
 
     An image that needs neither is returned itself.
     """
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    # A PNG may have its EXIF behind the pixels, and Pillow turns a TIFF as it loads it.
+    image.load()
+    transposition = UPRIGHT.get(orientation(image))
+    if transposition is not None:
+        image = image.transpose(transposition)
     if image.mode.startswith("I"):
         # Pillow's own conversion cuts 16 bits off at 255 instead of scaling them.
-        levels = np.asarray(image).clip(0, 65535) // 256
-        image = Image.fromarray(levels.astype(np.uint8))
+        grey = Image.new("L", image.size)
+        for box in strips(image.size):
+            levels = np.asarray(image.crop(box)).clip(0, 65535) // 256
+            grey.paste(Image.fromarray(levels.astype(np.uint8)), box)
+        image = grey
     return image
+
+
+def orientation(image: Image.Image) -> int:
+    """What an image's EXIF says; 1, which is upright, where it says nothing or is damaged."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    # Of damaged EXIF: SyntaxError, struct.error, ...
+    except Exception:
+        return 1
+    return value if value in UPRIGHT else 1
+
+
+class PixelBudget:
+    """Bounds the pixels that threads have in memory at once; a larger image has its turn alone."""
+
+    def __init__(self, pixels: int):
+        self.pixels = pixels
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until so many pixels fit in; they are given back at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self.pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+_budget = PixelBudget(PIXELS_AT_ONCE)
+
+
+@contextmanager
+def turn_to_decode(file: str | os.PathLike[str] | BinaryIO) -> Iterator[None]:
+    """Wait until PIXELS_AT_ONCE allow that another thread of this process decodes an image.
+
+    What is decoded and made of it in the meantime counts. It is for threads; a process of its own
+    for each image needs no turns.
+
+    Raises:
+        UnreadableImage: see `decode_image`; only the header is read here.
+    """
+    # A name that isn't a file's may be one of PathManager's.
+    is_local = hasattr(file, "read") or os.path.isfile(file)
+    with _budget.take(decode_image(file, _count_pixels) if is_local else 0):
+        yield
+
+
+def _count_pixels(image: Image.Image) -> int:
+    return image.width * image.height
 
 
 def image_pixels(

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -167,6 +168,25 @@ def test_what_can_not_be_read_is_a_record_and_the_rest_goes_on(main, make_checkp
     reason = next(record["error"] for record in found if record["file"].endswith("folder.png"))
     assert reason == "there is no image in this folder"
     assert found[-1]["error"] == "URLs are not downloaded"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_what_is_no_regular_file_in_a_folder_is_not_waited_for(
+    main, make_checkpoint, photos, monkeypatch, kind
+):
+    weights, *_ = make_checkpoint()
+    monkeypatch.chdir(photos)
+    if kind == "pipe":
+        os.mkfifo("0.png")
+    else:
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind("0.png")
+    status, out, _ = main("--weights", weights, ".")
+    assert status == 1
+    first, *others = records(out)
+    assert first == {"file": "./0.png", "error": "OSError: not a regular file"}
+    assert others
+    assert not any("error" in record for record in others)
 
 
 def test_an_image_on_standard_input_is_one(main, make_checkpoint, photos):

@@ -29,6 +29,7 @@ from ia_gcn.data import (
 )
 from ia_gcn.data.build import TrainingSamples
 from ia_gcn.data.dataset_mapper import read_image
+from ia_gcn.io import images
 from ia_gcn.io.images import decode_upright_jpeg
 from tests.helpers.images import GREY, IMAGES, JPEGS, UNREADABLE, jpeg_bytes, ramp
 
@@ -329,6 +330,46 @@ def test_exif_orientation_is_respected(tmp_path, orientation, name):
     sample = make_mapper(INPUT__IMAGE_SIZE=(24, 40))(record_of(path))
     assert (sample["height"], sample["width"]) == (24, 40)
     np.testing.assert_allclose(sample["image"].permute(1, 2, 0), upright, atol=6)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [b"", b"Exif\0\0", b"garbage", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\0\x01\x01\x12"],
+)
+@pytest.mark.parametrize("name", ["camera.jpg", "camera.png", "late.png", "camera.webp"])
+def test_an_image_with_damaged_exif_is_upright(tmp_path, name, exif):
+    path = tmp_path / name
+    GREY.convert("RGB").save(path)
+    expected = read_image(str(path))
+    GREY.convert("RGB").save(path, exif=exif)
+    if name == "late.png" and exif:
+        put_last(path)
+    np.testing.assert_array_equal(read_image(str(path)), expected)
+
+
+def test_pixels_that_are_missing_are_no_damaged_exif(tmp_path):
+    """EXIF behind the pixels is looked for after they are read, which must not be tried twice."""
+    path = tmp_path / "cut.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=b"garbage")
+    path.write_bytes(path.read_bytes()[:-1500])
+    with pytest.raises(UnreadableImage):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F"])
+def test_an_image_of_several_strips_is_that_of_one(monkeypatch, mode):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (31, 20, 3), dtype=np.uint8))
+    if mode in ("I", "I;16", "F"):
+        kind = {"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]
+        image = Image.fromarray(rng.integers(0, 70_000, (31, 20)).astype(kind))
+    else:
+        image = image.convert(mode)
+    assert image.mode == mode
+    expected = images.convert_image(image, "RGB")
+    monkeypatch.setattr(images, "STRIP", 90)
+    np.testing.assert_array_equal(images.convert_image(image, "RGB"), expected)
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ia_gcn.data import get_label_names, get_multilabel_dicts, register_multilabel_coco
+from ia_gcn.data import (
+    build_multilabel_train_loader,
+    get_label_names,
+    get_multilabel_dicts,
+    register_multilabel_coco,
+)
 from ia_gcn.data.datasets import (
     COCO_LABELS,
     DIGIT_LABELS,
@@ -28,6 +34,7 @@ from ia_gcn.data.datasets import (
     register_multilabel_voc,
 )
 from ia_gcn.data.datasets.common import join_inside, register_multilabel
+from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 
 # ------------------------------------------------------------------------------------------ COCO
@@ -118,6 +125,14 @@ def test_coco_labels_of_ms_coco():
     assert COCO_LABELS[24:26] == ["backpack", "umbrella"]
 
 
+def nested():
+    """As deep as a JSON may be that Python reads here."""
+    value = []
+    for _ in range(sys.getrecursionlimit() - 300):
+        value = [value]
+    return value
+
+
 BAD_COCO = {
     "unknown label": (lambda c: c["categories"][0].update(name="gnu"), "unknown label.*gnu"),
     "unknown image": (lambda c: c["annotations"][0].update(image_id=1), "image_id"),
@@ -130,8 +145,35 @@ BAD_COCO = {
     "no file name": (lambda c: c["images"][0].pop("file_name"), "file_name"),
     "number as file name": (lambda c: c["images"][0].update(file_name=7), "7"),
     "image is a string": (lambda c: c["images"].append("d.jpg"), "d.jpg"),
-    "category twice": (lambda c: c["categories"][0].update(id=3), "twice"),
-    "category name twice": (lambda c: c["categories"][0].update(name="dog"), "twice"),
+    "the same file": (
+        lambda c: c["images"][0].update(file_name="a.jpg"),
+        "image 90 and image 7 .*a.jpg",
+    ),
+    "the same file, written otherwise": (
+        lambda c: c["images"][0].update(file_name="./x/../sub\\\\b.jpg"),
+        "image 90 and image 42 .*b.jpg",
+    ),
+    "lone surrogate in a file name": (
+        lambda c: c["images"][0].update(file_name="\ud800.jpg"),
+        "image 90",
+    ),
+    "line break in a file name": (lambda c: c["images"][0].update(file_name="a\nb"), "image 90"),
+    "huge image id": (lambda c: c["images"][0].update(id=2**63), "image id"),
+    "NaN as image id": (lambda c: c["images"][0].update(id=float("nan")), "image id"),
+    "true as image id": (lambda c: c["images"][0].update(id=True), "image id"),
+    "lone surrogate in an image id": (lambda c: c["images"][0].update(id="\ud800"), "image id"),
+    "nested image": (lambda c: c["images"].append({"x": nested()}), "without id"),
+    "nested annotation": (lambda c: c["annotations"].append({"x": nested()}), "image_id"),
+    "nested bbox": (lambda c: c["annotations"][0].update(bbox=nested()), "bbox"),
+    "nested image id": (lambda c: c["images"][0].update(id=nested()), "image id"),
+    "nested file name": (lambda c: c["images"][0].update(file_name=nested()), "file name"),
+    "category ids of two kinds": (lambda c: c["categories"][0].update(id="x"), "kinds|unknown"),
+    "NaN as category id": (lambda c: c["categories"][0].update(id=float("nan")), "category id"),
+    "category twice": (lambda c: c["categories"][0].update(id=3), "category id 3 .*twice"),
+    "category name twice": (
+        lambda c: c["categories"][0].update(name="dog"),
+        "dog .*twice.* 90 and 3",
+    ),
     "category without name": (lambda c: c["categories"][0].pop("name"), "category"),
     "category name is a number": (lambda c: c["categories"][0].update(name=5), "category"),
     "images is a dict": (lambda c: c.update(images={}), "images"),
@@ -141,6 +183,13 @@ BAD_COCO = {
 BAD_COCO |= {
     f"file name {name!r}": (lambda c, name=name: c["images"][0].update(file_name=name), "root")
     for name in ("/etc/passwd", "../a.jpg", "a/../../b.jpg", "..\\a.jpg", "C:\\a.jpg", "\\\\h\\a")
+}
+BAD_COCO |= {
+    f"category name {name!r}": (
+        lambda c, name=name: c["categories"][1].update(name=name),
+        "category 3",
+    )
+    for name in ("", "  ", "\ud800", "a\nb", "a\0", "\u2028", ["dog"], None)
 }
 BAD_COCO |= {
     f"bbox {bbox}": (lambda c, bbox=bbox: c["annotations"][0].update(bbox=bbox), "bbox")
@@ -182,6 +231,24 @@ def test_coco_refuses_what_is_not_cocos_json(tmp_path, content, error_line):
     assert str(path) in error_line(load_multilabel_coco, str(path), "photos", LABELS)
     # Without label names, the file is read when it is registered.
     assert str(path) in error_line(register_multilabel_coco, "mine", str(path), "photos")
+
+
+def test_a_json_may_begin_with_a_byte_order_mark(coco_file):
+    before = load_multilabel_coco(coco_file, "photos", LABELS)
+    path = Path(coco_file)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_multilabel_coco(coco_file, "photos", LABELS) == before
+
+
+@pytest.mark.parametrize("kind", ["nested", None, 1, "yes", [0]])
+def test_what_iscrowd_may_be(tmp_path, kind):
+    """It is handed to other processes, which a value of any depth can't be."""
+    content = coco_content()
+    content["annotations"][0]["iscrowd"] = nested() if kind == "nested" else kind
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps(content))
+    box = load_multilabel_coco(str(path), "photos", LABELS)[0]["annotations"][0]
+    assert box["iscrowd"] == int(bool(kind))
 
 
 def test_coco_file_is_missing(tmp_path, error_line):
@@ -328,6 +395,7 @@ def test_voc_refuses_broken_xml(voc_root, xml, error_line):
         voc_object("dog", (1, 2, 3)),
         voc_object("dog", ("nan", 1, 2, 3)),
         voc_object("dog", (1, 2, "inf", 3)),
+        voc_object("dog", (1, 2, "1e300", 3)),
         "<object><name>dog</name></object>",
     ],
 )
@@ -339,12 +407,36 @@ def test_voc_refuses_bad_objects(tmp_path, objects, error_line):
 
 
 @pytest.mark.parametrize(
-    "content", [b"000005\n000007\n000005\n", b"../../000005\n", b"/000005\n", b"\xff\xfe\x00\n"]
+    "content",
+    [
+        b"000005\n000007\n000005\n",
+        b"000005\n./000005\n",
+        b"../../000005\n",
+        b"/000005\n",
+        b"\xff\xfe\x00\n",
+        b"\x1b[2J\n",
+    ],
 )
 def test_voc_refuses_a_bad_split_file(voc_root, content, error_line):
     path = voc_root / "ImageSets/Main/trainval.txt"
     path.write_bytes(content)
     assert str(path) in error_line(load_multilabel_voc, str(voc_root), "trainval")
+
+
+def test_a_voc_split_file_may_begin_with_a_byte_order_mark(voc_root):
+    before = load_multilabel_voc(str(voc_root), "trainval")
+    path = voc_root / "ImageSets/Main/trainval.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_multilabel_voc(str(voc_root), "trainval") == before
+
+
+def test_voc_files_with_a_doctype_are_refused(voc_root, error_line):
+    """Entities can make gigabytes of a short file, and name other files."""
+    path = voc_root / "Annotations/000005.xml"
+    path.write_text('<!DOCTYPE x [<!ENTITY e "dog">]>\n' + path.read_text())
+    message = error_line(load_multilabel_voc, str(voc_root), "trainval")
+    assert str(path) in message
+    assert "DOCTYPE" in message
 
 
 def test_voc_files_are_missing(voc_root, error_line):
@@ -453,6 +545,19 @@ def image(tmp_path):
     path = tmp_path / "there.png"
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
     return str(path)
+
+
+@pytest.mark.parametrize("label", ["", "\t", "a\nb", "\ud800", 7])
+def test_label_names_are_lines_of_text(error_line, label):
+    register("odd", [], ["cat", label])
+    assert "DATASETS: odd" in error_line(get_label_names, ["odd"])
+
+
+def test_a_training_set_without_any_label_is_refused(image, error_line):
+    """A label graph would have nothing to be made of, and a model nothing to learn."""
+    register("bare", [{"file_name": image, "image_id": 1, "labels": []}], ["cat", "dog"])
+    cfg = setup_cfg("", ["DATASETS.TRAIN", "('bare',)"])
+    assert "bare has a label" in error_line(build_multilabel_train_loader, cfg)
 
 
 def test_an_empty_data_set_is_refused(error_line):

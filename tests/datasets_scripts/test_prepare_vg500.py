@@ -637,7 +637,9 @@ def test_the_label_names_are_asked_for_only_where_they_are_needed(registered, tr
     assert "vg_500_train" in error_line(get_label_names, ["vg_501"])
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"cat\ndog\ncat\n", b"\xff\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n \n", b"cat\ndog\ncat\n", b"\xff\n", b"cat\n\x1bdog\n"]
+)
 def test_a_broken_label_file_is_refused_until_it_is_mended(registered, tree, error_line, content):
     file = tree.folder / "labels.txt"
     file.write_bytes(content)

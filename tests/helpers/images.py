@@ -1,6 +1,7 @@
 """Image files of every kind, and files that are none."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -60,6 +61,8 @@ UNREADABLE = {
     "bomb.png": write_bomb,
     "folder.png": lambda path: path.mkdir(),
     "missing.png": lambda path: None,
+    "pipe.png": os.mkfifo,
+    "postscript.jpg": lambda path: GREY.save(path, "EPS"),
 }
 
 

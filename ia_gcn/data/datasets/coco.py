@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Dict, List, Sequence
+from typing import Dict, Iterable, List, Sequence
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
-from .common import join_inside, register_multilabel
+from ...label_names import NOT_PRINTABLE, check_label_name
+from .common import check_files_differ, excerpt, join_inside, register_multilabel
 
 # In the order of COCO's category ids. (Peers' files are often in alphabetical order.)
 COCO_LABELS = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
@@ -58,8 +59,8 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
         a dict per image, see `MultiLabelDatasetMapper`; category ids are indices in label_names.
     Raises:
         InputError: naming the file and what is wrong: not JSON, not COCO's form, an unknown
-            category, an annotation of an image that is not there, an id that occurs twice, or a
-            file name that leads out of the root.
+            category, an annotation of an image that is not there, an id or a file that occurs
+            twice, or a file name that leads out of the root.
     """
     content = _read_json(json_file)
     index = {label: i for i, label in enumerate(label_names)}
@@ -71,21 +72,23 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
     dicts = {}
     for image in content["images"]:
         try:
-            image_id = image["id"]
-            file_name = join_inside(image_root, image["file_name"], json_file)
-            occurs_twice = image_id in dicts
+            image_id, file_name = image["id"], image["file_name"]
         except (KeyError, TypeError):
             raise InputError(
-                f"{json_file}: an image without id or file_name: {str(image)[:200]}"
+                f"{json_file}: an image without id or file_name: {excerpt(image)}"
             ) from None
-        if occurs_twice:
+        _check_id(image_id, "image", json_file)
+        if image_id in dicts:
             raise InputError(f"{json_file}: image id {image_id} occurs twice")
+        file_name = join_inside(image_root, file_name, f"{json_file}, image {image_id}")
         dicts[image_id] = {
             "file_name": file_name,
             "image_id": image_id,
             "labels": set(),
             "annotations": [],
         }
+    files = ((f"image {image_id}", d["file_name"]) for image_id, d in dicts.items())
+    check_files_differ(files, json_file)
     for annotation in content["annotations"]:
         try:
             record = dicts[annotation["image_id"]]
@@ -93,22 +96,19 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
         except (KeyError, TypeError):
             raise InputError(
                 f"{json_file}: an annotation whose image_id or category_id is missing or unknown: "
-                f"{str(annotation)[:200]}"
+                f"{excerpt(annotation)}"
             ) from None
         record["labels"].add(label)
         if "bbox" in annotation:
             record["annotations"].append(_box(annotation, label, json_file))
     for record in dicts.values():
         record["labels"] = sorted(record["labels"])
-    try:
-        return [dicts[image_id] for image_id in sorted(dicts)]
-    except TypeError:
-        raise InputError(f"{json_file}: image ids are of several kinds") from None
+    return [dicts[image_id] for image_id in _sorted_ids(dicts, "image", json_file)]
 
 
 def _read_json(json_file: str) -> Dict:
     try:
-        with PathManager.open(json_file, "r", encoding="utf-8") as file:
+        with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
             content = json.load(file)
     except OSError as error:
         raise InputError(f"{json_file}: {error.strerror or error}") from None
@@ -122,16 +122,45 @@ def _read_json(json_file: str) -> Dict:
 
 def _category_names(content: Dict, json_file: str) -> Dict[int, str]:
     """Names by category id, in the order of the ids."""
+    names: Dict[int, str] = {}
+    ids: Dict[str, int] = {}
+    for category in content["categories"]:
+        try:
+            category_id, name = category["id"], category["name"]
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{json_file}: a category without id or name: {excerpt(category)}"
+            ) from None
+        _check_id(category_id, "category", json_file)
+        if category_id in names:
+            raise InputError(f"{json_file}: category id {category_id} occurs twice")
+        check_label_name(name, f"{json_file}, category {category_id}")
+        if name in ids:
+            raise InputError(
+                f"{json_file}: the name {name} occurs twice: categories {ids[name]} and "
+                f"{category_id}"
+            )
+        names[category_id], ids[name] = name, category_id
+    return {
+        category_id: names[category_id] for category_id in _sorted_ids(names, "category", json_file)
+    }
+
+
+def _check_id(value, kind: str, json_file: str) -> None:
+    # Evaluation stores image ids as 64-bit integers or as text.
+    if type(value) is int and abs(value) < 2**63:
+        return
+    if not isinstance(value, str) or NOT_PRINTABLE.search(value):
+        raise InputError(
+            f"{json_file}: {kind} id {excerpt(value)} is neither an integer nor a line of text"
+        )
+
+
+def _sorted_ids(ids: Iterable, kind: str, json_file: str) -> List:
     try:
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        names = {category_id: names[category_id] for category_id in sorted(names)}
-    except (KeyError, TypeError):
-        raise InputError(f"{json_file}: a category without id or name") from None
-    if not all(isinstance(name, str) for name in names.values()):
-        raise InputError(f"{json_file}: a category's name is not text")
-    if len(names) < len(content["categories"]) or len(set(names.values())) < len(names):
-        raise InputError(f"{json_file}: a category id or name occurs twice")
-    return names
+        return sorted(ids)
+    except TypeError:
+        raise InputError(f"{json_file}: {kind} ids are of two kinds, numbers and text") from None
 
 
 def _box(annotation: Dict, label: int, json_file: str) -> Dict:
@@ -139,12 +168,12 @@ def _box(annotation: Dict, label: int, json_file: str) -> Dict:
     numbers = isinstance(bbox, list) and all(isinstance(value, (int, float)) for value in bbox)
     # No image is as large as this, and NaN is not less than anything.
     if not numbers or len(bbox) != 4 or not all(abs(value) < 1e9 for value in bbox):
-        raise InputError(f"{json_file}: a bbox is not [x, y, width, height]: {str(bbox)[:200]}")
+        raise InputError(f"{json_file}: a bbox is not [x, y, width, height]: {excerpt(bbox)}")
     return {
         "bbox": bbox,
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": label,
-        "iscrowd": annotation.get("iscrowd", 0),
+        "iscrowd": int(bool(annotation.get("iscrowd"))),
     }
 
 

@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import posixpath
-from typing import Callable, Dict, List, Sequence
+import reprlib
+from typing import Callable, Dict, Iterable, List, Sequence, Tuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import InputError
+from ...label_names import NOT_PRINTABLE
+
+_excerpts = reprlib.Repr()
+_excerpts.maxstring = _excerpts.maxother = 120
+
+
+def excerpt(value) -> str:
+    """A value of an annotation file for a message: its repr, cut where it is long or nested."""
+    return _excerpts.repr(value)
 
 
 def join_inside(root: str, file_name, source: str) -> str:
     """`root`/`file_name`, where the file name comes from the annotation file `source`.
 
     Raises:
-        InputError: the name is not a string, is absolute, or leads out of the root.
+        InputError: the name is not a line of text, is absolute, or leads out of the root.
     """
-    if not isinstance(file_name, str) or not file_name or "\0" in file_name:
-        raise InputError(f"{source}: {file_name!r} is not a file name")
+    if not isinstance(file_name, str) or not file_name or NOT_PRINTABLE.search(file_name):
+        raise InputError(f"{source}: {excerpt(file_name)} is not a file name")
     normal = posixpath.normpath(file_name.replace("\\", "/"))
     if posixpath.isabs(normal) or normal.split("/")[0] == ".." or normal[1:2] == ":":
         raise InputError(f"{source}: the file name {file_name!r} leads out of the image root")
     return posixpath.join(root, normal)
+
+
+def check_files_differ(files: Iterable[Tuple[str, str]], source: str) -> None:
+    """Refuse an annotation file that has the same image twice.
+
+    Args:
+        files: of each image what the file calls it, such as line 3, and what `join_inside`
+            returned, so that a.jpg and ./a.jpg are the same; links are not followed.
+        source: the annotation file.
+    Raises:
+        InputError: naming both.
+    """
+    places: Dict[str, str] = {}
+    for place, file_name in files:
+        first = places.setdefault(file_name, place)
+        if first != place:
+            raise InputError(f"{source}: {first} and {place} are the same file, {file_name}")
 
 
 def register_multilabel(

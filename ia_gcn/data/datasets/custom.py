@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from functools import partial
-from typing import Callable, Collection, Dict, List, Sequence, Tuple
+from typing import Callable, Collection, Dict, List, NamedTuple, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
+from ...label_names import check_label_name
 from ..stratified_split import stratified_split
 from .coco import coco_label_names, load_multilabel_coco, register_multilabel_coco
-from .common import join_inside, register_multilabel
+from .common import check_files_differ, join_inside, register_multilabel
 
 HEADER = ["file", "labels"]
 
@@ -35,6 +37,8 @@ def register_custom(cfg: CfgNode) -> None:
         return
     if not 0 <= custom.HOLD_OUT < 1:
         raise InputError(f"DATASETS.CUSTOM.HOLD_OUT must be in [0, 1), not {custom.HOLD_OUT}")
+    for label in custom.LABELS:
+        check_label_name(label, "DATASETS.CUSTOM.LABELS")
     labels = list(custom.LABELS) or _label_names(custom.TRAIN or custom.TEST)
     if len(set(labels)) < len(labels):
         raise InputError(f"DATASETS.CUSTOM.LABELS names a label twice: {', '.join(labels)}")
@@ -93,7 +97,7 @@ def _register(name: str, path: str, image_root: str, labels: Sequence[str]) -> T
 
 def _label_names(path: str) -> List[str]:
     if _is_csv(path):
-        names = sorted({label for _, labels in read_csv(path) for label in labels})
+        names = sorted({label for row in read_csv(path) for label in row.labels})
     else:
         names = coco_label_names(path)
     if not names:
@@ -134,41 +138,77 @@ def load_multilabel_csv(csv_file: str, image_root: str, label_names: Sequence[st
     """
     index = {label: i for i, label in enumerate(label_names)}
     rows = read_csv(csv_file)
-    unknown = sorted({label for _, labels in rows for label in labels} - set(label_names))
+    unknown = sorted({label for row in rows for label in row.labels} - set(label_names))
     if unknown:
         raise InputError(f"{csv_file}: unknown label name(s): {', '.join(unknown)}")
-    if len({file_name for file_name, _ in rows}) < len(rows):
-        raise InputError(f"{csv_file}: an image is listed twice")
-    return [
+    dicts = [
         {
-            "file_name": join_inside(image_root, file_name, csv_file),
-            "image_id": file_name,
-            "labels": sorted({index[label] for label in labels}),
+            "file_name": join_inside(image_root, row.file_name, f"{csv_file}, line {row.line}"),
+            "image_id": row.file_name,
+            "labels": sorted({index[label] for label in row.labels}),
         }
-        for file_name, labels in rows
+        for row in rows
     ]
+    files = ((f"line {row.line}", d["file_name"]) for row, d in zip(rows, dicts))
+    check_files_differ(files, csv_file)
+    return dicts
 
 
-def read_csv(csv_file: str) -> List[Tuple[str, List[str]]]:
-    """The (file name, labels) of each line `file,label;label;...`; no label is fine.
+class CsvRow(NamedTuple):
+    """An image of a CSV; `line` counts from 1."""
 
-    A first line `file,labels` is a header; empty lines are skipped.
+    file_name: str
+    labels: List[str]
+    line: int
+
+
+def read_csv(csv_file: str) -> List[CsvRow]:
+    """The rows `file,label;label;...` of a CSV in UTF-8; no label is fine.
+
+    A first line `file,labels` is a header. Empty lines, empty columns after the second, and blanks
+    around names, labels and columns are skipped.
 
     Raises:
-        InputError: the file can't be read, or a line has other than two columns.
+        InputError: the file can't be read; or naming the line: it has other than two columns, looks
+            like another header, or a label can't be one (see `check_label_name`).
     """
-    rows = []
+    rows: List[CsvRow] = []
+    line = 1
     try:
         with PathManager.open(csv_file, "r", encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.reader(file), start=1):
-                if not row or (number == 1 and [cell.strip().lower() for cell in row] == HEADER):
-                    continue
-                if len(row) != 2 or not row[0].strip():
-                    raise InputError(f"{csv_file}, line {number}: not file,label;label")
-                labels = [label.strip() for label in row[1].split(";")]
-                rows.append((row[0].strip(), [label for label in labels if label]))
+            # A blank before a quote would make the quote a part of the name.
+            reader = csv.reader(file, skipinitialspace=True)
+            for cells in reader:
+                place = f"{csv_file}, line {line}"
+                cells = [cell.strip() for cell in cells]
+                while cells and not cells[-1] and (len(cells) > 2 or not any(cells)):
+                    cells.pop()
+                if cells and (line > 1 or [cell.lower() for cell in cells] != HEADER):
+                    rows.append(_csv_row(cells, place, line))
+                line = reader.line_num + 1
     except OSError as error:
         raise InputError(f"{csv_file}: {error.strerror or error}") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{csv_file}: not CSV: {error}") from None
+        raise InputError(f"{csv_file}: not CSV in UTF-8: {error}") from None
+    endings = [os.path.splitext(row.file_name)[1] for row in rows[:2]]
+    if len(endings) == 2 and endings[1] and not endings[0]:
+        raise InputError(
+            f"{csv_file}, line {rows[0].line}: {rows[0].file_name!r} has no ending, unlike "
+            f"{rows[1].file_name!r}; is it a header? A header is file,labels"
+        )
     return rows
+
+
+def _csv_row(cells: List[str], place: str, line: int) -> CsvRow:
+    if len(cells) != 2 or not cells[0]:
+        raise InputError(
+            f"{place}: not file,label;label: a comma after the file, a semicolon between labels"
+        )
+    file_name, labels = cells[0], [label.strip() for label in cells[1].split(";")]
+    labels = [label for label in labels if label]
+    for name in (file_name, *labels):
+        if name.startswith('"'):
+            raise InputError(f"{place}: {name[:100]!r} begins with a quote that encloses no column")
+    for label in labels:
+        check_label_name(label, place)
+    return CsvRow(file_name, labels, line)

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
+from ...label_names import check_label_name
 from .coco import load_multilabel_coco
 
 
@@ -39,17 +40,21 @@ def read_label_file(label_file: str) -> List[str]:
     """The label names of a labels.txt, one a line.
 
     Raises:
-        InputError: the file is not there or can't be read, is empty, or names a label twice.
+        InputError: the file is not there or can't be read, is empty, names a label twice, or a
+            line can't be the name of one.
     """
     try:
-        with PathManager.open(label_file, "r", encoding="utf-8") as file:
-            labels = [line.strip() for line in file if line.strip()]
+        with PathManager.open(label_file, "r", encoding="utf-8-sig") as file:
+            lines = {n: line.strip() for n, line in enumerate(file, start=1) if line.strip()}
     except FileNotFoundError:
         raise InputError(f"{label_file}: no such file; run datasets/prepare_vg500.py") from None
     except OSError as error:
         raise InputError(f"{label_file}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{label_file}: not text") from None
+    for number, label in lines.items():
+        check_label_name(label, f"{label_file}, line {number}")
+    labels = list(lines.values())
     if not labels or len(set(labels)) < len(labels):
         raise InputError(f"{label_file}: empty, or names a label twice")
     return labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import xml.etree.ElementTree as ET
 from typing import Dict, List
@@ -12,7 +11,7 @@ from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
-from .common import join_inside, register_multilabel
+from .common import check_files_differ, excerpt, join_inside, register_multilabel
 
 VOC_LABELS = list(CLASS_NAMES)
 
@@ -49,15 +48,19 @@ def load_multilabel_voc(root: str, split: str) -> List[Dict]:
     """
     split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
     try:
-        with PathManager.open(split_file, "r") as file:
-            image_ids = [line.split()[0] for line in file if line.strip()]
+        with PathManager.open(split_file, "r", encoding="utf-8-sig") as file:
+            # A class's own file has a second column.
+            image_ids = {n: line.split()[0] for n, line in enumerate(file, 1) if line.strip()}
     except OSError as error:
         raise InputError(f"{split_file}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{split_file}: not text") from None
-    if len(set(image_ids)) < len(image_ids):
-        raise InputError(f"{split_file}: an image is listed twice")
-    return [_load_image(root, image_id, split_file) for image_id in image_ids]
+    files = (
+        (f"line {number}", join_inside("", image_id, split_file))
+        for number, image_id in image_ids.items()
+    )
+    check_files_differ(files, split_file)
+    return [_load_image(root, image_id, split_file) for image_id in image_ids.values()]
 
 
 def _load_image(root: str, image_id: str, split_file: str) -> Dict:
@@ -65,7 +68,7 @@ def _load_image(root: str, image_id: str, split_file: str) -> Dict:
     present, difficult, boxes = set(), set(), []
     try:
         with PathManager.open(xml_file, "rb") as file:
-            objects = ET.parse(file).findall("object")
+            objects = ET.parse(file, ET.XMLParser(target=_Annotation())).findall("object")
     except OSError as error:
         raise InputError(f"{xml_file}: {error.strerror or error}") from None
     # An encoding that is unknown or can't be used is a LookupError or ValueError.
@@ -74,7 +77,7 @@ def _load_image(root: str, image_id: str, split_file: str) -> Dict:
     for item in objects:
         label_name = (item.findtext("name") or "").strip()
         if label_name not in VOC_LABELS:
-            raise InputError(f"{xml_file}: unknown label name {label_name!r}")
+            raise InputError(f"{xml_file}: unknown label name {excerpt(label_name)}")
         label = VOC_LABELS.index(label_name)
         is_difficult = (item.findtext("difficult") or "0").strip() == "1"
         (difficult if is_difficult else present).add(label)
@@ -88,6 +91,13 @@ def _load_image(root: str, image_id: str, split_file: str) -> Dict:
     }
 
 
+class _Annotation(ET.TreeBuilder):
+    """VOC's files define no entities, with which a short file can be made into gigabytes."""
+
+    def doctype(self, name, pubid, system):
+        raise ValueError("it has a DOCTYPE")
+
+
 def _box(item: ET.Element, label: int, xml_file: str) -> Dict:
     try:
         corners = [
@@ -95,8 +105,9 @@ def _box(item: ET.Element, label: int, xml_file: str) -> Dict:
         ]
     except (TypeError, ValueError):
         raise InputError(f"{xml_file}: an object without a bndbox of four numbers") from None
-    if not all(map(math.isfinite, corners)):
-        raise InputError(f"{xml_file}: a bndbox that is not finite")
+    # No image is as large as this, and NaN is not less than anything.
+    if not all(abs(corner) < 1e9 for corner in corners):
+        raise InputError(f"{xml_file}: a bndbox is not of pixels: {excerpt(corners)}")
     # VOC counts pixels from 1 and includes the last one: [xmin - 1, xmax) from 0.
     corners = [corners[0] - 1, corners[1] - 1, corners[2], corners[3]]
     return {"bbox": corners, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label}

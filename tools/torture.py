@@ -8,6 +8,8 @@ should not have.
 Examples:
   what a subcommand takes:
     tools/torture.py images --help
+  a training and the demo page, whose memory must not grow in two hours:
+    tools/torture.py soak --minutes 120
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Iterator
 
 from tortures.harness import Log, Trial
+from tortures.soak import add_soak
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -53,7 +56,7 @@ def main(argv=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
-    for add in ():
+    for add in (add_soak,):
         add(subcommands, common_options())
     args = parser.parse_args(argv)
     log = Log(args.output / f"{args.what}.jsonl")

@@ -17,6 +17,7 @@ from detectron2.data import transforms as T
 
 from ..checkpoint import load_model, read_checkpoint
 from ..config import add_ia_gcn_config, read_config
+from ..config_values import check_values
 from ..data.dataset_mapper import build_augmentation, convert_image, read_image
 from ..errors import InputError
 from ..extensions import check_extensions
@@ -194,6 +195,7 @@ def _read_config(
         return read_config(config_file, opts)
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
+    defaults = cfg.clone()
     source = f"the config in {weights}"
     try:
         # The config comes from the file's author: code in it is not executed.
@@ -205,6 +207,7 @@ def _read_config(
         *(ValueError, yaml.YAMLError),
     ) as error:
         raise InputError(f"{source}: {' '.join(str(error).split())}") from None
+    check_values(cfg, defaults)
     check_extensions(cfg.IMPORTS)
     return cfg
 

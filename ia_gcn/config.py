@@ -11,6 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
 
 from .config_rules import apply_rules, last_set
+from .config_values import check_values
 from .errors import InputError
 from .extensions import check_extensions, import_extensions, merge_extensions
 
@@ -29,7 +30,8 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
     Returns:
         the config, not frozen.
     Raises:
-        InputError: a file, module, key or value that can't be used, or a key that has no effect.
+        InputError: a file, module, key or value that can't be used, see `check_values`, or a key
+            that has no effect.
     """
     import_extensions(imports)
     cfg = get_cfg()
@@ -48,6 +50,7 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
         cfg.merge_from_list(list(opts))
     except (AssertionError, KeyError, ValueError) as error:
         raise InputError(f"{' '.join(map(str, opts))}: {_one_line(error)}") from error
+    check_values(cfg, defaults)
     cfg.IMPORTS = merge_extensions(imports, cfg.IMPORTS)
     check_extensions(cfg.IMPORTS)
     apply_rules(cfg, defaults, set_at)

@@ -10,6 +10,8 @@ Examples:
     tools/torture.py images --help
   a hundred trainings that are killed and resumed:
     tools/torture.py kill --runs 100
+  a training and the demo page, whose memory must not grow in two hours:
+    tools/torture.py soak --minutes 120
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Iterator
 
 from tortures.harness import Log, Trial
 from tortures.kill import add_kill
+from tortures.soak import add_soak
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -56,7 +59,7 @@ def main(argv=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
-    for add in (add_kill,):
+    for add in (add_kill, add_soak,):
         add(subcommands, common_options())
     args = parser.parse_args(argv)
     log = Log(args.output / f"{args.what}.jsonl")

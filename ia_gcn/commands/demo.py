@@ -1,9 +1,10 @@
 """A page to try a trained model: drop an image, see its labels, regions and label graph.
 
 Needs gradio: pip install gradio. The page is at http://127.0.0.1:7860, and only this machine can
-reach it unless --host is given. It loads nothing from other machines, and uploaded images are
-deleted at the end. For an IA-GCN it shows the figure of tools/visualize_regions.py; for an ML-GCN
-or ML-AGCN, the statistical label graph of the image's likeliest labels.
+reach it unless --host is given. It loads nothing from other machines. Uploaded images are kept in a
+folder that only you can read, and are deleted after an hour and at the end. For an IA-GCN it shows
+the figure of tools/visualize_regions.py; for an ML-GCN or ML-AGCN, the statistical label graph of
+the image's likeliest labels.
 
 Examples:
   tools/demo_app.py --weights output/demo/model_best.pth
@@ -14,11 +15,13 @@ Examples:
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import List, Sequence
+from contextlib import contextmanager
+from typing import Iterator, List, Sequence
 
 from ..data.dataset_mapper import read_image
-from ..demo import build_page, launch
+from ..demo import build_page, launch, own_uploads
 from ..demo.page import import_gradio
 from ..errors import InputError
 from ..extensions import import_extensions
@@ -49,6 +52,24 @@ def find_examples(folder: str) -> List[str]:
     return readable
 
 
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM, and the end of the terminal, are as Ctrl+C; where they are ignored, as with nohup,
+    they stay so."""
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) == signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def port(text: str) -> int:
     """An argparse type."""
     if not 0 < int(text) < 2**16:
@@ -73,15 +94,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        import_gradio()
-        import_extensions(args.imports)
-        examples = find_examples(args.examples) if args.examples else []
-        predictor = MultiLabelPredictor(
-            args.weights, config_file=args.config_file, device=args.device
-        )
-        page = build_page(predictor, examples)
-        address = launch(page, args.host, args.port)
-        print(f"demo_app: {address} (Ctrl+C ends it)", flush=True)
-        page.block_thread()
+        # gradio makes folders as soon as it is imported.
+        with own_uploads():
+            import_gradio()
+            import_extensions(args.imports)
+            examples = find_examples(args.examples) if args.examples else []
+            predictor = MultiLabelPredictor(
+                args.weights, config_file=args.config_file, device=args.device
+            )
+            page = build_page(predictor, examples)
+            address = launch(page, args.host, args.port)
+            print(f"demo_app: {address} (Ctrl+C ends it)", flush=True)
+            page.block_thread()
 
-    return run("demo_app", work)
+    with signals_interrupt():
+        return run("demo_app", work)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import html
 import os
 import socket
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Sequence
+from typing import TYPE_CHECKING, Dict, Iterator, Sequence
 
 from ..errors import InputError
 from ..inference import MultiLabelPredictor
 from ..io.images import UnreadableImage
+from ..io.private_folder import private_folder
 from .description import describe_image, describe_model, figure_title
 
 if TYPE_CHECKING:
     import gradio
 
 TITLE = "Labels in an image"
+# gradio's, of the folder where it keeps uploads.
+UPLOADS = "GRADIO_TEMP_DIR"
 # In seconds: how often uploaded images are deleted, and from which age on.
 CLEAN_UP = (3600, 3600)
 # A wide screen has the examples below the image and beside the result; a narrow one, at the end.
@@ -105,6 +109,28 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
             preprocess=False,
         )
     return page
+
+
+@contextmanager
+def own_uploads() -> Iterator[None]:
+    """Pages that are built meanwhile keep uploads in a folder that only this user can read.
+
+    It is in the folder that GRADIO_TEMP_DIR names, or else in the system's for temporary files, and
+    is removed at the end; so are those that pages left behind whose process was killed.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    before = os.environ.get(UPLOADS)
+    with private_folder("ia_gcn_demo_", before) as folder:
+        os.environ[UPLOADS] = str(folder)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[UPLOADS]
+            else:
+                os.environ[UPLOADS] = before
 
 
 def heading(model: str, lines: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from detectron2.data import transforms as T
 
 from ..checkpoint import load_model, read_checkpoint
 from ..config import add_ia_gcn_config, read_config
+from ..config_values import check_values
 from ..data.dataset_mapper import build_augmentation, convert_image, read_image
 from ..errors import InputError
 from ..extensions import check_extensions
@@ -194,6 +195,7 @@ def _read_config(
         return read_config(config_file, opts)
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
+    defaults = cfg.clone()
     source = f"the config in {weights}"
     keys = load_plain_yaml(content["config"], source)
     try:
@@ -202,6 +204,7 @@ def _read_config(
         cfg.merge_from_list(list(opts))
     except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{source}: {' '.join(str(error).split())}") from None
+    check_values(cfg, defaults)
     check_extensions(cfg.IMPORTS)
     return cfg
 

@@ -34,6 +34,7 @@ from tests.helpers.images import UNREADABLE
 
 COMMAND = "demo"
 CHROMIUM = shutil.which("chromium")
+OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP)
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed"
 )
@@ -283,7 +284,10 @@ def test_only_what_was_dropped_is_read(make_checkpoint, serve, photo, tmp_path):
 
 
 @needs_gradio
-def test_the_command(make_checkpoint, photo, tmp_path):
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_SIGNALS)]
+)
+def test_the_command(make_checkpoint, photo, tmp_path, number):
     """With examples and behind a proxy that is not there; what was dropped is not left behind."""
     weights, *_ = make_checkpoint()
     expected = MultiLabelPredictor(weights, device="cpu")(photo)
@@ -292,6 +296,7 @@ def test_the_command(make_checkpoint, photo, tmp_path):
     shutil.copy(photo, tmp_path / "examples" / "x.jpg")
     proxy = f"http://127.0.0.1:{free_port()}"
     environment = {"HTTP_PROXY": proxy, "http_proxy": proxy, "GRADIO_TEMP_DIR": str(kept)}
+    environment["PYTHONPATH"] = str(ROOT)
     process = subprocess.Popen(
         [
             *(sys.executable, ROOT / "tools/demo_app.py"),
@@ -303,7 +308,7 @@ def test_the_command(make_checkpoint, photo, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         # What runs the tests in the background has them ignore Ctrl+C, and so their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, *OTHER_SIGNALS)],
     )
     try:
         assert process.stdout.readline() == (
@@ -315,12 +320,14 @@ def test_the_command(make_checkpoint, photo, tmp_path):
         labels, _ = ask(f"http://127.0.0.1:{port}/", photo, 0, tmp_path)
         assert labels == pytest.approx(dict(zip(COLOURS, expected.scores)), abs=1e-6)
         assert any(path.is_file() for path in kept.rglob("a photo*"))
+        # Of others, nobody can go there.
+        assert [path.stat().st_mode & 0o777 for path in kept.iterdir()] == [0o700]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert not any(path.is_file() for path in kept.rglob("a photo*"))
+    assert not list(kept.iterdir())
 
 
 # ---------------------------------------------------------------------------------------- a browser

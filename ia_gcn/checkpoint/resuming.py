@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import zipfile
 from typing import Dict
 
 from ..errors import InputError
@@ -39,9 +40,7 @@ def find_resumable(folder: str) -> str:
     paths = [os.path.join(folder, name) for name in (name, "model_final.pth")] + list(periodic)
     for path in filter(os.path.isfile, dict.fromkeys(paths)):
         try:
-            content = read_pth(path, path)
-            if not isinstance(content, dict) or "trainer" not in content:
-                raise InputError(f"{path} is no checkpoint of a training")
+            check_resumable(path)
         except InputError as error:
             problems.append(str(error))
             continue
@@ -51,6 +50,24 @@ def find_resumable(folder: str) -> str:
             logger.warning(f"Going on from {path}, the newest checkpoint that can be read")
         return path
     raise InputError(f"--resume: no checkpoint in {folder} can be read: {'; '.join(problems)}")
+
+
+def check_resumable(path: str) -> None:
+    """Read a whole checkpoint.
+
+    Raises:
+        InputError: it can't be read, a bit of it has changed, or no training has written it.
+    """
+    content = read_pth(path, path)
+    if not isinstance(content, dict) or "trainer" not in content:
+        raise InputError(f"{path} is no checkpoint of a training")
+    # torch.load takes tensors as they are, for example as the zeros of a block that never got to
+    # the disk.
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise InputError(f"{path} is damaged: the checksum of {damaged} is wrong")
 
 
 def periodic_checkpoints(folder: str) -> Dict[int, str]:

@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from detectron2.utils.file_io import PathManager
 from timm.utils import ModelEmaV3
+from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -298,11 +299,13 @@ class Trainer(DefaultTrainer):
         cfg.MODEL.WEIGHTS = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
         # Of the last evaluation alone, whose weights are kept under that name.
         cfg.TEST.REPORT = cfg.TEST.REPORT and self.iter + 1 >= self.max_iter
+        use_buffers_of_main_process(self.model)
         results = self.test(cfg, self.model)
         self._log_progress("", results)
         if self.ema:
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
             cfg.TEST.EMA = True
+            use_buffers_of_main_process(self.ema.module)
             results = {**results, "ema": self.test(cfg, self.ema.module)}
             self._log_progress("EMA on ", results["ema"])
         self._last_eval_results = results
@@ -432,6 +435,16 @@ def fill_label_graph(
         label_names, source.SOURCE, source.DIM, source.ALIASES, source.NORM
     )
     graph.fill(*statistics, embeddings)
+
+
+def use_buffers_of_main_process(model: nn.Module) -> None:
+    """Give all processes the buffers that are saved.
+
+    In training, the statistics of batch norms are each process's own.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def wrap_in_ddp(model: nn.Module) -> nn.Module:

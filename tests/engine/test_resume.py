@@ -306,6 +306,18 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(make_cfg, tmp_path, capl
     assert (folder / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
+def test_a_checkpoint_with_a_wrong_bit_is_not_whole(make_cfg, tmp_path, caplog):
+    cfg, path = cut_run(make_cfg), tmp_path / "run" / "model_0000003.pth"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(True)
+    assert trainer.start_iter == 2
+    assert f"{path} is damaged: the checksum of " in caplog.text
+
+
 def test_a_whole_checkpoint_is_no_reason_to_warn(make_cfg, caplog):
     cfg = cut_run(make_cfg)
     caplog.clear()

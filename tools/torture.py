@@ -8,6 +8,8 @@ should not have.
 Examples:
   what a subcommand takes:
     tools/torture.py images --help
+  trainings whose disk, processes or clock fail:
+    tools/torture.py faults --rounds 5
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from tortures.faults import add_faults
 from tortures.harness import Log, Trial
 
 
@@ -53,7 +56,7 @@ def main(argv=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
-    for add in ():
+    for add in (add_faults,):
         add(subcommands, common_options())
     args = parser.parse_args(argv)
     log = Log(args.output / f"{args.what}.jsonl")

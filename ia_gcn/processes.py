@@ -92,21 +92,3 @@ def leave_signals_to_parent(worker_id: int) -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-@contextmanager
-def naming_dead_workers() -> Iterator[None]:
-    """Give the error that torch raises when a data-loading worker has died a line of its own.
-
-    Raises:
-        ProcessDied: in place of that error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        text = (str(error).splitlines() or [""])[0]
-        if not text.startswith("DataLoader worker"):
-            raise
-        raise ProcessDied(
-            f"{text.strip()} Out of memory? Fewer workers (DATALOADER.NUM_WORKERS) need less"
-        ) from error

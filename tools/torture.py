@@ -12,6 +12,8 @@ Examples:
     tools/torture.py kill --runs 100
   a training and the demo page, whose memory must not grow in two hours:
     tools/torture.py soak --minutes 120
+  trainings whose disk, processes or clock fail:
+    tools/torture.py faults --rounds 5
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from tortures.faults import add_faults
 from tortures.harness import Log, Trial
 from tortures.kill import add_kill
 from tortures.soak import add_soak
@@ -59,7 +62,11 @@ def main(argv=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
-    for add in (add_kill, add_soak,):
+    for add in (
+        add_kill,
+        add_soak,
+        add_faults,
+    ):
         add(subcommands, common_options())
     args = parser.parse_args(argv)
     log = Log(args.output / f"{args.what}.jsonl")

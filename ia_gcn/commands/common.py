@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import Callable
 
-from ..processes import EXPECTED_ERRORS, naming_dead_workers, on_stop_signals
+from ..processes import EXPECTED_ERRORS, on_stop_signals
 
 
 def make_parser(doc: str, **kwargs) -> argparse.ArgumentParser:
@@ -66,7 +66,7 @@ def run(name: str, work: Callable[[], int | None], interrupted: str = "interrupt
         interrupted: what the line says after Ctrl-C or SIGTERM, unless the work itself says it.
     """
     try:
-        with on_stop_signals(), naming_dead_workers():
+        with on_stop_signals():
             return work() or 0
     except EXPECTED_ERRORS as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -16,8 +16,9 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
-from ..errors import InputError
+from ..errors import InputError, ProcessDied
 from ..io.images import UnreadableImage
 from ..label_names import check_label_name, describe_mismatch
 from ..processes import leave_signals_to_parent
@@ -250,7 +251,7 @@ class ReadableBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[List[Dict]]:
-        for batch in self.loader:
+        for batch in self._batches():
             for sample in batch:
                 for error in sample.pop("unreadable", []):
                     self._report(error)
@@ -259,6 +260,25 @@ class ReadableBatches:
             readable = [sample for sample in batch if sample]
             if readable:
                 yield readable
+
+    def _batches(self) -> Iterator[List[Dict]]:
+        """
+        Raises:
+            ProcessDied: a worker was ended from outside.
+        """
+        try:
+            yield from self.loader
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # Errors of the worker's own work name it otherwise.
+            reason = str(error).splitlines()[:1]
+            if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(reason):
+                raise
+            if "in DataLoader worker process" in str(reason):
+                raise
+            raise ProcessDied(
+                "a process that loads images was ended from outside (out of memory? "
+                f"DATALOADER.NUM_WORKERS is {self.loader.num_workers})"
+            ) from error
 
     def _report(self, error: UnreadableImage) -> None:
         if error.file_name in self.unreadable:
@@ -375,6 +395,9 @@ def build_multilabel_test_loader(
 
 
 def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) -> DataLoader:
+    # Else torch raises the death of a worker in a signal handler, in the middle of whatever this
+    # process is doing, such as writing a file or a log; so, when its next batch is asked for.
+    signal_handling._SIGCHLD_handler_set = True
     return DataLoader(
         samples,
         batch_size=batch_size,

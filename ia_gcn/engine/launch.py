@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from ..errors import InputError, ProcessDied, Stopped
-from ..processes import EXPECTED_ERRORS, STOP_SIGNALS, naming_dead_workers, on_stop_signals
+from ..processes import EXPECTED_ERRORS, STOP_SIGNALS, on_stop_signals
 
 # Seconds that the other processes have to end by themselves after one has failed.
 GRACE = 10
@@ -262,7 +262,7 @@ def _process(
     multiprocessing.set_start_method(start_method, force=True)
     status, problem = 1, None
     try:
-        with on_stop_signals(), naming_dead_workers():
+        with on_stop_signals():
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             if not torch.cuda.is_available():
                 torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.local_size))

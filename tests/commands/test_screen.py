@@ -178,5 +178,6 @@ def test_ctrl_c(training):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert error.splitlines()[-1].startswith("train: interrupted; --resume")
+    assert error.splitlines()[-1].startswith("train: stopped by SIGINT after iteration ")
+    assert len(list((folder / "long").glob("model_*.pth"))) == 1
     assert "Traceback" not in error

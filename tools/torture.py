@@ -8,6 +8,8 @@ should not have.
 Examples:
   what a subcommand takes:
     tools/torture.py images --help
+  files that could carry code, 10,000 of each kind:
+    tools/torture.py code --trials 10000
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from tortures.code_files import add_code_files
 from tortures.harness import Log, Trial
 
 
@@ -53,7 +56,7 @@ def main(argv=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
-    for add in ():
+    for add in (add_code_files,):
         add(subcommands, common_options())
     args = parser.parse_args(argv)
     log = Log(args.output / f"{args.what}.jsonl")

@@ -25,6 +25,14 @@ def test_a_zip_bomb_is_not_unpacked():
         read_npz(file)
 
 
+@pytest.mark.parametrize("code", [0x110000, 2**32 - 1, 0xD800, 0xDFFF])
+def test_codes_of_no_character_are_refused(code):
+    file = io.BytesIO()
+    np.savez(file, a=np.array([[ord("a"), code]], np.uint32).view("U2"))
+    with pytest.raises(ValueError, match="a is no text"):
+        read_npz(file)
+
+
 def test_pickled_arrays_are_refused():
     file = io.BytesIO()
     np.savez(file, a=np.array([{}]))

@@ -7,7 +7,10 @@ import pytest
 
 from tests.helpers.commands import ROOT, load_script
 
+pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -320,11 +320,11 @@ def zip_bomb() -> bytes:
     """300 MB of zeros."""
     buffer = io.BytesIO()
     start = npy(np.zeros(0, np.int8), shape=(3 * 10**8,))
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        with file.open("scores.npy", "w") as part:
-            part.write(start)
-            for _ in range(300):
-                part.write(bytes(10**6))
+    file = zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED)
+    with file, file.open("scores.npy", "w") as part:
+        part.write(start)
+        for _ in range(300):
+            part.write(bytes(10**6))
     return buffer.getvalue()
 
 

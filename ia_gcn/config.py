@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Sequence
 
-import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 from detectron2.utils.file_io import PathManager
@@ -44,7 +43,7 @@ def read_config(config_file: str, opts: Sequence[Any] = (), imports: Sequence[st
         if path:
             # detectron2's default would execute code in a YAML file.
             cfg.merge_from_file(path, allow_unsafe=False)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise InputError(f"--config-file {config_file}: {_one_line(error)}") from error
     try:
         cfg.merge_from_list(list(opts))

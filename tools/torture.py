@@ -14,6 +14,8 @@ Examples:
     tools/torture.py soak --minutes 120
   trainings whose disk, processes or clock fail:
     tools/torture.py faults --rounds 5
+  files that could carry code, 10,000 of each kind:
+    tools/torture.py code --trials 10000
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from tortures.code_files import add_code_files
 from tortures.faults import add_faults
 from tortures.harness import Log, Trial
 from tortures.kill import add_kill
@@ -66,6 +69,7 @@ def main(argv=None) -> int:
         add_kill,
         add_soak,
         add_faults,
+        add_code_files,
     ):
         add(subcommands, common_options())
     args = parser.parse_args(argv)

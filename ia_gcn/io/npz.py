@@ -31,4 +31,17 @@ def read_npz(file: BinaryIO, names: Sequence[str] = ()) -> Dict[str, np.ndarray]
     file.seek(0)
     with np.load(file, allow_pickle=False) as content:
         # Entries of the file that are not arrays are read as bytes.
-        return {name: np.asarray(content[name]) for name in names or content.files}
+        arrays = {name: np.asarray(content[name]) for name in names or content.files}
+    for name, array in arrays.items():
+        if array.dtype.kind == "U":
+            _check_text(array, name)
+    return arrays
+
+
+def _check_text(array: np.ndarray, name: str) -> None:
+    """numpy takes any four bytes for a character, of which Python can't make a string."""
+    if not array.dtype.isnative:
+        raise ValueError(f"{name} is text in another machine's order of bytes")
+    codes = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
+    if codes.size and (codes.max() > 0x10FFFF or (codes >> 11 == 0xD800 >> 11).any()):
+        raise ValueError(f"{name} is no text")

@@ -20,8 +20,16 @@ def test_arrays_are_read_by_name():
 
 def test_a_zip_bomb_is_not_unpacked():
     file = io.BytesIO()
-    np.savez_compressed(file, a=np.zeros(10**8, np.int8))
+    np.savez_compressed(file, a=np.zeros(7 * 10**7, np.int8))
     with pytest.raises(ValueError, match="its arrays are of"):
+        read_npz(file)
+
+
+@pytest.mark.parametrize("code", [0x110000, 2**32 - 1, 0xD800, 0xDFFF])
+def test_codes_of_no_character_are_refused(code):
+    file = io.BytesIO()
+    np.savez(file, a=np.array([[ord("a"), code]], np.uint32).view("U2"))
+    with pytest.raises(ValueError, match="a is no text"):
         read_npz(file)
 
 

@@ -8,6 +8,9 @@ should not have.
 Examples:
   what a subcommand takes:
     tools/torture.py images --help
+  damaged images, and annotations of data sets:
+    tools/torture.py images --trials 10000
+    tools/torture.py annotations --trials 10000
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from tortures.annotations import add_annotations
 from tortures.harness import Log, Trial
+from tortures.images import add_images
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -53,7 +58,7 @@ def main(argv=None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
-    for add in ():
+    for add in (add_annotations, add_images):
         add(subcommands, common_options())
     args = parser.parse_args(argv)
     log = Log(args.output / f"{args.what}.jsonl")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Dict
 
 # Names and numbers of glibc's malloc.h. The sizes are in bytes.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
 
 
@@ -20,9 +21,25 @@ def keep_freed_memory() -> bool:
     Returns:
         whether it has an effect. With another C library, nothing changes.
     """
+    return _mallopt(SETTINGS)
+
+
+def share_freed_memory() -> bool:
+    """Let the threads of this process share the memory that they free (glibc's mallopt).
+
+    By default each thread that decodes a large image keeps some of its memory for itself, even if
+    only one of them decodes at a time. To be called before the threads start.
+
+    Returns:
+        whether it has an effect. With another C library, nothing changes.
+    """
+    return _mallopt({M_ARENA_MAX: 1})
+
+
+def _mallopt(settings: Dict[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     # macOS and musl have no mallopt; Windows has no CDLL(None).
     except (AttributeError, OSError, TypeError):
         return False
-    return all(mallopt(parameter, value) for parameter, value in SETTINGS.items())
+    return all(mallopt(parameter, value) for parameter, value in settings.items())

@@ -56,8 +56,10 @@ def test_without_such_a_library_nothing_happens(monkeypatch, error):
 
     monkeypatch.setattr(memory.ctypes, "CDLL", no_library)
     assert not memory.keep_freed_memory()
+    assert not memory.share_freed_memory()
 
 
 def test_a_library_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert not memory.keep_freed_memory()
+    assert not memory.share_freed_memory()

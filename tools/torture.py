@@ -16,6 +16,9 @@ Examples:
     tools/torture.py faults --rounds 5
   files that could carry code, 10,000 of each kind:
     tools/torture.py code --trials 10000
+  damaged images, and annotations of data sets:
+    tools/torture.py images --trials 10000
+    tools/torture.py annotations --trials 10000
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ import time
 from pathlib import Path
 from typing import Iterator
 
+from tortures.annotations import add_annotations
 from tortures.code_files import add_code_files
 from tortures.faults import add_faults
 from tortures.harness import Log, Trial
+from tortures.images import add_images
 from tortures.kill import add_kill
 from tortures.soak import add_soak
 
@@ -70,6 +75,8 @@ def main(argv=None) -> int:
         add_soak,
         add_faults,
         add_code_files,
+        add_annotations,
+        add_images,
     ):
         add(subcommands, common_options())
     args = parser.parse_args(argv)

@@ -50,7 +50,7 @@ from ..extensions import import_extensions
 from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
 from ..inference.files import default_workers, map_ahead
 from ..io.images import source_name, turn_to_decode
-from ..memory import keep_freed_memory
+from ..memory import keep_freed_memory, share_freed_memory
 from .common import (
     add_import_option,
     make_parser,
@@ -69,6 +69,7 @@ def predict(args: argparse.Namespace) -> int:
     check_overwrites_none([args.output, *drawings] if args.output else drawings, names)
     import_extensions(args.imports)
     predictor = load_predictor(args)
+    share_freed_memory()
     threshold = np.full(len(predictor.label_names), args.threshold)
     if args.thresholds:
         for label, value in read_thresholds(args.thresholds, predictor.label_names).items():

@@ -16,6 +16,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
+from ..io.files import write_atomically
 from ..memory import keep_freed_memory
 
 LOG_FILE = "log.txt"
@@ -48,8 +49,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace | None = None, verbose: boo
         logger.debug(f"Command line: {args}")
     logger.debug(f"Config:\n{cfg.dump()}")
     if comm.is_main_process():
-        with PathManager.open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-            file.write(cfg.dump())
+        with write_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml")) as file:
+            file.write(cfg.dump().encode())
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.KEEP_FREED_MEMORY:

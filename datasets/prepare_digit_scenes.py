@@ -471,6 +471,8 @@ def make_set(target, counts, seed, size):
         for split, members in split_sources(targets, seed).items():
             write_split(made, split, counts[split], seed, size, digits[members], targets[members])
         (made / "settings.json").write_text(describe_settings(counts, seed, size))
+        # After a crash of the machine, a set that is there is complete.
+        os.sync()
         if target.exists():
             target.rename(Path(temporary) / "replaced")
         made.rename(target)

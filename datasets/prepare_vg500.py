@@ -42,6 +42,7 @@ from tqdm import tqdm
 from ia_gcn.data.build import MAX_LISTED
 from ia_gcn.data.datasets.common import excerpt, join_inside
 from ia_gcn.errors import InputError
+from ia_gcn.io.files import write_text_atomically
 
 # The published split's numbers of images.
 TRAIN_SIZE, TEST_SIZE = 98_249, 10_000
@@ -308,7 +309,7 @@ def clip(box: Tuple[float, ...], image: SourceImage) -> List[float] | None:
 
 def write_coco(path: Path, **lists: Iterable[Dict]) -> None:
     """A JSON in COCO's form, an entry a line, of entries that need not all be in memory."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    with write_text_atomically(path) as file:
         before = "{"
         for key, entries in lists.items():
             file.write(f'{before}"{key}":[')
@@ -395,7 +396,7 @@ def prepare(args: argparse.Namespace) -> None:
                 annotations=({"id": n, **entry} for n, entry in enumerate(annotations, start=1)),
                 categories=({"id": number, "name": label} for label, number in index.items()),
             )
-        with open(made / "labels.txt", "w", encoding="utf-8", newline="\n") as file:
+        with write_text_atomically(made / "labels.txt") as file:
             file.writelines(f"{label}\n" for label in labels)
         for split in splits:
             os.replace(made / f"{split}.json", target / "annotations" / f"{split}.json")

@@ -69,6 +69,18 @@ class OneOf(NamedTuple):
         return f"one of {', '.join(map(str, self.values))}"
 
 
+class Folder(NamedTuple):
+    """The path of a folder, which need not be there."""
+
+    count = None
+
+    def allows(self, value: Any) -> bool:
+        return bool(value.strip()) and "\0" not in value
+
+    def __str__(self) -> str:
+        return "the path of a folder"
+
+
 def _between(least: float, most: float) -> str:
     if most < math.inf:
         return f" from {least} to {most}"
@@ -82,7 +94,7 @@ SHARE = Number(0, 1)
 ABOVE_0 = Number(0, above=True)
 
 # Keys whose values nothing else checks. A key of detectron2's is here if ia_gcn uses it.
-VALUES: Dict[str, Union[Whole, Number, OneOf]] = {
+VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     # numpy's seeds are below 2³², and the number of the process is added to this one.
     "SEED": Whole(-(2**31), 2**31 - 1),
     "DATALOADER.NUM_WORKERS": Whole(0, 1024),
@@ -133,6 +145,7 @@ VALUES: Dict[str, Union[Whole, Number, OneOf]] = {
     "MODEL.RPN.PRE_NMS_TOPK_TEST": POSITIVE,
     "MODEL.RPN.PRE_NMS_TOPK_TRAIN": POSITIVE,
     "MODEL.RPN.SMOOTH_L1_BETA": FACTOR,
+    "OUTPUT_DIR": Folder(),
     "SOLVER.BACKBONE_MULTIPLIER": FACTOR,
     "SOLVER.BASE_LR": FACTOR,
     "SOLVER.BIAS_LR_FACTOR": FACTOR,

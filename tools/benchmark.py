@@ -42,6 +42,7 @@ from benchmarks.profiling import add_profile
 from benchmarks.scaling import add_scaling
 
 from ia_gcn.errors import InputError
+from ia_gcn.io.files import write_text_atomically
 
 
 def common_options() -> argparse.ArgumentParser:
@@ -74,7 +75,8 @@ def report(args) -> None:
         document["tables"].append(table._asdict())
     if args.output:
         text = json.dumps(document, indent=1, ensure_ascii=False)
-        Path(args.output).write_text(text + "\n", encoding="utf-8")
+        with write_text_atomically(args.output) as file:
+            file.write(text + "\n")
 
 
 def describe_settings(settings: Dict) -> str:

@@ -26,6 +26,7 @@ from ..engine.frozen_features import FrozenFeatures, HeadsOnFeatures, train_head
 from ..engine.schedule import epochs_to_iterations
 from ..errors import InputError
 from ..evaluation import multi_label_metrics
+from ..io.files import append_line, read_lines
 from .spec import Run, Spec
 from .start import Start, check_runs, prepare, run_cfg
 
@@ -169,12 +170,11 @@ def results_file(output: Path) -> Path:
 
 
 def append_result(output: Path, result: Dict) -> None:
-    with open(results_file(output), "a", encoding="utf-8") as file:
-        file.write(json.dumps(result, ensure_ascii=False) + "\n")
+    append_line(results_file(output), json.dumps(result, ensure_ascii=False))
 
 
 def read_results(output: Path) -> Dict[str, Dict]:
-    """The results that are there, by the keys of their runs.
+    """The results that are there, by the keys of their runs; a torn last line is left out.
 
     Raises:
         InputError: a line is no result, or is of version 0.1, whose results lack the config.
@@ -183,7 +183,7 @@ def read_results(output: Path) -> Dict[str, Dict]:
     if not path.exists():
         return {}
     results = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             result = json.loads(line)
             results[result["key"]] = result

@@ -49,6 +49,7 @@ from ..errors import InputError
 from ..extensions import import_extensions
 from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
 from ..inference.files import default_workers, map_ahead
+from ..io.files import write_text_atomically
 from ..io.images import source_name, turn_to_decode
 from ..memory import keep_freed_memory, share_freed_memory
 from .common import (
@@ -196,17 +197,16 @@ WRITERS = {"jsonl": json_lines_writer, "csv": csv_writer}
 
 @contextmanager
 def open_output(path: str | None) -> Iterator[TextIO]:
-    """The file, or standard output without one, in UTF-8.
+    """The file, which is there once it is complete, or standard output without one, in UTF-8.
 
     A file name that is not text itself is written with escapes, which JSON reads again.
     """
-    options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": "\n"}
     if path:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", **options) as stream:
+        with write_text_atomically(path, errors="backslashreplace") as stream:
             yield stream
     else:
-        sys.stdout.reconfigure(**options)
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
         yield sys.stdout
 
 

@@ -31,6 +31,7 @@ from ..data import MultiLabelDatasetMapper, get_test_dicts
 from ..data.dataset_mapper import read_image
 from ..engine import check_labels, setup_cfg
 from ..errors import InputError
+from ..io.files import write_text_atomically
 from ..visualization import (
     describe_recognition,
     draw_recognition,
@@ -129,7 +130,8 @@ def check_overwrites_none(paths: Sequence[Path], records: Sequence[Dict]) -> Non
 
 def write_json(path: str, content: Dict) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+    with write_text_atomically(path) as file:
+        file.write(text + "\n")
 
 
 def run_config(output_dir: str, opts: Sequence[str], imports: Sequence[str] = ()) -> CfgNode:

@@ -13,11 +13,11 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from ..io.files import write_atomically
 from ..memory import keep_freed_memory
+from .output_dir import make_output_dir
 
 LOG_FILE = "log.txt"
 
@@ -39,9 +39,11 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace | None = None, verbose: boo
         cfg: frozen.
         args: of the command line, for the log.
         verbose: the screen gets the whole log.
+    Raises:
+        InputError: OUTPUT_DIR can't be made or written to.
     """
     rank = comm.get_rank()
-    PathManager.mkdirs(cfg.OUTPUT_DIR)
+    make_output_dir(cfg.OUTPUT_DIR)
     setup_logging(cfg.OUTPUT_DIR, verbose)
     logger.debug(f"Process {rank} of {comm.get_world_size()}")
     logger.debug(f"Environment:\n{collect_env_info()}")

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from ..visualization.style import save_png
+
 CONFIDENCE = 0.95
 
 
@@ -68,7 +70,7 @@ def draw_rows(rows: Mapping[str, Sequence[float]], title: str, path: str) -> Non
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="mAP (%)")
     axes.set_title(title, size=10)
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_png(figure, path, dpi=120)
 
 
 def draw_curve(points: Mapping[float, Sequence[float]], title: str, x: str, path: str) -> None:
@@ -91,7 +93,7 @@ def draw_curve(points: Mapping[float, Sequence[float]], title: str, x: str, path
     axes.set(xlabel=x, ylabel="mAP (%)")
     axes.set_title(title, size=10)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_png(figure, path, dpi=120)
 
 
 def _reach(values: Sequence[float]) -> float:

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data import get_label_names
-from ..io.files import write_atomically
+from ..io.files import write_atomically, write_text_atomically
 from .predictions import Predictions
 from .report import average_precision_table, labels_without_positives, summarize, summary_table
 
@@ -127,9 +127,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
             **summary,
             "AP": per_label,
         }
-        with PathManager.open(os.path.join(self._output_dir, "metrics.json"), "w") as file:
+        with write_text_atomically(os.path.join(self._output_dir, "metrics.json")) as file:
             json.dump(_nan_to_none(results), file, indent=1)
-        with PathManager.open(os.path.join(self._output_dir, "predictions.npz"), "wb") as file:
+        with write_atomically(os.path.join(self._output_dir, "predictions.npz")) as file:
             np.savez_compressed(
                 file,
                 image_ids=image_ids,

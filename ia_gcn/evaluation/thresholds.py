@@ -8,6 +8,7 @@ import math
 import os
 from typing import Sequence
 
+from ..io.files import write_text_atomically
 from .operating_points import OperatingPoints
 
 
@@ -20,7 +21,7 @@ def write_thresholds(
         for name, threshold in zip(label_names, points.threshold.tolist())
         if not math.isnan(threshold)
     }
-    with open(path, "w", encoding="utf-8") as file:
+    with write_text_atomically(path) as file:
         json.dump(thresholds, file, indent=1, ensure_ascii=False)
 
 
@@ -31,7 +32,7 @@ def write_operating_points(
 
     Cells are empty where a label has no positives.
     """
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with write_text_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("label", *OperatingPoints._fields))
         for name, *row in zip(label_names, *(values.tolist() for values in points)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from sklearn.datasets import load_sample_images
 
 from ..errors import InputError
 from ..inference import MultiLabelPredictor
+from ..io.files import write_atomically
 from .exported import ExportedModel, describe
 from .onnx import write_onnx
 from .recognizers import exportable
@@ -82,7 +84,8 @@ def export_model(
                 f"{output} is not written: its logits differ from the model's by up to "
                 f"{difference:.1e}, more than {TOLERANCE:.0e}"
             )
-        os.replace(path, output)
+        with open(path, "rb") as source, write_atomically(output) as file:
+            shutil.copyfileobj(source, file)
     return difference
 
 

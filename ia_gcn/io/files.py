@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from typing import BinaryIO, Iterator, List, TextIO
 
 
 @contextmanager
@@ -15,12 +16,17 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     It is written beside `path`, flushed to the disk, and renamed. After an error `path` is what it
     was before, and the file beside it is gone; only a process that is killed leaves that behind,
-    see `remove_unfinished`.
+    see `remove_unfinished`. A link stays, and what it points at is replaced. What is no file, such
+    as /dev/null or a named pipe, is written to directly.
 
     Raises:
         OSError: the folder can't be written to, or the disk is full; it names `path`.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -37,6 +43,48 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+@contextmanager
+def write_text_atomically(path: str | os.PathLike[str], errors: str = "strict") -> Iterator[TextIO]:
+    """`write_atomically` of text, in UTF-8 and with line breaks as they are.
+
+    Args:
+        errors: of `str.encode`.
+    """
+    with write_atomically(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors=errors, newline="")
+        yield text
+        text.flush()
+        text.detach()
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Add a line to a file of lines and flush it to the disk.
+
+    A last line without its end, which a crash has torn, is removed first; so is what was written of
+    this one if the disk is full.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with open(path, "ab+") as file:
+        file.seek(0)
+        end = file.read().rfind(b"\n") + 1
+        file.truncate(end)
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(end)
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def read_lines(path: str | os.PathLike[str]) -> List[str]:
+    """The lines that `append_line` has written, without a last one that a crash has torn."""
+    content = Path(path).read_bytes()
+    return content[: content.rfind(b"\n") + 1].decode().splitlines()
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..io.files import write_atomically
 from .regions import MAX_LABELS, PRESENT
 
 # Of a label, in pixels; a drawing has at least that width, for the names to fit.
@@ -37,4 +38,5 @@ def draw_label_bars(pixels: np.ndarray, labels: Sequence[Tuple[str, float]], pat
         if share:
             draw.rectangle((0, top, share * width, top + LINE_HEIGHT - 3), fill=PRESENT)
         draw.text((6, top + 2), text, fill="black", font=font)
-    canvas.save(path)
+    with write_atomically(path) as file:
+        canvas.save(file, "PNG")

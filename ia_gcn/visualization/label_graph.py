@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .style import shorten
+from .style import save_png, shorten
 
 # More labels than this have no room for their names beside a heat map.
 MAX_NAMED_LABELS = 100
@@ -45,7 +45,7 @@ def plot_label_graph(
         set_label_ticks(axes, label_names if named else [])
     if note:
         figure.suptitle(note)
-    figure.savefig(path, dpi=110)
+    save_png(figure, path, dpi=110)
 
 
 def without_diagonal(values: np.ndarray) -> np.ndarray:

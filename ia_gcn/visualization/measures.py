@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .label_graph import draw_heat_map, set_label_ticks
-from .style import shorten
+from .style import save_png, shorten
 
 if TYPE_CHECKING:
     from ..evaluation.calibration import Calibration
@@ -22,7 +22,7 @@ MAX_NAME = 28
 
 def plot_reliability(calibration: Calibration, path: str) -> None:
     """`draw_reliability`, as a PNG at `path`."""
-    draw_reliability(calibration).savefig(path, dpi=150)
+    save_png(draw_reliability(calibration), path, dpi=150)
 
 
 def draw_reliability(calibration: Calibration) -> Figure:
@@ -53,7 +53,7 @@ def plot_precision_recall(
     curves: np.ndarray, ap: np.ndarray, label_names: Sequence[str], path: str
 ) -> None:
     """`draw_precision_recall`, as a PNG at `path`."""
-    draw_precision_recall(curves, ap, label_names).savefig(path, dpi=150)
+    save_png(draw_precision_recall(curves, ap, label_names), path, dpi=150)
 
 
 def draw_precision_recall(curves: np.ndarray, ap: np.ndarray, label_names: Sequence[str]) -> Figure:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..data.dataset_mapper import read_image
-from .style import FOUND, MISSED, WRONG, shorten
+from .style import FOUND, MISSED, WRONG, save_png, shorten
 
 
 def draw_prediction_sheet(
@@ -52,4 +52,4 @@ def draw_prediction_sheet(
                 va="top",
                 transform=axes.transAxes,
             )
-    figure.savefig(path, dpi=100, bbox_inches="tight", pad_inches=0.15)
+    save_png(figure, path, dpi=100, bbox_inches="tight", pad_inches=0.15)

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from .label_graph import draw_heat_map, set_label_ticks, without_diagonal
-from .style import FOUND, MISSED, WRONG, shorten
+from .style import FOUND, MISSED, WRONG, save_png, shorten
 
 # Of the fused scores, of the two branches', and of the regions' boxes.
 FUSED, GLOBAL, REGION = "#424a53", "#54aeff", "#8250df"
@@ -118,7 +118,7 @@ def draw_recognition(
         lower.suptitle(f"{some}: those known to be present, then the highest scores", size=10)
     _draw_label_graphs(lower, recognition, shown, label_names)
     _write_weights(figure, [row[2]], [recognition], max_regions)
-    figure.savefig(path)
+    save_png(figure, path)
 
 
 def draw_region_sheet(
@@ -139,7 +139,7 @@ def draw_region_sheet(
         _draw_row(row, recognition, shown, label_names, threshold, max_regions)
     _head_columns(rows[0])
     _write_weights(figure, rows[:, 2], recognitions, max_regions)
-    figure.savefig(path)
+    save_png(figure, path)
 
 
 COLUMN_WIDTHS = (1, 1, 1, 1.2)

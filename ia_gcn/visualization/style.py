@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
-from typing import List, Sequence, TypeVar
+from typing import BinaryIO, List, Sequence, TypeVar
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from ..io.files import write_atomically
 
 T = TypeVar("T")
 
@@ -18,6 +21,20 @@ FOUND, WRONG, MISSED = "#1a7f37", "#cf222e", "#bc6c00"
 def shorten(text: str, length: int) -> str:
     """The text, cut off with an ellipsis where it has more characters than `length`."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def save_png(figure: Figure, path: str | os.PathLike[str] | BinaryIO, **options) -> None:
+    """Save a figure as a PNG, all of it or nothing.
+
+    Args:
+        path: of the file; or a file that is open.
+        options: of `Figure.savefig`.
+    """
+    if isinstance(path, (str, os.PathLike)):
+        with write_atomically(path) as file:
+            figure.savefig(file, format="png", **options)
+    else:
+        figure.savefig(path, format="png", **options)
 
 
 def to_svg(figure: Figure) -> bytes:

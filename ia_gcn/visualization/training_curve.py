@@ -9,6 +9,7 @@ from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from .style import save_png
 
 
 def read_training_log(path: str) -> List[Dict]:
@@ -51,4 +52,4 @@ def plot_training_curve(records: Sequence[Dict], path: str) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     map_axes.set_xlabel("iteration")
-    figure.savefig(path, dpi=120)
+    save_png(figure, path, dpi=120)

@@ -28,7 +28,8 @@ SECONDS_PER_SAMPLE = 5.0
 # As a person who drops some images and leaves.
 REQUESTS_PER_SESSION = 10
 SECONDS_TO_START = 300
-SECONDS_TO_ANSWER = 120
+# On a machine that is busy otherwise, nice processes wait for long.
+SECONDS_TO_ANSWER = 600
 SECONDS_TO_END = 60
 
 # A quantity may grow by this share and by this much, from the second quarter of the time to the

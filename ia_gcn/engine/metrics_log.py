@@ -18,15 +18,11 @@ TIMES = frozenset({"data_time", "eta_seconds", "rank_data_time", "time"})
 
 
 class MetricsWriter(JSONWriter):
-    """detectron2's JSONWriter, which can go back to where it was when a checkpoint was written.
-
-    Half a line at the end, of a run that was killed, is cut off.
-    """
+    """detectron2's JSONWriter, which can go back to where it was when a checkpoint was written."""
 
     def __init__(self, path: str):
         super().__init__(path, WINDOW)
         self._path = Path(path)
-        self._keep(self.place()["lines"])
 
     def write(self) -> None:
         """As JSONWriter's.
@@ -40,17 +36,14 @@ class MetricsWriter(JSONWriter):
             raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def place(self) -> Dict[str, int]:
-        """The number of lines, and the last iteration in them."""
+        """The number of whole lines, and the last iteration in them."""
         return {"lines": self._path.read_bytes().count(b"\n"), "last_write": self._last_write}
 
     def go_back(self, place: Dict[str, int]) -> None:
-        """Cut off the lines that were written after a `place`; they come again."""
+        """Cut off what was written after a `place`; it comes again."""
         self._last_write = place["last_write"]
-        self._keep(place["lines"])
-
-    def _keep(self, lines: int) -> None:
         with open(self._path, "rb") as file:
-            size = sum(map(len, islice(file, lines)))
+            size = sum(map(len, islice(file, place["lines"])))
         os.truncate(self._path, size)
 
 
@@ -66,15 +59,15 @@ class KeepMetrics(HookBase):
         self._state = None
 
     def before_train(self):
-        if self._state is None:
-            return
+        # Without a checkpoint, only half a line of a run that was killed goes.
+        state = self._state or {"place": self._writer.place(), "scalars": {}}
         storage = self.trainer.storage
-        for name, (smooth, values) in self._state["scalars"].items():
+        for name, (smooth, values) in state["scalars"].items():
             for value, iteration in values:
                 storage.iter = iteration
                 storage.put_scalar(name, value, smoothing_hint=smooth)
         storage.iter = self.trainer.start_iter
-        self._writer.go_back(self._state["place"])
+        self._writer.go_back(state["place"])
 
     def start_anew(self) -> None:
         """Have the file begin with this run: one before it got to no checkpoint."""

@@ -239,6 +239,10 @@ class Trainer(DefaultTrainer):
         period = self.cfg.TEST.EVAL_PERIOD
         self._stop_on_bad_loss = StopOnBadLoss()
         self._eval_hook = EvalHook(period, self._evaluate_in_training)
+        if comm.is_main_process():
+            PathManager.mkdirs(self.cfg.OUTPUT_DIR)
+            self._metrics_writer = MetricsWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
+            self._metrics = KeepMetrics(self._metrics_writer)
         moved = hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter
         default = super().build_hooks()
         ret = [hook for hook in default if not isinstance(hook, moved)]
@@ -254,7 +258,6 @@ class Trainer(DefaultTrainer):
             per_epoch = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
             progress = ProgressWriter(self.max_iter, per_epoch)
             last.append(hooks.PeriodicWriter([progress], period=1))
-            self._metrics = KeepMetrics(self._metrics_writer)
             last.append(self._metrics)
             every = self.cfg.SOLVER.CHECKPOINT_PERIOD
             periodic = PeriodicCheckpointer(self.checkpointer, every, max_to_keep=CHECKPOINTS_KEPT)
@@ -277,8 +280,6 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self):
         """DefaultTrainer's; metrics.json goes on after a resume as if the run had not been cut."""
-        PathManager.mkdirs(self.cfg.OUTPUT_DIR)
-        self._metrics_writer = MetricsWriter(os.path.join(self.cfg.OUTPUT_DIR, "metrics.json"))
         return [
             CommonMetricPrinter(self.max_iter),
             self._metrics_writer,

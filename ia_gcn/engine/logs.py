@@ -66,7 +66,7 @@ def setup_logging(output_dir: str = "", verbose: bool = False) -> None:
     if output_dir:
         rank = comm.get_rank()
         path = os.path.join(output_dir, LOG_FILE + (f".rank{rank}" if rank else ""))
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(_LogFile(path, encoding="utf-8"))
         handlers[0].setFormatter(
             _PlainFormatter("[%(asctime)s %(name)s] %(levelname)s: %(message)s", "%m/%d %H:%M:%S")
         )
@@ -81,6 +81,14 @@ def setup_logging(output_dir: str = "", verbose: bool = False) -> None:
             named.addHandler(handler)
         if comm.is_main_process():
             named.addHandler(_Screen(logging.DEBUG if verbose else level, verbose))
+
+
+class _LogFile(logging.FileHandler):
+    """Without logging's stack trace for each line that a full disk has no room for."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
 
 
 class _PlainFormatter(logging.Formatter):

@@ -105,4 +105,4 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--threads", type=positive_int, default=1, help="of torch, in each run (default 1)"
             )
     args = parser.parse_args(argv)
-    return run("ablate", lambda: args.function(args), "interrupted; the same command continues")
+    return run("ablate", lambda: args.function(args), "the same command continues")

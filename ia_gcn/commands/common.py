@@ -57,13 +57,13 @@ def probability(text: str) -> float:
     return float(text)
 
 
-def run(name: str, work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+def run(name: str, work: Callable[[], int | None], go_on: str = "") -> int:
     """Call `work` and return an exit status; invalid user input is printed as one line.
 
     Args:
         name: of the command, for the line.
         work: returns an exit status, or None for 0.
-        interrupted: what the line says after Ctrl-C or SIGTERM, unless the work itself says it.
+        go_on: after Ctrl-C or SIGTERM, what the line says of how to go on.
     """
     try:
         with on_stop_signals():
@@ -72,5 +72,5 @@ def run(name: str, work: Callable[[], int | None], interrupted: str = "interrupt
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print(f"{name}: {str(stop) or interrupted}", file=sys.stderr)
+        print(f"{name}: {str(stop) or 'interrupted'}{go_on and '; '}{go_on}", file=sys.stderr)
         return 128 + getattr(stop, "signum", signal.SIGINT)

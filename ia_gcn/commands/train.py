@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(
         "train",
         lambda: launch(_work, args.num_gpus, *machines, args=(args,)),
-        interrupted="interrupted; --resume continues from the last checkpoint",
+        go_on="" if args.eval_only else "--resume continues from the last checkpoint",
     )
 
 

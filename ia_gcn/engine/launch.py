@@ -224,7 +224,7 @@ def _outcome(ends: Sequence[End], job: Job) -> int:
 
     def order(end: End) -> int:
         if end.exitcode < 0 and end.report is None:
-            return 0
+            return 2 if -end.exitcode in STOP_SIGNALS else 0
         kinds = EXPECTED_ERRORS, Stopped, str
         return next((i for i, kind in enumerate(kinds, 1) if isinstance(end.report, kind)), 4)
 
@@ -235,6 +235,8 @@ def _outcome(ends: Sequence[End], job: Job) -> int:
     rank = job.machine_rank * job.local_size + first.local_rank
     if isinstance(first.report, BaseException):
         raise first.report
+    if -first.exitcode in STOP_SIGNALS:
+        raise Stopped(-first.exitcode)
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
         why = " (out of memory?)" if name == "SIGKILL" else ""

@@ -95,7 +95,6 @@ class StopOnSignal(HookBase):
             )
         else:
             text = f"stopped by {name} in the evaluation after the last iteration"
-        text += "; the same command with --resume goes on"
         logger.debug(text)
         raise Stopped(signum, text)
 

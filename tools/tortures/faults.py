@@ -202,9 +202,10 @@ class End(NamedTuple):
 
         Args:
             statuses: that are right.
-            line: what the last line has in it.
+            line: what one of the last lines has in it; after it, only progress may be shown.
         """
-        last = (self.text.strip().splitlines() or [""])[-1]
+        lines = [x for x in self.text.splitlines() if x and not x.startswith("iteration ")]
+        last = (lines or [""])[-1]
         if self.problem:
             return self.problem, last
         if self.status in statuses and line in last and "Traceback" not in self.text:

@@ -149,9 +149,7 @@ ALLOWED = {
     ("export/onnx.py", "save"): "into a folder of export_model's, which copies it",
     ("export/torch_export.py", "save"): "into a folder of export_model's, which copies it",
     ("visualization/style.py", "savefig"): "into memory, or a file that is open",
-    # The checkpointer's: tests/checkpoint and tests/engine are about them.
-    ("checkpoint/checkpointer.py", "save"): "",
-    ("checkpoint/checkpointer.py", "open"): "",
+    ("engine/hooks.py", "save"): "the checkpointer's, which does so",
 }
 
 

@@ -1,5 +1,6 @@
 """tools/torture.py code: it finds nothing, and would find something."""
 
+import contextlib
 import pickle
 import sys
 
@@ -32,11 +33,8 @@ def test_a_reader_that_runs_code_is_found(torture, tmp_path, capsys, monkeypatch
     code_files = sys.modules["tortures.code_files"]
 
     def read(path):
-        with open(path, "rb") as file:
-            try:
-                pickle.load(file)
-            except Exception:
-                pass
+        with open(path, "rb") as file, contextlib.suppress(Exception):
+            pickle.load(file)
 
     kind = code_files.KINDS["pickle"]._replace(read=read)
     monkeypatch.setitem(code_files.KINDS, "pickle", kind)

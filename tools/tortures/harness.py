@@ -155,8 +155,11 @@ def run_in_children(
 ) -> Iterator[Trial]:
     """`run_in_child` for many small tasks: in one process together, if all of them come out well.
 
-    A fork takes longer than most of them. Otherwise each gets a process of its own.
+    A fork takes longer than most of them. Otherwise each half of them gets a process, and so on.
     """
+    if len(tasks) == 1:
+        yield run_in_child(*tasks[0], folder, limits, allowed)
+        return
 
     def together() -> str:
         outcomes = []
@@ -174,8 +177,9 @@ def run_in_children(
         for task, (outcome, detail) in zip(tasks, json.loads(whole.detail)):
             yield Trial(task.kind, task.name, outcome, detail, False, whole.seconds / len(tasks))
     else:
-        for task in tasks:
-            yield run_in_child(*task, folder, limits, allowed)
+        half = len(tasks) // 2
+        for part in (tasks[:half], tasks[half:]):
+            yield from run_in_children(part, folder, limits, allowed)
 
 
 def _work_and_exit(

@@ -1,7 +1,6 @@
 """tools/train_net.py --eval-only: from the checkpoint and the test set, with labels by name."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -211,7 +210,9 @@ def test_a_registered_data_set_whatever_the_config_says(evaluate, other_json, tm
 def test_resume_takes_the_last_checkpoint(evaluate, checkpoint, csv_file, tmp_path):
     folder = tmp_path / "resumed"
     folder.mkdir()
-    os.rename(checkpoint, folder / "model_0000009.pth")
+    # As a training's.
+    content = {**torch.load(checkpoint, weights_only=True), "trainer": {"iteration": 9}}
+    torch.save(content, folder / "model_0000009.pth")
     (folder / "last_checkpoint").write_text("model_0000009.pth")
     for data in ({}, csv_file("000001.png,green")):
         changes = {**data, "MODEL.WEIGHTS": "gone.pth"}

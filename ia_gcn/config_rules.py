@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from .errors import InputError
-from .io.plain_yaml import load_plain_yaml
+from .io.plain_yaml import MAX_LENGTH, load_plain_yaml
 
 TIMM_BACKBONE = "build_timm_backbone"
 
@@ -73,7 +73,7 @@ def _files(path: str, above: Tuple[str, ...] = ()) -> Iterator[Set[str]]:
     if real_path in above:
         raise InputError(f"_BASE_ leads from {path} back to itself")
     with PathManager.open(path, "r") as file:
-        content = load_plain_yaml(file.read(), path)
+        content = load_plain_yaml(file.read(MAX_LENGTH + 1), path)
     bases = content.pop(BASE_KEY, [])
     for base in [bases] if isinstance(bases, str) else bases:
         # As fvcore has it: an absolute path, a URL, or relative to the file.

@@ -65,6 +65,11 @@ def test_more_bases_than_anybody_has_are_refused(tmp_path, error_line):
     assert "more than 100 files" in error_line(read_config, str(tmp_path / "0.yaml"))
 
 
+def test_a_base_without_an_end_is_refused(tmp_path, error_line):
+    (tmp_path / "a.yaml").write_text("_BASE_: /dev/zero")
+    assert "/dev/zero: not a text of at most" in error_line(read_config, str(tmp_path / "a.yaml"))
+
+
 def test_a_value_of_a_type_that_no_key_has_is_refused(tmp_path, error_line):
     (tmp_path / "a.yaml").write_text("OUTPUT_DIR: !!set {a, b}")
     assert "OUTPUT_DIR" in error_line(read_config, str(tmp_path / "a.yaml"))

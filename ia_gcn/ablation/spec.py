@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from ..config import read_config
 from ..errors import InputError
-from ..io.plain_yaml import load_plain_yaml
+from ..io.plain_yaml import MAX_LENGTH, load_plain_yaml
 
 MODES = ("heads", "train")
 
@@ -121,7 +121,7 @@ def read_spec(path: str) -> Spec:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = load_plain_yaml(file.read(), f"--spec {path}")
+            content = load_plain_yaml(file.read(MAX_LENGTH + 1), f"--spec {path}")
         tables = {name: _read_table(table) for name, table in content["tables"].items()}
         network = content["network"]
         if isinstance(network, str) and network.lower() == "none":

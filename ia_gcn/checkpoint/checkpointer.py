@@ -137,7 +137,9 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         self.check_loaded("")
         for name, tensor in self.model.state_dict().items():
             if not tensor.isfinite().all():
-                raise InputError(f"MODEL.WEIGHTS: {self._path}: {name} has NaN or infinite values")
+                raise InputError(
+                    f"MODEL.WEIGHTS: {self._path}: {name} has values that are not finite"
+                )
         if self.model.label_graph is not None and self.model.label_graph.is_bare:
             raise InputError(f"MODEL.WEIGHTS: the label graph in {self._path} is bare")
 

@@ -199,12 +199,19 @@ WRITERS = {"jsonl": json_lines_writer, "csv": csv_writer}
 def open_output(path: str | None) -> Iterator[TextIO]:
     """The file, which is there once it is complete, or standard output without one, in UTF-8.
 
-    A file name that is not text itself is written with escapes, which JSON reads again.
+    After Ctrl-C or SIGTERM it is there with what was finished. A file name that is not text itself
+    is written with escapes, which JSON reads again.
     """
     if path:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        interrupt = None
         with write_text_atomically(path, errors="backslashreplace") as stream:
-            yield stream
+            try:
+                yield stream
+            except KeyboardInterrupt as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
     else:
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
         yield sys.stdout

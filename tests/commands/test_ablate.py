@@ -258,7 +258,7 @@ def test_a_row_is_known_by_what_is_in_its_config(tool, tmp_path):
     [
         ("list", ["--tables", "more"], "spec.yaml", "--tables more: must be of adaptive, broken"),
         ("list", [], "missing.yaml", "No such file"),
-        ("run", [], "list.yaml", "not a file of tables"),
+        ("run", [], "list.yaml", "no keys with values"),
         ("report", ["--tables", "unrun"], "unrun.yaml", "no two rows of a table were run"),
     ],
 )

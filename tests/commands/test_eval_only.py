@@ -251,7 +251,11 @@ def test_label_names_that_are_none_are_refused(evaluate, checkpoint, label_names
 @pytest.mark.parametrize("test_set", ["json", "csv"])
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [("", "MODEL.WEIGHTS is empty"), ("gone.pth", "gone.pth"), ("setup.py", "setup.py is not")],
+    [
+        ("", "MODEL.WEIGHTS is empty"),
+        ("gone.pth", "gone.pth"),
+        ("setup.py", "setup.py: not a .pth file"),
+    ],
 )
 def test_what_is_no_checkpoint_is_refused(evaluate, csv_file, test_set, weights, message):
     data = csv_file("000001.png,green") if test_set == "csv" else {}

@@ -70,13 +70,15 @@ def test_the_images_are_those_of_the_predictions(main, tool, run_folder, monkeyp
 def test_a_running_mean_has_a_curve_of_its_own(tmp_path, monkeypatch):
     drawn = {}
 
-    def keep(figure, path, **options):
-        drawn[path] = [[line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes]
+    def keep(figure, file, **options):
+        name = file.name.split(".")[1]  # of .plain.123.tmp, which is renamed
+        drawn[name] = [[line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes]
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", keep)
     records = [{"iteration": 1, "total_loss": 0.5, "multi_label/mAP": 70.0}]
-    plot_training_curve(records, "plain")
-    plot_training_curve([{**records[0], "ema/multi_label/mAP": 75.0}], "both")
+    plot_training_curve(records, str(tmp_path / "plain"))
+    both = [{**records[0], "ema/multi_label/mAP": 75.0}]
+    plot_training_curve(both, str(tmp_path / "both"))
     assert drawn == {"plain": [[[0.5]], [[70.0]]], "both": [[[0.5]], [[70.0], [75.0]]]}
 
 

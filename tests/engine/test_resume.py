@@ -289,7 +289,7 @@ def cut_run(make_cfg, *opts):
         (b"\0" * 17, r"last_checkpoint names '\x00\x00"),
         (b"\xff\xfe", "last_checkpoint names "),
         (b"model_0000123.pth", "last_checkpoint names 'model_0000123.pth', which is not there"),
-        (b"model_0000003.pth", "model_0000003.pth is not a .pth file"),
+        (b"model_0000003.pth", "model_0000003.pth: not a .pth file"),
         (b"model_best.pth", "model_best.pth is no checkpoint of a training"),
     ],
 )

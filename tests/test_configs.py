@@ -63,7 +63,17 @@ def test_there_are_configs():
     assert set(PAPER_RECIPES) < set(CONFIGS)
 
 
-@pytest.mark.parametrize("config_file", CONFIGS)
+# In the quick tests, one network of each size.
+QUICK = ("configs/COCO/ia_gcn_plus_R_101.yaml", "configs/Custom/", "configs/DigitScenes/")
+
+
+@pytest.mark.parametrize(
+    "config_file",
+    [
+        pytest.param(name, marks=() if name.startswith(QUICK) else pytest.mark.slow)
+        for name in CONFIGS
+    ],
+)
 def test_config_takes_a_training_step(config_file):
     torch.manual_seed(0)
     cfg = load(config_file)

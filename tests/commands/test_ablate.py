@@ -278,6 +278,7 @@ def test_seeds(tool):
     assert tool.seeds("1,3-5") == [1, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_what_is_shipped_is_a_file_of_tables(tool, repository, monkeypatch):
     monkeypatch.chdir(repository)
     spec = tool.read_spec(tool.SPEC)

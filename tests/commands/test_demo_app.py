@@ -34,7 +34,7 @@ from tests.helpers.images import UNREADABLE
 
 COMMAND = "demo"
 CHROMIUM = shutil.which("chromium")
-OTHER_SIGNALS = (signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 needs_gradio = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None, reason="gradio is not installed"
 )
@@ -219,7 +219,9 @@ def test_the_network_has_a_name(name, keys):
 
 
 @needs_gradio
-@pytest.mark.parametrize("config", ["asl", "ml_gcn", "ia_gcn_plus"])
+@pytest.mark.parametrize(
+    "config", ["ml_gcn", *(pytest.param(n, marks=pytest.mark.slow) for n in ("asl", "ia_gcn_plus"))]
+)
 def test_the_page_over_http(make_checkpoint, serve, photo, tmp_path, config):
     predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
     address = serve(predictor)
@@ -284,9 +286,8 @@ def test_only_what_was_dropped_is_read(make_checkpoint, serve, photo, tmp_path):
 
 
 @needs_gradio
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHER_SIGNALS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_command(make_checkpoint, photo, tmp_path, number):
     """With examples and behind a proxy that is not there; what was dropped is not left behind."""
     weights, *_ = make_checkpoint()
@@ -308,7 +309,7 @@ def test_the_command(make_checkpoint, photo, tmp_path, number):
         stderr=subprocess.PIPE,
         text=True,
         # What runs the tests in the background has them ignore Ctrl+C, and so their children.
-        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (number, *OTHER_SIGNALS)],
+        preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in SIGNALS],
     )
     try:
         assert process.stdout.readline() == (

@@ -560,6 +560,7 @@ def test_help_has_examples(main, capsys):
     assert "tools/predict.py --weights model.pth - --threshold 0\n" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_ends_it_in_silence(make_checkpoint, photos):
     """As users start it: the tool, in a process of its own."""
     weights, *_ = make_checkpoint()

@@ -94,6 +94,7 @@ def assert_drawn(path):
 # ---------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_what_it_writes(main, tool, make_run):
     run = make_run()
     status, out, err = main(run, "--num-images", 2)

@@ -50,6 +50,7 @@ def opts(tiny_coco):
     return [str(item) for pair in options.items() for item in pair]
 
 
+@pytest.mark.slow
 def test_the_gradients_of_a_global_batch_are_the_same(tmp_path, opts):
     script = tmp_path / "step.py"
     script.write_text(STEP)

@@ -152,7 +152,9 @@ def test_no_evaluation_follows_a_last_iteration_that_failed(make_cfg, tmp_path, 
 # metrics.json
 
 
-@pytest.mark.parametrize("cut_at", [0, 2, 19, 20, 31, 44])
+@pytest.mark.parametrize(
+    "cut_at", [19, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 2, 20, 31, 44))]
+)
 def test_the_metrics_are_those_of_an_uncut_run(make_cfg, tmp_path, cut_at):
     opts = ("SOLVER.MAX_ITER", 45, "TEST.EVAL_PERIOD", 4, "SOLVER.CHECKPOINT_PERIOD", 10)
     uncut = tmp_path / "uncut"
@@ -169,6 +171,7 @@ def test_the_metrics_are_those_of_an_uncut_run(make_cfg, tmp_path, cut_at):
     assert metrics(tmp_path / "cut") == metrics(uncut)
 
 
+@pytest.mark.slow
 def test_a_run_that_got_to_no_checkpoint_begins_the_file_anew(make_cfg, tmp_path):
     opts = ("SOLVER.MAX_ITER", 22, "SOLVER.CHECKPOINT_PERIOD", 100)
     run(make_cfg("uncut", *opts))

@@ -48,7 +48,9 @@ def _handlers_are_put_back():
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
-@pytest.mark.parametrize("iteration", [0, 2, 4, 5])
+@pytest.mark.parametrize(
+    "iteration", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 4, 5))]
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(make_cfg, signum, iteration):
     uncut = run(make_cfg("uncut"))
     cfg = make_cfg("stopped")
@@ -97,7 +99,9 @@ class Evaluated(Trainer):
         return super().evaluate()
 
 
-@pytest.mark.parametrize("iteration", [1, 3, 7])
+@pytest.mark.parametrize(
+    "iteration", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 7))]
+)
 def test_an_evaluation_ends_at_once(make_cfg, iteration, monkeypatch):
     monkeypatch.setattr(Evaluated, "in_iteration", iteration)
     uncut = run(make_cfg("uncut"))

@@ -388,6 +388,7 @@ def test_nothing_is_loaded_from_elsewhere(photos):
     )
 
 
+@pytest.mark.slow
 def test_the_page_of_many_labels_is_small(no_plots, tmp_path):
     """And shows images of a few labels only."""
     rng = np.random.default_rng(0)

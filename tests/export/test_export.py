@@ -269,7 +269,10 @@ def test_a_part_without_such_a_form_is_refused(error_line, config, options, key)
 # -------------------------------------------------------------------------------------------- ONNX
 
 
-@pytest.mark.parametrize("kind", ["linear", "ml_gcn", "ml_agcn"])
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("linear", "ml_agcn")]
+
+
+@pytest.mark.parametrize("kind", ["ml_gcn", *SLOW_KINDS])
 def test_onnx_is_the_model_for_any_batch(exported, kind):
     path, _, model = exported(kind)
     predictor = OnnxPredictor(path)
@@ -281,6 +284,7 @@ def test_onnx_is_the_model_for_any_batch(exported, kind):
         assert_same(outputs, evaluate(model, images))
 
 
+@pytest.mark.slow
 def test_onnx_is_the_model_with_few_and_without_regions(exported):
     path, _, model = exported("ia_gcn")
     predictor, counts = OnnxPredictor(path), set()
@@ -293,6 +297,7 @@ def test_onnx_is_the_model_with_few_and_without_regions(exported):
     assert 0 < max(counts) < 12
 
 
+@pytest.mark.slow
 def test_onnx_is_the_model_with_all_regions(exported):
     path, _, model = exported("ia_agcn")
     predictor = OnnxPredictor(path)

@@ -118,13 +118,13 @@ def count_batch_norms(model):
         ("tf_efficientnet_lite0", (), 48, 0),
         ("resnet18", (), 20, 0),
         ("resnet18", ("MODEL.BACKBONE.FREEZE_AT", 5), 20, 0),
-        ("tresnet_m", (), 60, 0),
         ("test_resnet", (), 15, 0),
-        ("mobilenetv3_small_100", (), 34, 0),
+        pytest.param("tresnet_m", (), 60, 0, marks=pytest.mark.slow),
+        pytest.param("mobilenetv3_small_100", (), 34, 0, marks=pytest.mark.slow),
         # A concatenation stands before half of its norms.
-        ("densenet121", (), 121, 62),
+        pytest.param("densenet121", (), 121, 62, marks=pytest.mark.slow),
         # The first convolution's output is a feature map, too.
-        ("ghostnetv2_100", (), 93, 1),
+        pytest.param("ghostnetv2_100", (), 93, 1, marks=pytest.mark.slow),
         # There is nothing to fold, and it takes one size of image alone.
         ("test_vit", (), 0, 0),
     ],

@@ -138,6 +138,7 @@ def test_networks_of_other_libraries_do_the_same(family, name, tmp_path):
         assert type(network.optimizer).__name__ == network.cfg.SOLVER.OPTIMIZER
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_step():
     found = measure_memory(1, partial, torch.ones, 50_000_000)
     assert 200e6 <= found["step_bytes"] < 230e6

@@ -197,6 +197,7 @@ def test_sums_are_divided_by_counts():
     assert found.tolist() == [[1, 2], [2, 1], [3, 0], [2, 1]]
 
 
+@pytest.mark.slow
 def test_a_training_keeps_them_in_its_checkpoint(trained, custom, tmp_path, repository):
     """The command line as it is, and the keys that it prints."""
     arguments, *_ = trained({**custom, "MODEL.LABEL_HEAD.NAME": "LinearHead"})

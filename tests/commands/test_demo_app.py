@@ -112,7 +112,13 @@ def pixels_of(path):
 # ------------------------------------------------------------------------ what it says of an image
 
 
-@pytest.mark.parametrize("config", ["asl", "ml_gcn", "ml_agcn", "ia_gcn_plus"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        "ml_gcn",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("asl", "ml_agcn", "ia_gcn_plus")),
+    ],
+)
 def test_the_labels_are_the_predictors(make_checkpoint, photo, config):
     embeddings = ("MODEL.LABEL_EMBEDDINGS.SOURCE", "names", "MODEL.LABEL_EMBEDDINGS.DIM", 7)
     opts = embeddings if config == "ml_agcn" else ()
@@ -126,6 +132,7 @@ def test_the_labels_are_the_predictors(make_checkpoint, photo, config):
         assert (figure is None) == (config == "asl") == (not figure_title(predictor))
 
 
+@pytest.mark.slow
 def test_the_figure_of_an_ia_gcn_is_that_of_visualize_regions(make_checkpoint, photo, tmp_path):
     weights, cfg, _ = make_checkpoint(config="ia_gcn_plus")
     (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
@@ -243,6 +250,7 @@ def test_the_page_over_http(make_checkpoint, serve, photo, tmp_path, config):
 
 
 @needs_gradio
+@pytest.mark.slow
 def test_a_bad_file_is_a_message(make_checkpoint, serve, photo, broken, tmp_path, capfd):
     from gradio_client.exceptions import AppError
 

@@ -398,7 +398,10 @@ NOTHING = {
 @pytest.mark.parametrize(
     "recognition",
     [
-        make_recognition(num_labels=80, num_regions=40, size=(300, 20), present=range(30)),
+        pytest.param(
+            make_recognition(num_labels=80, num_regions=40, size=(300, 20), present=range(30)),
+            marks=pytest.mark.slow,
+        ),
         make_recognition(num_regions=0, **NOTHING),
     ],
 )

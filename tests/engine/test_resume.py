@@ -182,6 +182,7 @@ def test_a_run_that_got_to_no_checkpoint_begins_the_file_anew(make_cfg, tmp_path
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "uncut")
 
 
+@pytest.mark.slow
 def test_half_a_line_at_the_end_is_gone(make_cfg, tmp_path):
     opts = ("SOLVER.MAX_ITER", 22, "SOLVER.CHECKPOINT_PERIOD", 20)
     run(make_cfg("uncut", *opts))

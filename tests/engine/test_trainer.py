@@ -21,7 +21,7 @@ def run_cut_and_resumed(cfg, resumed_cfg=None):
     return run(resumed_cfg or cfg, resume=True)
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+@pytest.mark.parametrize("optimizer", ["AdamW", pytest.param("SGD", marks=pytest.mark.slow)])
 def test_a_cut_run_resumed_ends_as_an_uncut_one(make_cfg, optimizer):
     opts = ("SOLVER.OPTIMIZER", optimizer, "SOLVER.BASE_LR", 0.001)
     uncut = run(make_cfg("uncut", *opts))
@@ -45,6 +45,7 @@ def test_a_checkpoint_does_not_say_how_a_step_is_computed(make_cfg, tmp_path):
     assert_same_state(uncut, run(cfg, resume=True))
 
 
+@pytest.mark.slow
 def test_ia_gcn_draws_after_a_cut_what_it_would_have_drawn(make_cfg):
     uncut = run(make_cfg("uncut", config="ia_gcn"))
     assert_same_state(uncut, run_cut_and_resumed(make_cfg("cut", config="ia_gcn")))
@@ -61,6 +62,7 @@ def rpn_state(model):
     return {n: w.clone() for n, w in model.state_dict().items() if n.startswith("proposal_gen")}
 
 
+@pytest.mark.slow
 def test_a_frozen_rpn_stays_as_it_was_loaded_and_asks_for_no_boxes(make_cfg, tmp_path):
     trained = run(make_cfg("trained", "TEST.EVAL_PERIOD", 0, config="ia_gcn"))
     weights = ("MODEL.WEIGHTS", str(tmp_path / "trained" / "model_final.pth"))

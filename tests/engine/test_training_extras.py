@@ -60,6 +60,7 @@ def test_without_a_decay_there_is_none(make_cfg, tmp_path):
     assert not (tmp_path / "run" / "ema").exists()
 
 
+@pytest.mark.slow
 def test_the_ema_does_not_touch_the_training(make_cfg):
     assert_same_state(run(make_cfg("with", *EMA)), run(make_cfg("without")))
 

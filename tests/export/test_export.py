@@ -483,6 +483,7 @@ def test_the_package_says_what_it_misses():
 # ------------------------------------------------------------------------- the command and refusals
 
 
+@pytest.mark.slow
 def test_torch_export(main, tmp_path):
     cfg, model = build("ia_gcn_plus")
     weights, output = save(tmp_path, cfg, model), tmp_path / "model.pt2"
@@ -532,6 +533,7 @@ def test_the_command(checkpoint, tmp_path):
         ("torch_export", lambda bias: bias[1].fill_(torch.nan)),
     ],
 )
+@pytest.mark.slow
 def test_a_file_that_differs_from_the_model_is_not_left(
     main, monkeypatch, checkpoint, tmp_path, format, change
 ):

@@ -123,6 +123,7 @@ def our_weights(peer, ours, folder):
     [(RESNETS, "torchvision"), (RESNETS, "timm"), (TRESNETS, "timm")],
     ids=["torchvision's ResNet", "timm's ResNet", "timm's TResNet"],
 )
+@pytest.mark.slow
 def test_networks_of_other_libraries_do_the_same(family, name, tmp_path):
     settings = (2, 64, ["MODEL.RESNETS.DEPTH", "50"])
     peer, ours = (build_network(family[key], *settings) for key in (name, "LinearHead"))

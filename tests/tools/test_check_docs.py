@@ -65,6 +65,7 @@ def test_a_page_whose_names_all_exist_passes(findings):
         ("import Multi", "imports Multi", "invalid syntax (<unknown>, line 1)"),
     ],
 )
+@pytest.mark.slow
 def test_each_name_that_does_not_exist_is_found(findings, old, new, expected):
     assert findings(GOOD.replace(old, new)) == [expected]
 

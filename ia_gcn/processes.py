@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -89,6 +90,8 @@ def leave_signals_to_parent(worker_id: int) -> None:
     def wait():
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
             pass
+        # Its folder of temporary files, which an orderly end removes.
+        multiprocessing.util._run_finalizers()
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -293,7 +293,7 @@ def prepare(scratch: Path) -> None:
     (scratch / "datasets").mkdir()
     for script in (ROOT / "datasets").glob("*.py"):
         (scratch / "datasets" / script.name).symlink_to(script)
-    config = "--config-file configs/DigitScenes/ia_gcn_plus.yaml"
+    config = "--config-file configs/DigitScenes/demo.yaml"
     lines = [
         "datasets/prepare_digit_scenes.py --train 48 --val 12",
         f"tools/train_net.py {config} SOLVER.MAX_EPOCHS 1 OUTPUT_DIR output/demo",

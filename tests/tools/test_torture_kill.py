@@ -11,6 +11,7 @@ from tests.helpers.commands import run_process
 
 # Forks of a process that has trained can't train, so each torture has a process of its own.
 PLANTED = """
+import sys
 
 sys.path.insert(0, "tools")
 import torture

@@ -132,6 +132,8 @@ class Training:
         file = os.open(self.log, os.O_WRONLY)
         os.dup2(file, 1)
         os.dup2(file, 2)
+        # The forking process may have had others, as pytest has.
+        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
         # Whoever runs this in the background has it ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
 
@@ -133,7 +133,7 @@ class Training:
         os.dup2(file, 1)
         os.dup2(file, 2)
         # The forking process may have had others, as pytest has.
-        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
         # Whoever runs this in the background has it ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
@@ -170,9 +170,12 @@ class Training:
     def end(self) -> End:
         """Wait for its end and that of all its processes."""
         try:
-            self._process.join(HUNG)
-            if self._process.is_alive():
-                return End("hung", None, self.text())
+            end = time.monotonic() + HUNG
+            # join() would also wait for processes that are left, which hold its sentinel.
+            while self._process.exitcode is None:
+                if time.monotonic() > end:
+                    return End("hung", None, self.text())
+                time.sleep(0.05)
             end = time.monotonic() + GONE
             while self.processes():
                 if time.monotonic() > end:
@@ -181,7 +184,10 @@ class Training:
             return End("", self._process.exitcode, self.text())
         finally:
             for pid in self.processes():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            while self.processes():
+                time.sleep(0.01)
             self._process.join()
 
 

@@ -307,6 +307,7 @@ def test_onnx_is_the_model_with_all_regions(exported):
         assert_same(outputs, evaluate(model, [image]))
 
 
+@pytest.mark.slow
 def test_a_graph_has_what_its_model_needs_and_nothing_else(exported):
     """Regions are found inside of it; classifiers that follow from no image are constants."""
 
@@ -432,6 +433,7 @@ def predict_without(*arguments):
     return result.returncode, list(map(json.loads, result.stdout.splitlines())), result.stderr
 
 
+@pytest.mark.slow
 def test_predict_runs_onnx_without_detectron2(exported, run_predict, tmp_path):
     path, weights, _ = exported("ia_agcn")
     for i, image in enumerate(noise(5)):

@@ -154,6 +154,7 @@ def prepare_with_leftovers():
     return partial(np.add, pieces[-1], 1)
 
 
+@pytest.mark.slow
 def test_memory_that_was_freed_before_does_not_hide_that_of_the_step():
     found = measure_memory(1, prepare_with_leftovers)
     assert 15e6 < found["step_bytes"] < 30e6

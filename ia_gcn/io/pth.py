@@ -35,6 +35,7 @@ def read_pth(path: str, shown: str) -> Any:
             # Of old formats and of kinds of tensors, which are refused below.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_storages(content, os.path.getsize(path))
         # A pickle can give other attributes to a class that extends dict, also `items`.
         return dict(dict.items(content)) if isinstance(content, dict) else content
     except OSError as error:
@@ -84,6 +85,31 @@ def _unusual(tensor: torch.Tensor) -> str:
     if size > max(stored, MAX_EXPANDED):
         return f"{size} bytes of which the file holds {stored}"
     return ""
+
+
+def _check_storages(content: Any, most: int) -> None:
+    """torch 2.6 takes a tensor's size from the pickle, and reads beyond the file's bytes."""
+    sizes: Dict[int, int] = {}
+    left, seen = [content], set()
+    while left:
+        value = left.pop()
+        # A pickle can have a list that contains itself.
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            left += dict.values(value)
+        elif isinstance(value, (list, tuple)):
+            left += value
+        elif isinstance(value, torch.Tensor) and _has_storage(value):
+            storage = value.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    if sum(sizes.values()) > most:
+        raise ValueError("its tensors are larger than the file")
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_nested
 
 
 def _check_size(path: str) -> None:

@@ -27,7 +27,7 @@ class Runs:
     ("value", "asked"),
     [
         (Runs(os.mkdir, "witness"), f"{os.mkdir.__module__}.mkdir"),
-        (Runs(eval, "1"), "it asks for eval"),
+        (Runs(eval, "1"), "eval"),
         (np.zeros(3), "_reconstruct"),
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
     ],
@@ -115,6 +115,14 @@ def test_sizes_beyond_the_file_are_refused(tmp_path, error_line, places):
     larger = pickle.BININT + (2**30).to_bytes(4, "little")
     change_pickle(path, lambda data: data.replace(number, larger, places))
     assert "a.pth" in error_line(read_pth, path, "a.pth")
+
+
+def test_a_list_that_contains_itself_ends(tmp_path):
+    endless = []
+    endless.append(endless)
+    torch.save({"x": endless}, tmp_path / "a.pth")
+    (inside,) = read_pth(str(tmp_path / "a.pth"), "a.pth")["x"]
+    assert inside[0] is inside
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path, error_line):

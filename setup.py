@@ -24,8 +24,8 @@ setup(
     python_requires=">=3.9",
     # detectron2 is not on PyPI: keep the build you have, or run tools/install_detectron2.py.
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "numpy>=1.23",
         "scipy>=1.9",
         "scikit-learn>=1.1",
@@ -48,7 +48,7 @@ setup(
         "bench": ["torchmetrics>=1.0"],
         "demo": ["gradio>=6.31"],
         "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
-        # With torch 2.6 or later. To run what was exported, onnxruntime alone will do.
+        # To run what was exported, onnxruntime alone will do.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.6"],
     },
 )

@@ -301,7 +301,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=non_negative_int,
         default=workers,
         metavar="N",
-        help=f"threads that read images ({workers})",
+        help=f"threads that read images and predict ({workers})",
     )
     parser.add_argument("--device", help="cpu, cuda, ... (a GPU where there is one)")
     add_import_option(parser)

@@ -1,4 +1,4 @@
-"""Predictions for files and folders: finding images, reading them in threads, records.
+"""Predictions for files and folders: finding images, working in threads, records.
 
 Neither torch nor detectron2 is needed.
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
 import os
 import re
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from typing import (
     TYPE_CHECKING,
     BinaryIO,
     Callable,
+    ContextManager,
     Dict,
     Iterable,
     Iterator,
     List,
     NamedTuple,
+    Sequence,
     Tuple,
     TypeVar,
 )
@@ -126,45 +130,69 @@ def predict_files(
         for result in predict_files(p, find_images("photos")):
             print(result.record())
 
-    Files are read by threads while the model works on the batch before. They hardly compete for
-    Python's lock: decoding, resizing and the model itself all run without it.
+    Each of several threads reads a batch of files and puts it through the model. On a CPU they
+    share its cores: threads that work apart from each other get more done than as many that wait
+    for each other within every layer. A GPU does one batch at a time, while other threads read.
 
     Args:
-        predictor: its `view` reads files, and its `predict_views` takes them in batches.
+        predictor: its `view` reads files, `predict_views` takes them in batches, and `used_by` is
+            told of the threads.
         files: names, or binary files that are open.
-        batch_size: images that go through the model at once.
-        num_workers: threads; None: one a processor core, 8 at most; 0: read between batches.
+        batch_size: images that go through the model at once; fewer where there are too few files
+            for all threads.
+        num_workers: threads; None: see `default_workers`; 0: no threads.
     """
     if num_workers is None:
         num_workers = default_workers()
-    # The next batch of the model, and the one after it.
-    samples = map_ahead(partial(_load, predictor.view), files, num_workers, 2 * batch_size)
-    while batch := list(itertools.islice(samples, batch_size)):
-        readable = [sample for _, sample in batch if "error" not in sample]
+    files = iter(files)
+    first = list(itertools.islice(files, max(1, num_workers) * batch_size))
+    num_workers = min(num_workers, len(first))
+    if num_workers:
+        batch_size = math.ceil(len(first) / num_workers)
+    files = itertools.chain(first, files)
+    batches = iter(lambda: list(itertools.islice(files, batch_size)), [])
+    with predictor.used_by(num_workers) as (start_thread, turn):
+        work = partial(_predict_batch, predictor, turn)
+        results = map_ahead(work, batches, num_workers, num_workers, start_thread)
+        with closing(results):
+            yield from itertools.chain.from_iterable(results)
+
+
+def _predict_batch(predictor, turn: ContextManager, files: Sequence) -> List[FilePrediction]:
+    samples = [_load(predictor.view, file) for file in files]
+    readable = [sample for _, sample in samples if "error" not in sample]
+    with turn:
         predictions = iter(predictor.predict_views(readable))
-        for file, sample in batch:
-            error = sample.get("error")
-            yield FilePrediction(file, None if error else next(predictions), error)
+    return [
+        FilePrediction(name, None, sample["error"])
+        if "error" in sample
+        else FilePrediction(name, next(predictions), None)
+        for name, sample in samples
+    ]
 
 
 def default_workers() -> int:
-    """Threads that read images: one a processor core, 8 at most."""
+    """Threads that predict: one a processor core, 8 at most."""
     return min(8, os.cpu_count() or 1)
 
 
 def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int, ahead: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_workers: int,
+    ahead: int,
+    start_thread: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
     """The built-in map, by threads that work up to `ahead` results in advance.
 
-    With 0 threads, it is the built-in map.
+    With 0 threads, it is the built-in map. Each thread calls `start_thread` first.
     """
     if not num_workers:
         yield from map(function, items)
         return
     # Warning filters are per process: another thread may reset those that `decode_image` sets.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    threads = ThreadPoolExecutor(num_workers)
+    threads = ThreadPoolExecutor(num_workers, initializer=start_thread)
     try:
         waiting = deque()
         for item in items:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, Dict, List, Sequence
+from threading import Lock
+from typing import Any, ContextManager, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -135,6 +137,11 @@ class OnnxPredictor:
             for sample, scores in zip(batch, outputs["scores"]):
                 predictions.append(self._describe(sample, scores, outputs))
         return predictions
+
+    @contextmanager
+    def used_by(self, num_threads: int) -> Iterator[Tuple[None, ContextManager]]:
+        """As `MultiLabelPredictor.used_by`: onnxruntime has threads of its own for a batch."""
+        yield None, Lock()
 
     def run(self, images: np.ndarray) -> Dict[str, np.ndarray]:
         """The model's outputs by name, for images (B, 3, H, W) uint8."""

@@ -6,8 +6,10 @@ C is the number of labels, n of an image's regions.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, Dict, List, Sequence
+from threading import Lock
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -156,6 +158,24 @@ class MultiLabelPredictor:
             return []
         results = zip(samples, self.model(samples))
         return [self._describe(sample, result) for sample, result in results]
+
+    @contextmanager
+    def used_by(self, num_threads: int) -> Iterator[Tuple[Callable | None, ContextManager]]:
+        """While so many threads predict at once.
+
+        Yields:
+            what each of them calls first, or None, and what it enters for `predict_views`.
+        """
+        if self.model.device.type != "cpu":
+            yield None, Lock()
+            return
+        total = torch.get_num_threads()
+        try:
+            each = max(1, total // max(1, num_threads))
+            yield partial(torch.set_num_threads, each), nullcontext()
+        finally:
+            # It is what threads that start later have.
+            torch.set_num_threads(total)
 
     def _describe(self, sample: Dict, result: Dict) -> Prediction:
         scores, regions = _to_numpy(result["scores"]), None

@@ -10,9 +10,11 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ia_gcn import MultiLabelPredictor
@@ -242,8 +244,8 @@ def test_records_of_a_folder_by_the_package_alone(make_checkpoint, photos):
             assert set(results[-1].record()) == {"file", "error"}
 
 
-def test_threads_read_ahead_of_the_model(make_checkpoint, photos, monkeypatch):
-    """While a batch is in the model, those after it are read, and no more than two of them."""
+def test_threads_work_ahead(make_checkpoint, photos, monkeypatch):
+    """Until the first batch is taken, each thread has done one, and one of them another one."""
     p = MultiLabelPredictor(make_checkpoint()[0])
     started, readers = threading.Semaphore(0), set()
     view = EvaluationView.__call__
@@ -256,13 +258,66 @@ def test_threads_read_ahead_of_the_model(make_checkpoint, photos, monkeypatch):
     monkeypatch.setattr(EvaluationView, "__call__", read)
     results = predict_files(p, [photos / "b.png"] * 20, batch_size=3, num_workers=2)
     next(results)
-    # The first batch, and two more.
     for _ in range(9):
         assert started.acquire(timeout=60)
     assert not started.acquire(timeout=0.2)
     assert len(list(results)) == 19
     assert len(readers) == 2
     assert threading.main_thread() not in readers
+
+
+@pytest.mark.parametrize(
+    "num_files, workers, expected",
+    [
+        # Where there are enough files, as many as were asked for; and what is left.
+        (9, 2, [4, 4, 1]),
+        # Too few for that: each thread gets some.
+        (7, 3, [3, 3, 1]),
+        (2, 3, [1, 1]),
+        (7, 0, [4, 3]),
+        (0, 3, []),
+    ],
+)
+def test_batches_of_files(make_checkpoint, photos, monkeypatch, num_files, workers, expected):
+    p = MultiLabelPredictor(make_checkpoint()[0])
+    sizes, predict_views = [], p.predict_views
+    monkeypatch.setattr(
+        p, "predict_views", lambda samples: sizes.append(len(samples)) or predict_views(samples)
+    )
+    files = [photos / "b.png"] * num_files
+    assert len(list(predict_files(p, iter(files), batch_size=4, num_workers=workers))) == num_files
+    assert sorted(sizes, reverse=True) == expected
+
+
+def test_threads_share_those_of_torch(make_checkpoint, photos, monkeypatch):
+    p = MultiLabelPredictor(make_checkpoint()[0])
+    before, found, predict_views = torch.get_num_threads(), [], p.predict_views
+
+    def count(samples):
+        found.append(torch.get_num_threads())
+        return predict_views(samples)
+
+    monkeypatch.setattr(p, "predict_views", count)
+    try:
+        torch.set_num_threads(6)
+        list(predict_files(p, [photos / "b.png"] * 8, batch_size=2, num_workers=3))
+        assert found == [2, 2, 2, 2]
+        assert torch.get_num_threads() == 6
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert found[-1] == 6
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_gpu_does_one_batch_at_a_time(make_checkpoint):
+    p = MultiLabelPredictor(make_checkpoint()[0])
+    p.model = SimpleNamespace(device=torch.device("cuda"))
+    with p.used_by(4) as (start_thread, turn):
+        assert start_thread is None
+        with turn:
+            assert not turn.acquire(blocking=False)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

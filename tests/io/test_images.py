@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from PIL import Image
@@ -65,6 +66,10 @@ def test_threads_that_predict_files_decode_no_more_than_the_budget(monkeypatch, 
 
         def predict_views(self, samples):
             return samples
+
+        @contextmanager
+        def used_by(self, num_threads):
+            yield None, nullcontext()
 
     results = list(predict_files(Predictor(), sorted(tmp_path.iterdir()), num_workers=8))
     assert not any(result.error for result in results)

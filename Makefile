@@ -38,12 +38,13 @@ format: .venv/installed
 clean:
 	rm -rf .venv output
 
-# Made once, and again when what it is made from changes.
+# Made once, and again when what it is made from changes. uv unpacks and compiles on all cores, and
+# does not know pip's settings: pip goes on where these name the only index that can be reached.
 .venv/installed: requirements.txt setup.py tools/install_detectron2.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --progress-bar off --no-compile -r requirements.txt
-	# pip would compile on one core. Some packages have files that are no valid Python.
-	-$(BIN)/python -m compileall -qq -j 0 .venv/lib
+	$(BIN)/pip install --disable-pip-version-check --quiet uv==0.13.9
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.txt \
+		|| $(BIN)/pip install --disable-pip-version-check --progress-bar off -r requirements.txt
 	$(BIN)/python tools/install_detectron2.py
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
 	touch $@

@@ -335,13 +335,23 @@ def test_ink_is_never_invisible(scenes):
         assert low - 0.05 < gap < high + 0.05
 
 
+@pytest.mark.parametrize("count", [*range(1, 12), 1000, 1001, 1002, 1003])
+def test_what_a_quarter_is_not_further_away_than(scenes, count):
+    rng = np.random.default_rng(count)
+    # Few enough levels that some values are the same.
+    values = (rng.integers(0, 50, count) / 50).astype(np.float32)
+    points = rng.random(64, np.float32)
+    expected = np.percentile(np.abs(points[:, None] - values), 25, axis=1)
+    np.testing.assert_array_equal(scenes.nearest_quartile(points, values), expected)
+
+
 def test_settings_know_every_constant_that_shapes_the_scenes(scenes, monkeypatch):
     def describe():
         return scenes.describe_settings({"train": 1, "val": 1}, 0, 96)
 
     before = describe()
     for name in vars(scenes):
-        if name.isupper() and name not in ("NAMES", "SPLITS", "BRIGHTNESS", "HARD"):
+        if name.isupper() and name not in ("NAMES", "SPLITS", "BRIGHTNESS", "HARD", "PNG_SETTINGS"):
             with monkeypatch.context() as patch:
                 patch.setattr(scenes, name, "tuned")
                 assert describe() != before, name

@@ -107,6 +107,8 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
             api_name="describe",
             # gradio would read the file, fail with a stack trace, and convert what it can read.
             preprocess=False,
+            # matplotlib, which draws the figures, is not made for several threads.
+            concurrency_limit=1,
         )
     return page
 

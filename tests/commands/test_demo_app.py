@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,14 +25,15 @@ from ia_gcn import MultiLabelPredictor
 from ia_gcn.commands import visualize_regions
 from ia_gcn.config import read_config
 from ia_gcn.data import UnreadableImage
-from ia_gcn.demo import build_page, describe_image, describe_model, launch
+from ia_gcn.demo import build_page, describe_image, describe_model, description, launch
 from ia_gcn.demo.description import draw_graph, figure_title, network_name
 from ia_gcn.errors import InputError
+from ia_gcn.io import images
 from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import plot_label_graph
 from tests.helpers.checkpoints import COLOURS, change, save_checkpoint
 from tests.helpers.commands import ROOT
-from tests.helpers.images import UNREADABLE
+from tests.helpers.images import GREY, UNREADABLE, Meter
 
 COMMAND = "demo"
 # Of a file that gradio knows.
@@ -195,6 +197,32 @@ def test_what_is_no_image_is_refused(make_checkpoint, broken, tmp_path, config):
     for file in files:
         with pytest.raises(UnreadableImage):
             describe_image(predictor, file, 0.5)
+
+
+@pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn_plus"])
+def test_images_are_decoded_in_turns(make_checkpoint, photo, monkeypatch, config):
+    """Several people may drop images of many pixels at once."""
+    predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
+    expected = describe_image(predictor, photo, 0).labels
+    meter = Meter()
+
+    def metered(read):
+        def call(*args):
+            meter.use(40 * 60)
+            return read(*args)
+
+        return call
+
+    # matplotlib is not made for threads, and the page draws one figure at a time.
+    monkeypatch.setattr(description, "draw_graph", lambda *args: None)
+    monkeypatch.setattr(description, "draw_recognition", lambda *args: GREY.save(args[-1], "PNG"))
+    monkeypatch.setattr(images, "_budget", images.PixelBudget(2 * 40 * 60))
+    monkeypatch.setattr(predictor, "view", metered(predictor.view))
+    monkeypatch.setattr(description, "read_image", metered(description.read_image))
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda _: describe_image(predictor, photo, 0).labels, range(6))
+        assert list(found) == [expected] * 6
+    assert meter.most == 2 * 40 * 60
 
 
 @pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn_plus"])

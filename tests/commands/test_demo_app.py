@@ -32,7 +32,7 @@ from ia_gcn.io import images
 from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import plot_label_graph
 from tests.helpers.checkpoints import COLOURS, change, save_checkpoint
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import ROOT, run_process
 from tests.helpers.images import GREY, UNREADABLE, Meter
 
 COMMAND = "demo"
@@ -372,6 +372,50 @@ def test_the_command(make_checkpoint, photo, tmp_path, number):
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert not list(kept.iterdir())
+
+
+# Serves a page, asks it for an image, and lets no part of it look for another machine.
+WATCHED = """
+import sys, threading
+
+def watch(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"{threading.current_thread().name}: {event} {host}", flush=True)
+        raise OSError("no network")
+
+sys.addaudithook(watch)
+from ia_gcn import MultiLabelPredictor
+from ia_gcn.demo import build_page, launch, own_uploads
+from gradio_client import Client, handle_file
+with own_uploads():
+    page = build_page(MultiLabelPredictor(sys.argv[1], device="cpu"), [sys.argv[2]])
+    client = Client(launch(page, port=int(sys.argv[3])), verbose=False, download_files=False)
+    client.predict(handle_file(sys.argv[2]), 0, api_name="/describe")
+    client.close()
+    page.close(verbose=False)
+# Those that send usage figures may take a moment.
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(2)
+"""
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_nothing_is_sent_to_other_machines(make_checkpoint, photo, tmp_path):
+    weights, *_ = make_checkpoint()
+    variables = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE")
+    # What this process has may be of ia_gcn itself.
+    unset = dict.fromkeys((*variables, "GRADIO_ANALYTICS_ENABLED"))
+    arguments = (weights, photo, free_port())
+    outcome = run_process("-c", WATCHED, *arguments, **unset, GRADIO_TEMP_DIR=tmp_path)
+    assert (outcome.returncode, outcome.stdout) == (0, ""), outcome.stderr
 
 
 # ---------------------------------------------------------------------------------------- a browser

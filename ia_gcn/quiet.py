@@ -1,12 +1,13 @@
-"""Silencing warnings of other libraries that a user of ia_gcn cannot act on.
+"""Silencing other libraries: warnings that a user of ia_gcn can't act on, and what they would send.
 
-Each is named by its text. The package imports this first, so it holds for what is imported after
-it, for data loaders' workers and for every process of a training.
+Each warning is named by its text. The package imports this first, so it holds for what is imported
+after it, for data loaders' workers and for every process of a training.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 WARNINGS = (
@@ -25,9 +26,16 @@ LOGGERS = (
     "torch.multiprocessing.spawn",
 )
 
+# Usage figures for their makers. huggingface_hub, through which timm downloads weights, reads its
+# variable when it is imported; gradio's client knows no other switch than this one.
+TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+
 
 def silence_other_libraries() -> None:
-    """Leave these warnings out, unless Python was asked for warnings with -W."""
+    """Leave these warnings out, unless Python was asked for warnings with -W, and send nothing,
+    unless the environment asks for it."""
+    for name, value in TELEMETRY.items():
+        os.environ.setdefault(name, value)
     for message, category in WARNINGS:
         # Appended: a filter of the user's own comes first.
         warnings.filterwarnings("ignore", message, category, append=True)

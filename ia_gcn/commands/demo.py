@@ -27,6 +27,7 @@ from ..errors import InputError
 from ..extensions import import_extensions
 from ..inference import MultiLabelPredictor, find_images
 from ..io.images import UnreadableImage
+from ..memory import share_freed_memory
 from .common import add_import_option, make_parser, run
 
 
@@ -97,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # gradio makes folders as soon as it is imported.
         with own_uploads():
             import_gradio()
+            share_freed_memory()
             import_extensions(args.imports)
             examples = find_examples(args.examples) if args.examples else []
             predictor = MultiLabelPredictor(

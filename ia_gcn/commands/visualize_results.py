@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 from typing import Dict, List, Sequence
 
-import numpy as np
-
 from ..data import get_multilabel_dicts
 from ..engine import setup_cfg
+from ..errors import InputError
+from ..evaluation import Predictions, read_predictions
 from ..visualization import (
     draw_prediction_sheet,
     plot_training_curve,
@@ -45,24 +45,31 @@ def visualize_results(output_dir: str, num_images: int = 24, imports: Sequence[s
         print(path)
     for name in cfg.DATASETS.TEST:
         folder = os.path.join(output_dir, "inference", name)
-        if not os.path.exists(os.path.join(folder, "predictions.npz")):
+        source = os.path.join(folder, "predictions.npz")
+        if not os.path.exists(source):
             continue
-        with np.load(os.path.join(folder, "predictions.npz")) as predictions:
-            predictions = dict(predictions)
-        images = sample_items(read_images(name, predictions), num_images)
+        predictions = read_predictions(source)
+        try:
+            images = sample_items(find_images(name, predictions), num_images)
+        except KeyError as error:
+            raise InputError(f"{source}: {name} has no image {error}") from None
         path = os.path.join(folder, "predictions.png")
-        draw_prediction_sheet(images, predictions["label_names"].tolist(), cfg.TEST.THRESHOLD, path)
+        draw_prediction_sheet(images, predictions.label_names, cfg.TEST.THRESHOLD, path)
         print(path)
 
 
-def read_images(dataset_name: str, predictions: Dict[str, np.ndarray]) -> List[Dict]:
-    """The images of a data set's predictions, as `draw_prediction_sheet` takes them."""
+def find_images(dataset_name: str, predictions: Predictions) -> List[Dict]:
+    """The images of a data set's predictions, as `draw_prediction_sheet` takes them.
+
+    Raises:
+        KeyError: the data set has no image of an id.
+    """
     files = {
         record["image_id"]: record["file_name"] for record in get_multilabel_dicts([dataset_name])
     }
-    columns = (predictions[name] for name in ("image_ids", "scores", "targets"))
+    columns = (predictions.image_ids.tolist(), predictions.scores, predictions.targets)
     return [
-        {"file_name": files[image_id.item()], "scores": scores, "targets": targets}
+        {"file_name": files[image_id], "scores": scores, "targets": targets}
         for image_id, scores, targets in zip(*columns)
     ]
 

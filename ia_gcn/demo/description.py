@@ -13,8 +13,9 @@ from PIL import Image
 
 from ..data.dataset_mapper import read_image
 from ..inference import MultiLabelPredictor, Prediction
+from ..io.images import turn_to_decode
 from ..modeling import LabelGraph
-from ..visualization import draw_recognition, plot_label_graph, recognize
+from ..visualization import draw_recognition, plot_label_graph, recognize, thumbnail
 from ..visualization.regions import MAX_LABELS
 
 # Drawn of an image, the best by objectness.
@@ -44,19 +45,17 @@ def describe_image(predictor: MultiLabelPredictor, image: str, threshold: float)
         InputError: the model's output is not finite.
     """
     names, figure = predictor.label_names, None
-    if predictor.model.has_regions:
-        recognition = recognize(
-            predictor.model,
-            predictor.view(image),
-            read_image(image),
-            name=os.path.basename(image),
-        )
+    with turn_to_decode(image):
+        view = predictor.view(image)
+        pixels = thumbnail(read_image(image)) if predictor.has_regions else None
+    if predictor.has_regions:
+        recognition = recognize(predictor.model, view, pixels, name=os.path.basename(image))
         scores = recognition.scores["fused"]
         content = io.BytesIO()
         draw_recognition(recognition, names, threshold, MAX_REGIONS, content)
         figure = read_png(content)
     else:
-        scores = predictor(image).scores
+        scores = predictor.predict_views([view])[0].scores
         graph = statistical_graph(predictor)
         if graph is not None:
             figure = draw_graph(graph, scores, names)

@@ -59,8 +59,8 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
         try:
             labels, figure = describe_image(predictor, file, threshold)
         except UnreadableImage as error:
-            # Do not show where gradio stored the file.
-            name = Path(file).name
+            # Do not show where gradio stored the file, nor what it made of its name.
+            name = os.path.basename(str(image.get("orig_name") or file))
             message = f"{name}: {error.reason.replace(file, name)}"
         except InputError as error:
             message = str(error)
@@ -107,6 +107,8 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
             api_name="describe",
             # gradio would read the file, fail with a stack trace, and convert what it can read.
             preprocess=False,
+            # matplotlib, which draws the figures, is not made for several threads.
+            concurrency_limit=1,
         )
     return page
 

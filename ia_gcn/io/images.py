@@ -14,7 +14,7 @@ from functools import partial
 from typing import BinaryIO, Callable, Iterator, Tuple, Union
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -88,8 +88,11 @@ def decode_image(
     # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...
     except Exception as error:
+        # Pillow's text for what it does not know describes Python's object of the open file.
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"none of {', '.join(FORMATS)}" if unknown else error
         name = source_name(file)
-        raise UnreadableImage(name, f"{type(error).__name__}: {error}") from error
+        raise UnreadableImage(name, f"{type(error).__name__}: {reason}") from error
 
 
 def source_name(file: str | os.PathLike[str] | BinaryIO) -> str:

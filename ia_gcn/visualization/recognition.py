@@ -30,7 +30,7 @@ def recognize(
         model: in evaluation mode; its `has_regions` is true.
         sample: of the image, as `MultiLabelDatasetMapper` or a predictor's `view` makes it: the
             model's input `image`, and the image's own `height` and `width`.
-        pixels: the image itself, (height, width, 3) uint8 RGB.
+        pixels: the image itself, (height, width, 3) uint8 RGB, or its `thumbnail`.
         name: what to call it.
         targets: (C,) in {1, 0, -1 = unknown}; None: nothing is known.
     Raises:

@@ -1,5 +1,6 @@
 """tools/demo_app.py: what it says of an image, its page over HTTP and in a browser, refusals."""
 
+import html
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -23,16 +25,19 @@ from ia_gcn import MultiLabelPredictor
 from ia_gcn.commands import visualize_regions
 from ia_gcn.config import read_config
 from ia_gcn.data import UnreadableImage
-from ia_gcn.demo import build_page, describe_image, describe_model, launch
+from ia_gcn.demo import build_page, describe_image, describe_model, description, launch
 from ia_gcn.demo.description import draw_graph, figure_title, network_name
 from ia_gcn.errors import InputError
+from ia_gcn.io import images
 from ia_gcn.modeling import LabelGraph
 from ia_gcn.visualization import plot_label_graph
 from tests.helpers.checkpoints import COLOURS, change, save_checkpoint
-from tests.helpers.commands import ROOT
-from tests.helpers.images import UNREADABLE
+from tests.helpers.commands import ROOT, run_process
+from tests.helpers.images import GREY, UNREADABLE, Meter
 
 COMMAND = "demo"
+# Of a file that gradio knows.
+META = {"_type": "gradio.FileData"}
 CHROMIUM = shutil.which("chromium")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 needs_gradio = pytest.mark.skipif(
@@ -102,6 +107,18 @@ def ask(address, image, threshold, folder):
     if bars is None:
         return labels["label"], figure
     return {bar["label"]: bar["confidence"] for bar in bars}, figure
+
+
+def post(address, **file):
+    """The page's answer to a request that gradio's client has not made."""
+    data = json.dumps({"data": [file, 0.0]}).encode()
+    request = urllib.request.Request(
+        f"{address}gradio_api/call/describe", data, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as reply:
+        event = json.load(reply)["event_id"]
+    with urllib.request.urlopen(f"{request.full_url}/{event}") as reply:
+        return reply.read().decode()
 
 
 def pixels_of(path):
@@ -180,6 +197,32 @@ def test_what_is_no_image_is_refused(make_checkpoint, broken, tmp_path, config):
     for file in files:
         with pytest.raises(UnreadableImage):
             describe_image(predictor, file, 0.5)
+
+
+@pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn_plus"])
+def test_images_are_decoded_in_turns(make_checkpoint, photo, monkeypatch, config):
+    """Several people may drop images of many pixels at once."""
+    predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
+    expected = describe_image(predictor, photo, 0).labels
+    meter = Meter()
+
+    def metered(read):
+        def call(*args):
+            meter.use(40 * 60)
+            return read(*args)
+
+        return call
+
+    # matplotlib is not made for threads, and the page draws one figure at a time.
+    monkeypatch.setattr(description, "draw_graph", lambda *args: None)
+    monkeypatch.setattr(description, "draw_recognition", lambda *args: GREY.save(args[-1], "PNG"))
+    monkeypatch.setattr(images, "_budget", images.PixelBudget(2 * 40 * 60))
+    monkeypatch.setattr(predictor, "view", metered(predictor.view))
+    monkeypatch.setattr(description, "read_image", metered(description.read_image))
+    with ThreadPoolExecutor(6) as pool:
+        found = pool.map(lambda _: describe_image(predictor, photo, 0).labels, range(6))
+        assert list(found) == [expected] * 6
+    assert meter.most == 2 * 40 * 60
 
 
 @pytest.mark.parametrize("config", ["ml_gcn", "ia_gcn_plus"])
@@ -262,9 +305,13 @@ def test_a_bad_file_is_a_message(make_checkpoint, serve, photo, broken, tmp_path
         with pytest.raises(AppError) as caught:
             ask(address, file, 0.5, tmp_path)
         message = caught.value.message
-        assert message.startswith(Path(file).stem[:4])
+        # gradio's client leaves out these two signs of a name.
+        assert message.startswith(f"{Path(file).name.translate(dict.fromkeys(b'<>'))}: ")
         # A name, and not where the server keeps it; of HTML, nothing.
         assert not {"/", "<"} & set(message)
+    kept = next((tmp_path / "gradio").rglob("text*"))
+    answer = post(address, path=str(kept), meta=META, orig_name=text.name)
+    assert f"{html.escape(text.name)}: UnidentifiedImageError: none of JPEG" in answer
     assert "Traceback" not in "".join(capfd.readouterr())
     assert len(ask(address, photo, 0, tmp_path)[0]) == 3
 
@@ -272,25 +319,13 @@ def test_a_bad_file_is_a_message(make_checkpoint, serve, photo, broken, tmp_path
 @needs_gradio
 def test_only_what_was_dropped_is_read(make_checkpoint, serve, photo, tmp_path):
     address = serve(MultiLabelPredictor(make_checkpoint()[0], device="cpu"))
-
-    def answer(**file):
-        data = json.dumps({"data": [file, 0.0]}).encode()
-        request = urllib.request.Request(
-            f"{address}gradio_api/call/describe", data, {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request) as reply:
-            event = json.load(reply)["event_id"]
-        with urllib.request.urlopen(f"{request.full_url}/{event}") as reply:
-            return reply.read().decode()
-
     ask(address, photo, 0, tmp_path)
-    meta = {"_type": "gradio.FileData"}
     dropped = next((tmp_path / "gradio").rglob("a photo*"))
-    assert "event: complete" in answer(path=str(dropped), meta=meta)
+    assert "event: complete" in post(address, path=str(dropped), meta=META)
     around = f"{dropped.parent}/../../../{Path(photo).name}"
     for file in (photo, around):
-        assert "event: error" in answer(path=file, meta=meta)
-        assert "not uploaded" in answer(path=file)
+        assert "event: error" in post(address, path=file, meta=META)
+        assert "not uploaded" in post(address, path=file)
 
 
 @needs_gradio
@@ -337,6 +372,50 @@ def test_the_command(make_checkpoint, photo, tmp_path, number):
     assert process.returncode == 0, err
     assert "Traceback" not in err
     assert not list(kept.iterdir())
+
+
+# Serves a page, asks it for an image, and lets no part of it look for another machine.
+WATCHED = """
+import sys, threading
+
+def watch(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = arguments[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"{threading.current_thread().name}: {event} {host}", flush=True)
+        raise OSError("no network")
+
+sys.addaudithook(watch)
+from ia_gcn import MultiLabelPredictor
+from ia_gcn.demo import build_page, launch, own_uploads
+from gradio_client import Client, handle_file
+with own_uploads():
+    page = build_page(MultiLabelPredictor(sys.argv[1], device="cpu"), [sys.argv[2]])
+    client = Client(launch(page, port=int(sys.argv[3])), verbose=False, download_files=False)
+    client.predict(handle_file(sys.argv[2]), 0, api_name="/describe")
+    client.close()
+    page.close(verbose=False)
+# Those that send usage figures may take a moment.
+for thread in threading.enumerate():
+    if thread is not threading.current_thread():
+        thread.join(2)
+"""
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_nothing_is_sent_to_other_machines(make_checkpoint, photo, tmp_path):
+    weights, *_ = make_checkpoint()
+    variables = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_HUB_OFFLINE")
+    # What this process has may be of ia_gcn itself.
+    unset = dict.fromkeys((*variables, "GRADIO_ANALYTICS_ENABLED"))
+    arguments = (weights, photo, free_port())
+    outcome = run_process("-c", WATCHED, *arguments, **unset, GRADIO_TEMP_DIR=tmp_path)
+    assert (outcome.returncode, outcome.stdout) == (0, ""), outcome.stderr
 
 
 # ---------------------------------------------------------------------------------------- a browser

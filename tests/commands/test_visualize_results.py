@@ -95,6 +95,31 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(main, run_folder, log):
     assert "Traceback" not in err
 
 
+def spoil(predictions, kind):
+    """Write a predictions.npz again, with something in it that no evaluation writes."""
+    with np.load(predictions) as content:
+        arrays = dict(content)
+    if kind == "pickled code":
+        arrays["label_names"] = arrays["label_names"].astype(object)
+    elif kind == "another image":
+        arrays["image_ids"] = arrays["image_ids"] + 1
+    elif kind == "no scores":
+        del arrays["scores"]
+    np.savez(predictions, **arrays)
+    if kind == "damaged":
+        predictions.write_bytes(predictions.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("kind", ["pickled code", "another image", "no scores", "damaged"])
+def test_predictions_that_cannot_be_drawn_are_refused_in_one_line(main, run_folder, kind):
+    predictions = run_folder / "inference/custom_test/predictions.npz"
+    spoil(predictions, kind)
+    status, _, err = main(run_folder)
+    assert status == 1
+    assert err.splitlines()[-1].startswith(f"visualize_results: {predictions}: ")
+    assert "Traceback" not in err
+
+
 VERDICTS = {"found": (26, 127, 55), "wrong": (207, 34, 46), "missed": (188, 108, 0)}
 
 

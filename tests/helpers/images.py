@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -84,3 +86,20 @@ def jpeg_bytes(size=(45, 37), **options):
     pixels = (127 + 120 * np.stack(waves, axis=-1)).astype(np.uint8)
     Image.fromarray(pixels).save(file, "JPEG", **options)
     return file.getvalue()
+
+
+class Meter:
+    """The most that was taken at once, of `PixelBudget.take`."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.now = self.most = self.users = self.most_users = 0
+
+    def use(self, pixels):
+        with self.lock:
+            self.now, self.users = self.now + pixels, self.users + 1
+            self.most = max(self.most, self.now)
+            self.most_users = max(self.most_users, self.users)
+        time.sleep(0.01)
+        with self.lock:
+            self.now, self.users = self.now - pixels, self.users - 1

@@ -1,33 +1,17 @@
 """Reading images: turns of threads. What is read is tested with the mapper and the predictors."""
 
-import threading
-import time
+import io
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ia_gcn.inference import predict_files
 from ia_gcn.io import images
-from ia_gcn.io.images import PixelBudget, UnreadableImage, turn_to_decode
-
-
-class Meter:
-    """The most that was taken at once, of `PixelBudget.take`."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-        self.now = self.most = self.users = self.most_users = 0
-
-    def use(self, pixels):
-        with self.lock:
-            self.now, self.users = self.now + pixels, self.users + 1
-            self.most = max(self.most, self.now)
-            self.most_users = max(self.most_users, self.users)
-        time.sleep(0.01)
-        with self.lock:
-            self.now, self.users = self.now - pixels, self.users - 1
+from ia_gcn.io.images import PixelBudget, UnreadableImage, decode_image, turn_to_decode
+from tests.helpers.images import Meter
 
 
 def test_threads_stay_within_the_budget_and_a_larger_image_is_alone():
@@ -81,3 +65,17 @@ def test_no_turn_is_given_for_what_cannot_be_read(tmp_path):
     path.write_text("no image")
     with pytest.raises(UnreadableImage), turn_to_decode(str(path)):
         raise AssertionError("it was given one")
+
+
+def test_what_is_no_image_is_named_as_a_user_knows_it(tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("no image")
+    named = io.BytesIO(b"no image")
+    named.name = "-"
+    files = {str(path): str(path), named: "-", io.BytesIO(b"no image"): "image"}
+    for file, name in files.items():
+        with pytest.raises(UnreadableImage) as caught:
+            decode_image(file, np.asarray)
+        assert caught.value.file_name == name
+        # Nothing of the file as Python has it open.
+        assert not set("<>") & set(str(caught.value))

@@ -267,7 +267,7 @@ def test_threads_work_ahead(make_checkpoint, photos, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "num_files, workers, expected",
+    ("num_files", "workers", "expected"),
     [
         # Where there are enough files, as many as were asked for; and what is left.
         (9, 2, [4, 4, 1]),

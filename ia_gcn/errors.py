@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+# Of a message; what it quotes of a file can be of any length.
+MAX_CHARACTERS = 4000
+
 
 class InputError(ValueError):
     """Invalid user input: a config key, a data set, an image or a checkpoint.
 
     The message is one clear line that names the key or file; the tools print it alone, without a
-    stack trace.
+    stack trace. Of one longer than MAX_CHARACTERS, the middle is left out.
     """
+
+    def __init__(self, message: str = ""):
+        half = MAX_CHARACTERS // 2
+        if len(message) > MAX_CHARACTERS:
+            message = f"{message[:half]} [...] {message[-half:]}"
+        super().__init__(message)
 
 
 class TrainingDiverged(FloatingPointError):

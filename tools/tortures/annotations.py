@@ -82,7 +82,7 @@ def in_one_line(work: Callable[[], str]) -> str:
         message = str(error)
         message.encode()
         assert len(message.splitlines()) == 1, f"{len(message.splitlines())} lines: {message!r}"
-        assert len(message) < 20_000, f"a message of {len(message)} characters"
+        assert len(message) < 5_000, f"a message of {len(message)} characters"
         raise
 
 

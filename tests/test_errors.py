@@ -13,7 +13,8 @@ def test_a_message_is_kept():
 
 def test_of_a_long_one_both_ends_are():
     message = str(InputError(f"data.csv: {'x' * 10**6} is no file"))
-    assert message.startswith("data.csv: xxx") and message.endswith("xxx is no file")
+    assert message.startswith("data.csv: xxx")
+    assert message.endswith("xxx is no file")
     assert len(message) < MAX_CHARACTERS + 10
 
 

@@ -180,7 +180,7 @@ def damage_tree(rng: random.Random, tree) -> None:
     if action == 0:
         del parent[key]
     elif action == 1 and isinstance(parent, list):
-        parent.insert(rng.randrange(len(parent) + 1), copy.deepcopy(parent[key]))
+        parent.insert(rng.randrange(len(parent) + 1), parent[key])
     elif action == 2 and isinstance(parent, dict):
         parent[rng.choice(TEXTS)] = parent.pop(key)
     elif action == 3:

@@ -264,6 +264,9 @@ def _add_data_keys(cfg: CN) -> None:
     # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
     # CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
     cfg.DATASETS.CUSTOM.LABELS = ()
+    # What ignored labels (VOC's difficult objects) are in training: nowhere: still ignored; absent;
+    # or present. TEST.IGNORED_LABELS is for evaluation.
+    cfg.DATASETS.IGNORED_LABELS = "nowhere"
     # An image that can't be read is skipped with a warning; more such files than this in a
     # process are an error.
     cfg.DATASETS.MAX_UNREADABLE = 10
@@ -341,5 +344,17 @@ def _add_training_keys(cfg: CN) -> None:
     # each image: at INPUT.IMAGE_SIZE times each of these, from the file, and with TEST.AUG.FLIP
     # each of them mirrored too. detectron2's MIN_SIZES and MAX_SIZE have no effect.
     cfg.TEST.AUG.SCALES = (1.0,)
-    # VOC 2007's own 11-point AP instead of the area under the precision-recall curve.
+    # AP: all_points; envelope (VOC 2012): a positive counts with the highest precision that is
+    # reached at its recall or more; eleven_points (VOC 2007).
+    cfg.TEST.AP = "all_points"
+    # The name of TEST.AP "eleven_points" in version 0.1; read if that one is all_points.
     cfg.TEST.ELEVEN_POINT_AP = False
+    # CF1: of_means: 2 CP CR / (CP + CR); mean_of_labels: the mean of the labels' F1.
+    cfg.TEST.CF1 = "of_means"
+    # Whether the TEST.TOP_K highest labels of an image count as predicted below the threshold too.
+    cfg.TEST.FORCED_TOP_K = False
+    # Where ignored labels (VOC's difficult objects) count, as absent ones: nowhere, in_f1 (in all
+    # measures but AP and mAP), or everywhere.
+    cfg.TEST.IGNORED_LABELS = "nowhere"
+    # Leave out test images without a label; DATALOADER.FILTER_EMPTY_ANNOTATIONS is for training.
+    cfg.TEST.FILTER_EMPTY_ANNOTATIONS = False

@@ -25,7 +25,7 @@ from ..engine import Trainer, fill_label_graph
 from ..engine.frozen_features import FrozenFeatures, HeadsOnFeatures, train_heads
 from ..engine.schedule import epochs_to_iterations
 from ..errors import InputError
-from ..evaluation import multi_label_metrics
+from ..evaluation import MultiLabelEvaluator, multi_label_metrics
 from ..io.files import append_line, read_lines
 from .spec import Run, Spec
 from .start import Start, check_runs, prepare, run_cfg
@@ -132,7 +132,8 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
 def measure_heads(heads: HeadsOnFeatures, features: FrozenFeatures, cfg: CfgNode) -> Dict:
     scores = heads.predict(features).sigmoid().numpy()
     targets = features.targets.numpy().astype(int)
-    found = multi_label_metrics(scores, targets, threshold=cfg.TEST.THRESHOLD)
+    conventions = MultiLabelEvaluator.conventions_of(cfg)
+    found = multi_label_metrics(scores, targets, cfg.TEST.THRESHOLD, conventions=conventions)
     return {name: found[name] for name in MEASURES}
 
 

@@ -39,7 +39,9 @@ import numpy as np
 from ..data.build import describe_mismatch
 from ..errors import InputError
 from ..evaluation import (
+    CONVENTIONS,
     Calibration,
+    Conventions,
     OperatingPoints,
     Predictions,
     average_precision_table,
@@ -65,9 +67,11 @@ def evaluate(args: argparse.Namespace) -> None:
     folder = args.output or os.path.dirname(args.predictions) or "."
     os.makedirs(folder, exist_ok=True)
 
+    conventions = Conventions(args.ap, args.cf1, args.forced_top_k, args.ignored)
+
     def table(threshold) -> str:
         summary, _ = summarize(
-            scores, targets, args.top_k, threshold=threshold, eleven_point=args.eleven_point
+            scores, targets, args.top_k, threshold=threshold, conventions=conventions
         )
         return summary_table(summary, args.top_k)
 
@@ -83,7 +87,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if selection is None:
         print("These thresholds were chosen on the same data, so the figures are too high.")
 
-    _, ap = summarize(scores, targets, None, eleven_point=args.eleven_point)
+    _, ap = summarize(scores, targets, None, conventions=conventions)
     per_label = dict(zip(label_names, ap.tolist()))
     print(f"\nAP of each label:\n{average_precision_table(per_label)}")
     if np.isnan(ap).any():
@@ -147,7 +151,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="K",
         help="measure the K highest labels of an image too (3); 0: don't",
     )
-    parser.add_argument("--eleven-point", action="store_true", help="VOC 2007's AP")
+    parser.add_argument(
+        "--ap",
+        choices=CONVENTIONS["ap"],
+        default="all_points",
+        help="envelope: VOC 2012's, eleven_points: VOC 2007's AP (all_points)",
+    )
+    parser.add_argument(
+        "--cf1",
+        choices=CONVENTIONS["cf1"],
+        default="of_means",
+        help="of CP and CR, or the mean of the labels' F1 (of_means)",
+    )
+    parser.add_argument(
+        "--forced-top-k",
+        action="store_true",
+        help="the K highest labels are predicted below the threshold too",
+    )
+    parser.add_argument(
+        "--ignored",
+        choices=CONVENTIONS["ignored"],
+        default="nowhere",
+        help="where ignored entries count, as absent labels; in_f1: in all but AP (nowhere)",
+    )
     parser.add_argument(
         "--select-on", metavar="OTHER", help="choose each label's threshold on this predictions.npz"
     )

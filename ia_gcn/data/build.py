@@ -75,6 +75,7 @@ def get_multilabel_dicts(
     dataset_names: Sequence[str],
     drop_unlabelled: bool = False,
     proposal_files: Sequence[str] | None = None,
+    ignored: str = "nowhere",
 ) -> List[Dict]:
     """The dicts of one or several registered data sets, checked.
 
@@ -82,6 +83,7 @@ def get_multilabel_dicts(
         dataset_names: registered with detectron2.
         drop_unlabelled: leave out images without a label.
         proposal_files: one for each data set, see `add_proposals`; None: no proposals.
+        ignored: what becomes of `ignored_labels`: nowhere (they stay ignored), absent or present.
     Raises:
         InputError: see `load_multilabel_dicts` and `add_proposals`; or images are missing, or all
             were dropped.
@@ -97,7 +99,7 @@ def get_multilabel_dicts(
         check_images_exist(name, found)
         if proposal_files is not None:
             add_proposals(found, proposal_files[i])
-        dicts += found
+        dicts += [settle_ignored(record, ignored) for record in found]
     if drop_unlabelled:
         labelled = [d for d in dicts if d["labels"]]
         logger.info(
@@ -109,17 +111,27 @@ def get_multilabel_dicts(
     return dicts
 
 
+def settle_ignored(record: Dict, how: str) -> Dict:
+    """A dict whose `ignored_labels` are absent or present; nowhere: as it is."""
+    if how == "nowhere" or not record.get("ignored_labels"):
+        return record
+    settled = {**record, "ignored_labels": []}
+    if how == "present":
+        settled["labels"] = sorted({*record["labels"], *record["ignored_labels"]})
+    return settled
+
+
 def get_test_dicts(cfg, dataset_name: str) -> List[Dict]:
     """Those of one of DATASETS.TEST, with its proposals where MODEL.LOAD_PROPOSALS asks for them.
 
     Raises:
         InputError: see `get_multilabel_dicts`.
     """
-    if not cfg.MODEL.LOAD_PROPOSALS:
-        return get_multilabel_dicts([dataset_name])
-    place = cfg.DATASETS.TEST.index(dataset_name)
-    files = cfg.DATASETS.PROPOSAL_FILES_TEST[place : place + 1]
-    return get_multilabel_dicts([dataset_name], proposal_files=files)
+    files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        place = cfg.DATASETS.TEST.index(dataset_name)
+        files = cfg.DATASETS.PROPOSAL_FILES_TEST[place : place + 1]
+    return get_multilabel_dicts([dataset_name], cfg.TEST.FILTER_EMPTY_ANNOTATIONS, files)
 
 
 def load_multilabel_dicts(name: str) -> List[Dict]:
@@ -319,6 +331,7 @@ def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
             cfg.DATASETS.TRAIN,
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+            cfg.DATASETS.IGNORED_LABELS,
         )
     if not any(record["labels"] for record in dataset):
         raise InputError(f"no image of {', '.join(cfg.DATASETS.TRAIN)} has a label")

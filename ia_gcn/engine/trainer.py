@@ -378,7 +378,7 @@ class Trainer(DefaultTrainer):
             os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
             threshold=cfg.TEST.THRESHOLD,
             top_k=cfg.TEST.TOP_K or None,
-            eleven_point=cfg.TEST.ELEVEN_POINT_AP,
+            conventions=MultiLabelEvaluator.conventions_of(cfg),
             report=describe_model(cfg) if cfg.TEST.REPORT else None,
         )
 

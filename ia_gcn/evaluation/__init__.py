@@ -1,5 +1,5 @@
 from .calibration import Calibration, measure_calibration
-from .metrics import average_precision, multi_label_metrics
+from .metrics import CONVENTIONS, Conventions, average_precision, multi_label_metrics
 from .multi_label_evaluation import MultiLabelEvaluator
 from .operating_points import (
     OperatingPoints,
@@ -20,7 +20,9 @@ from .report import (
 from .thresholds import write_operating_points, write_thresholds
 
 __all__ = [
+    "CONVENTIONS",
     "Calibration",
+    "Conventions",
     "MultiLabelEvaluator",
     "OperatingPoints",
     "PrecisionRecallCurve",

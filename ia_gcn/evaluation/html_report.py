@@ -25,7 +25,7 @@ from ..io.images import UnreadableImage, decode_image, upright_8_bit
 from ..visualization import draw_confusions, draw_precision_recall, draw_reliability, to_svg
 from .calibration import measure_calibration
 from .confusion import confused_pairs, count_confusions
-from .metrics import LabelMeasures, label_measures
+from .metrics import DEFAULT_CONVENTIONS, Conventions, LabelMeasures, label_measures
 from .operating_points import best_f1_points, interpolated_precision
 from .predictions import Predictions
 from .report import SUMMARY, summarize
@@ -35,6 +35,11 @@ MAX_LABELS_WITH_IMAGES = 20
 IMAGES_IN_A_GROUP = 3
 MAX_PAIRS = 20
 MAX_LABELS_IN_HEAT_MAP = 20
+AVERAGE_PRECISIONS = {
+    "all_points": "all points",
+    "envelope": "VOC 2012, envelope",
+    "eleven_points": "VOC 2007, 11 points",
+}
 # The longer side of an image in pixels.
 THUMBNAIL_SIZE = 128
 
@@ -48,7 +53,7 @@ def render_report(
     *,
     threshold: float = 0.5,
     top_k: int | None = 3,
-    eleven_point: bool = False,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
     find_file: Callable[[object], str | None] = lambda image_id: None,
 ) -> str:
     """The report of an evaluation as an HTML page.
@@ -61,7 +66,7 @@ def render_report(
         predictions: as `read_predictions` returns them.
         data_set: its name, for the title.
         facts: further facts about the evaluation, such as {"Checkpoint": path}.
-        threshold, top_k, eleven_point: see `summarize`.
+        threshold, top_k, conventions: see `summarize`.
         find_file: the file of an image by its id, local or of a kind that PathManager knows; None
             where it is not known. What can't be read is left out.
     """
@@ -69,7 +74,7 @@ def render_report(
     # The figures are XML, which has no control characters; UTF-8 has no lone surrogates.
     names = [re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", name) for name in names]
     predictions = predictions._replace(label_names=names)
-    summary, ap = summarize(scores, targets, top_k, threshold=threshold, eleven_point=eleven_point)
+    summary, ap = summarize(scores, targets, top_k, threshold=threshold, conventions=conventions)
     measures = label_measures(scores, targets, threshold)
     calibration = measure_calibration(scores, targets)
     mistakes = measures.wrong + measures.missed
@@ -82,7 +87,8 @@ def render_report(
             "Labels": len(names),
             "Labels per image": f"{per_image:.2f}",
             "Threshold": f"{threshold:g} (a label is predicted from this probability on)",
-            "Average precision": "VOC 2007, 11 points" if eleven_point else "all points",
+            "Average precision": AVERAGE_PRECISIONS[conventions.ap],
+            **_describe(conventions),
         },
         "highlights": [
             ("mAP", summary["mAP"]),
@@ -116,6 +122,19 @@ def render_report(
     environment.filters["figure"] = _figure
     template = environment.from_string((PAGE / "page.html").read_text("utf-8"))
     return template.render(page, style=style, script=script, script_hash=_hash(script))
+
+
+def _describe(conventions: Conventions) -> Dict[str, str]:
+    """Facts on what is measured otherwise than by default."""
+    facts = {}
+    if conventions.cf1 == "mean_of_labels":
+        facts["CF1"] = "mean of the labels' F1"
+    if conventions.forced_top_k:
+        facts["Top labels"] = "predicted below the threshold too"
+    if conventions.ignored != "nowhere":
+        where = {"in_f1": "in all measures but AP", "everywhere": "in all measures"}
+        facts["Ignored labels"] = f"absent {where[conventions.ignored]}"
+    return facts
 
 
 def _summary_rows(summary: Dict[str, float], top_k: int | None) -> List:

@@ -10,6 +10,30 @@ from typing import NamedTuple
 import numpy as np
 
 
+class Conventions(NamedTuple):
+    """What papers do differently; the defaults are Eq. 15-17 of IA-GCN and AP as printed there."""
+
+    ap: str = "all_points"
+    """all_points, envelope or eleven_points: see :func:`average_precision`."""
+    cf1: str = "of_means"
+    """of_means: CF1 = 2 CP CR / (CP + CR); mean_of_labels: the mean of the labels' F1."""
+    forced_top_k: bool = False
+    """Whether the `top_k` highest labels of an image are predicted below the threshold too."""
+    ignored: str = "nowhere"
+    """Where ignored entries count, as absent labels: nowhere, in_f1 (in all measures but AP and
+    mAP), or everywhere."""
+
+
+DEFAULT_CONVENTIONS = Conventions()
+
+CONVENTIONS = {
+    "ap": ("all_points", "envelope", "eleven_points"),
+    "cf1": ("of_means", "mean_of_labels"),
+    "ignored": ("nowhere", "in_f1", "everywhere"),
+}
+"""What the fields of `Conventions` that are names can be."""
+
+
 class LabelMeasures(NamedTuple):
     """Measures of each label at a threshold, (C,) each.
 
@@ -36,7 +60,7 @@ def multi_label_metrics(
     targets: np.ndarray,
     threshold: float | np.ndarray = 0.5,
     top_k: int | None = None,
-    eleven_point: bool = False,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
 ) -> dict[str, float | np.ndarray]:
     """Mean average precision, and the per-class and overall measures of IA-GCN's Eq. 15-17.
 
@@ -62,7 +86,7 @@ def multi_label_metrics(
         top_k: if given, only the `top_k` highest of an image's scores can be predicted (and must
             still reach `threshold`). Of equal scores, the lower label index comes first. Ignored
             entries take no place among them.
-        eleven_point: use VOC 2007's 11-point average precision, see :func:`average_precision`.
+        conventions: other definitions than these.
 
     Returns:
         "mAP", "CP", "CR", "CF1", "OP", "OR", "OF1" (float) and "AP" ((C,) float64 array), all in
@@ -70,24 +94,31 @@ def multi_label_metrics(
 
     Raises:
         ValueError: the arrays are not two-dimensional or differ in shape, a score is not a number
-            in [0, 1], a target is none of 1, 0 and -1, or `top_k` is less than 1.
+            in [0, 1], a target is none of 1, 0 and -1, `top_k` is less than 1, or there is no such
+            convention.
     """
-    scores, positive = check_predictions(scores, targets, ndim=2)
+    for field, values in CONVENTIONS.items():
+        if getattr(conventions, field) not in values:
+            raise ValueError(f"{field} must be one of {values}, got {getattr(conventions, field)}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-
+    ranked, positive = check_predictions(scores, targets, 2, conventions.ignored == "everywhere")
     ap = np.array(
-        [_average_precision(s, p, eleven_point) for s, p in zip(scores.T, positive.T)], np.float64
+        [_average_precision(s, p, conventions.ap) for s, p in zip(ranked.T, positive.T)], np.float64
     )
+    if conventions.ignored == "in_f1":
+        ranked, positive = check_predictions(scores, targets, 2, ignored_is_absent=True)
     # An array, not a number, which numpy would round to the type of the scores.
-    predicted = scores >= np.atleast_1d(np.asarray(threshold, np.float64))
+    predicted = ranked >= np.atleast_1d(np.asarray(threshold, np.float64))
     if top_k is not None:
-        predicted &= _highest(scores, top_k)
+        highest = _highest(ranked, top_k)
+        predicted = highest & (ranked >= 0) if conventions.forced_top_k else highest & predicted
     n_correct = (predicted & positive).sum(axis=0)
     n_predicted = predicted.sum(axis=0)
     n_present = positive.sum(axis=0)
 
     present = n_present > 0
+    f1 = _ratio(2 * n_correct, n_predicted + n_present)[present]
     cp = _mean(_ratio(n_correct, n_predicted)[present], empty=0.0)
     cr = _mean(_ratio(n_correct, n_present)[present], empty=0.0)
     op = float(_ratio(n_correct.sum(), n_predicted.sum()))
@@ -96,7 +127,7 @@ def multi_label_metrics(
         "mAP": 100 * _mean(ap[present], empty=float("nan")),
         "CP": 100 * cp,
         "CR": 100 * cr,
-        "CF1": 100 * _f1(cp, cr),
+        "CF1": 100 * (_f1(cp, cr) if conventions.cf1 == "of_means" else _mean(f1, empty=0.0)),
         "OP": 100 * op,
         "OR": 100 * or_,
         "OF1": 100 * _f1(op, or_),
@@ -123,7 +154,9 @@ def label_measures(scores: np.ndarray, targets: np.ndarray, threshold: float) ->
     return LabelMeasures(precision, recall, f1, n_present, wrong, missed)
 
 
-def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: bool = False) -> float:
+def average_precision(
+    scores: np.ndarray, targets: np.ndarray, formula: str = "all_points"
+) -> float:
     """Average precision of one label.
 
     The mean over the label's positives of the precision at that positive's score, that is among
@@ -133,8 +166,9 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: boo
     Args:
         scores: (n,) probabilities in [0, 1], of any float, integer or boolean type.
         targets: (n,), 1 (present), 0 (not present) or -1 (ignored, counts nowhere).
-        eleven_point: as VOC 2007 does, take the mean over t = 0, 0.1, ..., 1 of the highest
-            precision at a recall of at least t.
+        formula: all_points, which is this; envelope (VOC 2012): for a positive's precision, take
+            the highest that is reached at its recall or more; eleven_points (VOC 2007): the mean
+            over t = 0, 0.1, ..., 1 of the highest precision at a recall of at least t.
 
     Returns:
         percent, 0 to 100; NaN if there is no positive.
@@ -143,11 +177,11 @@ def average_precision(scores: np.ndarray, targets: np.ndarray, eleven_point: boo
         ValueError: the arrays are not one-dimensional or differ in shape, a score is not a number
             in [0, 1], or a target is none of 1, 0 and -1.
     """
-    return 100 * _average_precision(*check_predictions(scores, targets, ndim=1), eleven_point)
+    return 100 * _average_precision(*check_predictions(scores, targets, ndim=1), formula)
 
 
 def check_predictions(
-    scores: np.ndarray, targets: np.ndarray, ndim: int
+    scores: np.ndarray, targets: np.ndarray, ndim: int, ignored_is_absent: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Check the arguments of the public functions, and convert them for the computation.
 
@@ -174,10 +208,12 @@ def check_predictions(
     if not known.all():
         raise ValueError(f"targets must be 1, 0 or -1, got {targets[~known][0]}")
     scores = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
+    if ignored_is_absent:
+        return scores, positive
     return np.where(ignored, -np.inf, scores), positive
 
 
-def _average_precision(scores: np.ndarray, positive: np.ndarray, eleven_point: bool) -> float:
+def _average_precision(scores: np.ndarray, positive: np.ndarray, formula: str) -> float:
     """As :func:`average_precision`, of what `check_predictions` returns, from 0 to 1."""
     # Sorting values is several times faster than finding the order that sorts them.
     hits = np.sort(scores[positive])
@@ -186,8 +222,11 @@ def _average_precision(scores: np.ndarray, positive: np.ndarray, eleven_point: b
     n_retrieved = scores.size - np.searchsorted(np.sort(scores), hits)
     n_correct = hits.size - np.searchsorted(hits, hits)
     precision = n_correct / n_retrieved
-    if not eleven_point:
+    if formula == "all_points":
         return float(precision.mean())
+    if formula == "envelope":
+        # The hits are in order of falling recall.
+        return float(np.maximum.accumulate(precision).mean())
     # Recall >= i / 10 in integers, as 3 / 10 < 0.1 * 3 in floating point.
     reached = [10 * n_correct >= i * hits.size for i in range(11)]
     return float(np.mean([precision[at].max() for at in reached]))

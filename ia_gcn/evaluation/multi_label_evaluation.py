@@ -11,12 +11,14 @@ from datetime import datetime
 from typing import Dict, List, Mapping
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data import get_label_names
 from ..io.files import write_atomically, write_text_atomically
+from .metrics import DEFAULT_CONVENTIONS, Conventions
 from .predictions import Predictions
 from .report import average_precision_table, labels_without_positives, summarize, summary_table
 
@@ -41,14 +43,14 @@ class MultiLabelEvaluator(DatasetEvaluator):
         *,
         threshold: float = 0.5,
         top_k: int | None = 3,
-        eleven_point: bool = False,
+        conventions: Conventions = DEFAULT_CONVENTIONS,
         report: Mapping[str, str] | None = None,
     ):
         """
         Args:
             dataset_name: registered; `get_label_names` names its labels.
             output_dir: None writes no files.
-            threshold, eleven_point: see `multi_label_metrics`.
+            threshold, conventions: see `multi_label_metrics`.
             top_k: k of the further six figures; None leaves them out.
             report: facts about the model for report.html, such as {"Checkpoint": path}; None writes
                 no report.
@@ -57,9 +59,17 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._output_dir = output_dir
         self._threshold = threshold
         self._top_k = top_k
-        self._eleven_point = eleven_point
+        self._conventions = conventions
         self._facts = report
         self.reset()
+
+    @staticmethod
+    def conventions_of(cfg: CfgNode) -> Conventions:
+        """What TEST's keys ask for."""
+        test = cfg.TEST
+        old = test.ELEVEN_POINT_AP and test.AP == "all_points"
+        ap = "eleven_points" if old else test.AP
+        return Conventions(ap, test.CF1, test.FORCED_TOP_K, test.IGNORED_LABELS)
 
     def reset(self):
         self._image_ids: List = []
@@ -99,12 +109,12 @@ class MultiLabelEvaluator(DatasetEvaluator):
         scores = np.concatenate([scores for *_, scores, _ in gathered])[first]
         targets = np.concatenate([targets for *_, targets in gathered])[first]
 
-        settings = {"threshold": self._threshold, "eleven_point": self._eleven_point}
+        settings = {"threshold": self._threshold, "conventions": self._conventions}
         summary, ap = summarize(scores, targets, self._top_k, **settings)
         per_label = dict(zip(label_names, ap.tolist()))
         self._report(summary, per_label, len(image_ids))
         if self._output_dir:
-            self._write(summary, per_label, settings, image_ids, scores, targets)
+            self._write(summary, per_label, image_ids, scores, targets)
         if self._output_dir and self._facts is not None:
             predictions = Predictions(image_ids, scores, targets, label_names)
             self._write_html(predictions, settings, file_names)
@@ -118,12 +128,13 @@ class MultiLabelEvaluator(DatasetEvaluator):
         if any(map(math.isnan, per_label.values())):
             logger.debug(labels_without_positives(per_label))
 
-    def _write(self, summary, per_label, settings, image_ids, scores, targets) -> None:
+    def _write(self, summary, per_label, image_ids, scores, targets) -> None:
         PathManager.mkdirs(self._output_dir)
         results = {
             "dataset": self._dataset_name,
             "images": len(image_ids),
-            **settings,
+            "threshold": self._threshold,
+            "conventions": self._conventions._asdict(),
             **summary,
             "AP": per_label,
         }

@@ -17,6 +17,7 @@ from sklearn import metrics as sklearn_metrics
 
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import (
+    Conventions,
     average_precision,
     best_f1_points,
     interpolated_precision,
@@ -130,7 +131,7 @@ def test_interpolated_precision_equals_the_definition(prediction):
     curves = interpolated_precision(scores, targets)
     assert curves.shape == (scores.shape[1], 101)
     for curve, label_scores, label_targets in zip(curves, scores.T, targets.T):
-        eleven = average_precision(label_scores, label_targets, eleven_point=True)
+        eleven = average_precision(label_scores, label_targets, "eleven_points")
         assert curve[::10].mean() == pytest.approx(eleven, abs=1e-9, nan_ok=True)
         if math.isnan(eleven):
             assert np.isnan(curve).all()
@@ -354,9 +355,11 @@ def test_it_measures_again_at_other_thresholds(main, write):
 
 
 def test_without_options_it_is_the_evaluation(main, write):
-    status, out, _ = main(write(), "--top-k", 0, "--eleven-point")
+    status, out, _ = main(write(), "--top-k", 0, "--ap", "eleven_points")
     assert status == 0
-    metrics = multi_label_metrics(A["scores"], A["targets"], eleven_point=True)
+    metrics = multi_label_metrics(
+        A["scores"], A["targets"], conventions=Conventions("eleven_points")
+    )
     rows = table_rows(out)
     assert row_of(metrics, "all") in rows
     assert not any(row and row[0].startswith("top") for row in rows)

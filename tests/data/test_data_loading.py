@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -263,6 +264,53 @@ def test_filter_empty_annotations(tiny, tmp_path, filter_empty):
         DATASETS__TRAIN=("tiny", "empty"), DATALOADER__FILTER_EMPTY_ANNOTATIONS=filter_empty
     )
     assert len(build_multilabel_train_loader(cfg).dataset) == (10 if filter_empty else 11)
+
+
+@pytest.fixture
+def uncertain(tiny):
+    """A data set of three images, of which the last two have ignored labels."""
+    kept = {"height": 8, "width": 8, "annotations": []}
+    names = [str(tiny / f"00000{i}.png") for i in (1, 2, 3)]
+    dicts = [
+        {"image_id": 1, "file_name": names[0], "labels": [0], "ignored_labels": [], **kept},
+        {"image_id": 2, "file_name": names[1], "labels": [2], "ignored_labels": [0, 1], **kept},
+        {"image_id": 3, "file_name": names[2], "labels": [], "ignored_labels": [1], **kept},
+    ]
+    DatasetCatalog.register("uncertain", lambda: dicts)
+    MetadataCatalog.get("uncertain").set(thing_classes=["red", "green", "blue"])
+    yield "uncertain"
+    DatasetCatalog.remove("uncertain")
+    MetadataCatalog.remove("uncertain")
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("nowhere", {1: [1, 0, 0], 2: [-1, -1, 1]}),
+        ("absent", {1: [1, 0, 0], 2: [0, 0, 1]}),
+        # The third image has a label now, and is not left out.
+        ("present", {1: [1, 0, 0], 2: [1, 1, 1], 3: [0, 1, 0]}),
+    ],
+)
+def test_what_ignored_labels_are_in_training(uncertain, how, expected):
+    cfg = make_cfg(
+        DATASETS__TRAIN=(uncertain,),
+        DATASETS__IGNORED_LABELS=how,
+        DATALOADER__FILTER_EMPTY_ANNOTATIONS=True,
+    )
+    loader = build_multilabel_train_loader(cfg)
+    samples = [sample for batch in take(loader, 3) for sample in batch]
+    assert {s["image_id"]: s["labels"].tolist() for s in samples} == expected
+    # The label graph counts the same.
+    counts = [sum(c in d["labels"] for d in loader.dataset) for c in range(3)]
+    assert counts == [sum(t[c] == 1 for t in expected.values()) for c in range(3)]
+    # Evaluation has keys of its own.
+    cfg.DATASETS.TEST = (uncertain,)
+    tested = [s for batch in build_multilabel_test_loader(cfg, uncertain) for s in batch]
+    assert [s["labels"].tolist() for s in tested] == [[1, 0, 0], [-1, -1, 1], [0, -1, 0]]
+    cfg.TEST.FILTER_EMPTY_ANNOTATIONS = True
+    tested = [s for batch in build_multilabel_test_loader(cfg, uncertain) for s in batch]
+    assert [s["image_id"] for s in tested] == [1, 2]
 
 
 @pytest.mark.parametrize("total", [0, -2, 1, 3, 5])

@@ -22,7 +22,7 @@ from sklearn.calibration import calibration_curve
 
 from ia_gcn.engine import Trainer
 from ia_gcn.engine.trainer import describe_model
-from ia_gcn.evaluation import MultiLabelEvaluator, Predictions, html_report
+from ia_gcn.evaluation import Conventions, MultiLabelEvaluator, Predictions, html_report
 from ia_gcn.evaluation.confusion import confused_pairs, count_confusions
 from ia_gcn.evaluation.html_report import MAX_LABELS_WITH_IMAGES, render_report
 from ia_gcn.evaluation.metrics import label_measures
@@ -174,10 +174,11 @@ def test_the_summary_is_that_of_scikit_learn(no_plots):
 
 def test_what_is_evaluated_is_said(no_plots):
     facts = {"Checkpoint": "output/model_final.pth", "Date": "today"}
-    page = Page(
-        render_report(make_predictions(), "birds", facts, threshold=0.35, eleven_point=True)
-    )
-    for text in (*facts, *facts.values(), "of birds", "Images60", "0.35", "11 points", "label 3"):
+    conventions = Conventions("eleven_points", "mean_of_labels", True, "in_f1")
+    predictions = make_predictions()
+    page = Page(render_report(predictions, "birds", facts, threshold=0.35, conventions=conventions))
+    said = ("11 points", "mean of the labels' F1", "below the threshold too", "but AP")
+    for text in (*facts, *facts.values(), "of birds", "Images60", "0.35", "label 3", *said):
         assert text in page.text.replace("\n", "")
     assert ("title", {}) in page.tags
 

@@ -11,13 +11,26 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from ia_gcn.evaluation.metrics import average_precision, multi_label_metrics
+from ia_gcn.evaluation.metrics import (
+    CONVENTIONS,
+    Conventions,
+    average_precision,
+    multi_label_metrics,
+)
 from tests.helpers.strategies import predictions
 
 # A mean of nothing or a division by zero must not reach the user as a warning.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
 
 SUMMARY = ["mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"]
+FORMULAS = st.sampled_from(CONVENTIONS["ap"])
+ALL_CONVENTIONS = st.builds(
+    Conventions,
+    FORMULAS,
+    st.sampled_from(CONVENTIONS["cf1"]),
+    st.booleans(),
+    st.sampled_from(CONVENTIONS["ignored"]),
+)
 THRESHOLDS = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0])
 
 quick = settings(max_examples=60)
@@ -26,20 +39,21 @@ quick = settings(max_examples=60)
 # A literal version, one loop per sum sign.
 
 
-def loop_predicted(scores, targets, threshold, top_k):
+def loop_predicted(scores, targets, threshold, top_k, forced):
     """The (image, label) pairs that are predicted."""
     predicted = set()
     for i, row in enumerate(scores.tolist()):
         known = [c for c in range(len(row)) if targets[i, c] != -1]
         known.sort(key=lambda c: (-row[c], c))
-        predicted |= {(i, c) for c in known[:top_k] if row[c] >= threshold}
+        forced_here = forced and top_k is not None
+        predicted |= {(i, c) for c in known[:top_k] if forced_here or row[c] >= threshold}
     return predicted
 
 
-def loop_summary(scores, targets, threshold, top_k):
+def loop_summary(scores, targets, threshold, top_k, conventions):
     """Eq. 15-17, from 0 to 1."""
     n, n_labels = scores.shape
-    predicted = loop_predicted(scores, targets, threshold, top_k)
+    predicted = loop_predicted(scores, targets, threshold, top_k, conventions.forced_top_k)
     correct, chosen, present = [0] * n_labels, [0] * n_labels, [0] * n_labels
     for i in range(n):
         for c in range(n_labels):
@@ -59,10 +73,14 @@ def loop_summary(scores, targets, threshold, top_k):
     cp = ratio(sum(ratio(correct[c], chosen[c]) for c in occurring), len(occurring))
     cr = ratio(sum(ratio(correct[c], present[c]) for c in occurring), len(occurring))
     op, or_ = ratio(sum(correct), sum(chosen)), ratio(sum(correct), sum(present))
-    return {"CP": cp, "CR": cr, "CF1": f1(cp, cr), "OP": op, "OR": or_, "OF1": f1(op, or_)}
+    cf1 = f1(cp, cr)
+    if conventions.cf1 == "mean_of_labels":
+        each = [f1(ratio(correct[c], chosen[c]), correct[c] / present[c]) for c in occurring]
+        cf1 = ratio(sum(each), len(each))
+    return {"CP": cp, "CR": cr, "CF1": cf1, "OP": op, "OR": or_, "OF1": f1(op, or_)}
 
 
-def loop_average_precision(scores, targets, eleven_point):
+def loop_average_precision(scores, targets, formula):
     """One label's AP, from 0 to 1."""
     pairs = [(s, t) for s, t in zip(scores.tolist(), targets.tolist()) if t != -1]
     hits = [s for s, t in pairs if t == 1]
@@ -73,9 +91,16 @@ def loop_average_precision(scores, targets, eleven_point):
         retrieved = [t for s, t in pairs if s >= at]
         return sum(retrieved), len(retrieved)
 
-    if not eleven_point:
+    if formula == "all_points":
         return sum(n_correct / n for n_correct, n in map(curve, hits)) / len(hits)
     points = [curve(at) for at, _ in pairs]
+    if formula == "envelope":
+        # The area under the highest precision at each recall or more, step by step of recall.
+        recalls = sorted({c for c, _ in points})
+        area = 0.0
+        for before, after in zip([0, *recalls], recalls):
+            area += (after - before) * max(c / n for c, n in points if c >= after)
+        return area / len(hits)
     total = 0.0
     for i in range(11):
         total += max(c / n for c, n in points if 10 * c >= i * len(hits))
@@ -83,13 +108,17 @@ def loop_average_precision(scores, targets, eleven_point):
 
 
 @quick
-@given(predictions(), THRESHOLDS, st.none() | st.integers(1, 8), st.booleans())
-def test_equals_the_loops(prediction, threshold, top_k, eleven_point):
+@given(predictions(), THRESHOLDS, st.none() | st.integers(1, 8), ALL_CONVENTIONS)
+def test_equals_the_loops(prediction, threshold, top_k, conventions):
     scores, targets = prediction
-    metrics = multi_label_metrics(scores, targets, threshold, top_k, eleven_point)
-    for key, value in loop_summary(scores, targets, threshold, top_k).items():
+    metrics = multi_label_metrics(scores, targets, threshold, top_k, conventions)
+    absent = np.where(targets == -1, 0, targets)
+    counted = targets if conventions.ignored == "nowhere" else absent
+    for key, value in loop_summary(scores, counted, threshold, top_k, conventions).items():
         assert metrics[key] == pytest.approx(100 * value, abs=1e-10), key
-    ap = [100 * loop_average_precision(s, t, eleven_point) for s, t in zip(scores.T, targets.T)]
+    ranked = absent if conventions.ignored == "everywhere" else targets
+    columns = zip(scores.T, ranked.T)
+    ap = [100 * loop_average_precision(s, t, conventions.ap) for s, t in columns]
     np.testing.assert_allclose(metrics["AP"], ap, rtol=0, atol=1e-10)
     known = [value for value in ap if not math.isnan(value)]
     expected = sum(known) / len(known) if known else math.nan
@@ -155,11 +184,11 @@ def test_where_all_labels_occur_equals_sklearn_macro_and_micro():
 
 
 @quick
-@given(predictions(), st.none() | st.integers(1, 4), st.booleans(), st.data())
-def test_order_of_the_images_changes_nothing(prediction, top_k, eleven_point, data):
+@given(predictions(), st.none() | st.integers(1, 4), ALL_CONVENTIONS, st.data())
+def test_order_of_the_images_changes_nothing(prediction, top_k, conventions, data):
     scores, targets = prediction
     order = data.draw(st.permutations(range(len(scores))))
-    options = {"top_k": top_k, "eleven_point": eleven_point}
+    options = {"top_k": top_k, "conventions": conventions}
     np.testing.assert_equal(
         multi_label_metrics(scores[order], targets[order], **options),
         multi_label_metrics(scores, targets, **options),
@@ -179,12 +208,12 @@ def test_order_of_the_labels_permutes_the_average_precisions(prediction, data):
 
 
 @quick
-@given(predictions(), st.none() | st.integers(1, 4), st.booleans(), st.data())
-def test_the_score_of_an_ignored_entry_changes_nothing(prediction, top_k, eleven_point, data):
+@given(predictions(), st.none() | st.integers(1, 4), FORMULAS, st.booleans(), st.data())
+def test_the_score_of_an_ignored_entry_changes_nothing(prediction, top_k, formula, forced, data):
     scores, targets = prediction
     other = scores.copy()
     other[targets == -1] = data.draw(st.sampled_from([0, 0.5, 1]))
-    options = {"top_k": top_k, "eleven_point": eleven_point}
+    options = {"top_k": top_k, "conventions": Conventions(formula, forced_top_k=forced)}
     np.testing.assert_equal(
         multi_label_metrics(other, targets, threshold=0.0, **options),
         multi_label_metrics(scores, targets, threshold=0.0, **options),
@@ -276,9 +305,49 @@ def test_eleven_point_recall_levels_are_exact():
     # beyond, though 0.1 * 3 > 3 / 10 in floating point.
     scores = np.array([0.9] * 3 + [0.8] * 90 + [0.7] * 7)
     targets = np.array([1] * 3 + [0] * 90 + [1] * 7)
-    assert average_precision(scores, targets, eleven_point=True) == pytest.approx(
-        100 * (4 * 1 + 7 * 0.1) / 11
-    )
+    ap = average_precision(scores, targets, "eleven_points")
+    assert ap == pytest.approx(100 * (4 * 1 + 7 * 0.1) / 11)
+
+
+@pytest.mark.parametrize("field", CONVENTIONS)
+def test_unknown_conventions_are_refused(field):
+    with pytest.raises(ValueError, match=field):
+        multi_label_metrics(*EXAMPLE, conventions=Conventions()._replace(**{field: "other"}))
+
+
+# Two images, three labels: one that is ignored and scores high, and one below the threshold.
+EXAMPLE = np.array([[0.9, 0.4, 0.6], [0.2, 0.3, 0.8]]), np.array([[-1, 1, 0], [1, 0, 1]])
+
+
+def test_conventions_by_hand():
+    def found(**fields):
+        return multi_label_metrics(*EXAMPLE, top_k=2, conventions=Conventions(**fields))
+
+    # Predicted: label 2 in both images, rightly in one.
+    assert found()["OP"] == 50
+    # And label 0 of the first image.
+    assert found(ignored="in_f1")["OP"] == pytest.approx(100 / 3)
+    assert found(ignored="in_f1")["AP"][0] == found()["AP"][0] == 100
+    assert found(ignored="everywhere")["AP"][0] == 50
+    # Labels 2 and 1 of the first image, 2 and 1 of the second.
+    assert found(forced_top_k=True)["OP"] == 50
+    assert found(forced_top_k=True)["OR"] == pytest.approx(200 / 3)
+
+
+def test_cf1_by_hand():
+    # Precision and recall are 1 and 1/2 of the first label, 1/2 and 1 of the second.
+    arrays = np.array([[0.9, 0.9], [0.1, 0.9]]), np.array([[1, 1], [1, 0]])
+    assert multi_label_metrics(*arrays)["CF1"] == pytest.approx(75)
+    conventions = Conventions(cf1="mean_of_labels")
+    assert multi_label_metrics(*arrays, conventions=conventions)["CF1"] == pytest.approx(200 / 3)
+
+
+def test_the_envelope_is_above_all_points():
+    scores, targets = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0, 1, 1])
+    # Precision 1, 2/3 and 3/4 at the positives; the second takes the third's.
+    assert average_precision(scores, targets) == pytest.approx(100 * (1 + 2 / 3 + 3 / 4) / 3)
+    envelope = average_precision(scores, targets, "envelope")
+    assert envelope == pytest.approx(100 * (1 + 3 / 4 + 3 / 4) / 3)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (0, 0), (3, 0)])

@@ -286,6 +286,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.MULTI_SCALE_CROP.ENABLED = True
     cfg.INPUT.MULTI_SCALE_CROP.SCALES = (1.0, 0.875, 0.75, 0.66)
     cfg.INPUT.MULTI_SCALE_CROP.MAX_DISTORT = 2
+    # Instead of it, torchvision's RandomResizedCrop: the least area of the crop as a share of the
+    # image's; 0: none.
+    cfg.INPUT.RANDOM_RESIZED_CROP = 0.0
     # Side of a square of one random colour that covers part of a training image, as a share of the
     # image's sides; 0: none. It may extend beyond the border.
     cfg.INPUT.CUTOUT = 0.0

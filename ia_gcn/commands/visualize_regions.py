@@ -18,7 +18,6 @@ Examples:
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Dict, Iterable, List, Sequence
@@ -27,19 +26,18 @@ from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from ..checkpoint import load_model
-from ..data import MultiLabelDatasetMapper, get_test_dicts
+from ..data import MultiLabelDatasetMapper
 from ..data.dataset_mapper import read_image
-from ..engine import check_labels, setup_cfg
+from ..engine import check_labels
 from ..errors import InputError
-from ..io.files import write_text_atomically
 from ..visualization import (
     describe_recognition,
     draw_recognition,
     draw_region_sheet,
     recognize,
-    sample_items,
 )
 from .common import add_import_option, make_parser, positive_int, run
+from .runs import run_config, sample_records, write_json
 
 SHEET = "regions"
 # A PNG of many more rows is too high for matplotlib.
@@ -90,19 +88,6 @@ def visualize_regions(
     print(sheet)
 
 
-def sample_records(cfg: CfgNode, count: int) -> List[Dict]:
-    """Some of the first test set, always the same ones, which are in its predictions.png too.
-
-    Raises:
-        InputError: there is no test set.
-    """
-    if not cfg.DATASETS.TEST:
-        raise InputError("DATASETS.TEST is empty; --images takes images without a data set")
-    records = get_test_dicts(cfg, cfg.DATASETS.TEST[0])
-    # The order in which an evaluation's predictions.npz has them.
-    return sample_items(sorted(records, key=lambda record: record["image_id"]), count)
-
-
 def unique_names(file_names: Iterable[str]) -> List[str]:
     """A name without suffix for each file; a number makes it another than those before it."""
     names = [SHEET]
@@ -126,31 +111,6 @@ def check_overwrites_none(paths: Sequence[Path], records: Sequence[Dict]) -> Non
     for path in [*paths, paths[0].parent / SHEET]:
         if os.path.realpath(f"{path}.png") in sources:
             raise InputError(f"--output: {path}.png is one of the images, and would be lost")
-
-
-def write_json(path: str, content: Dict) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    with write_text_atomically(path) as file:
-        file.write(text + "\n")
-
-
-def run_config(output_dir: str, opts: Sequence[str], imports: Sequence[str] = ()) -> CfgNode:
-    """The config of a run, with its best checkpoint, else its last one, as MODEL.WEIGHTS.
-
-    Raises:
-        InputError: there is no config or no checkpoint in the folder, or see `setup_cfg`.
-    """
-    names = ("model_best.pth", "model_final.pth")
-    found = [path for name in names if os.path.exists(path := os.path.join(output_dir, name))]
-    # A run's own MODEL.WEIGHTS is where its training began.
-    weights = ["MODEL.WEIGHTS", found[0] if found else ""]
-    config_file = os.path.join(output_dir, "config.yaml")
-    cfg = setup_cfg(config_file, [*weights, *opts], imports=imports)
-    if not cfg.MODEL.WEIGHTS:
-        raise InputError(
-            f"{output_dir} has no {' and no '.join(names)}; MODEL.WEIGHTS takes another checkpoint"
-        )
-    return cfg
 
 
 def main(argv: Sequence[str] | None = None) -> int:

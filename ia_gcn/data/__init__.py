@@ -1,6 +1,6 @@
 from ..io.images import UnreadableImage
 from . import datasets
-from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp
+from .augmentation import Cutout, MultiScaleCrop, RandAugment, RandomResizedCrop, Warp
 from .build import (
     build_multilabel_test_loader,
     build_multilabel_train_loader,
@@ -32,6 +32,7 @@ __all__ = [
     "MultiLabelDatasetMapper",
     "MultiScaleCrop",
     "RandAugment",
+    "RandomResizedCrop",
     "UnreadableImage",
     "Warp",
     "add_proposals",

@@ -121,6 +121,45 @@ class MultiScaleCrop(T.Augmentation):
         )
 
 
+class RandomResizedCrop(T.Augmentation):
+    """torchvision's, of a random area and aspect ratio from 3:4 to 4:3, warped to a fixed size."""
+
+    def __init__(
+        self,
+        size: Tuple[int, int],
+        least_area: float,
+        interpolation: Image.Resampling = Image.Resampling.BILINEAR,
+    ):
+        """
+        Args:
+            size: height and width of the result in pixels.
+            least_area: of the crop, as a share of the image's, in (0, 1].
+            interpolation: Pillow's, bilinear or bicubic.
+        Raises:
+            InputError: least_area is out of range.
+        """
+        super().__init__()
+        if not 0 < least_area <= 1:
+            raise InputError(f"INPUT.RANDOM_RESIZED_CROP must be in [0, 1], got {least_area}")
+        self.size = size
+        self.least_area = least_area
+        self.interpolation = interpolation
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        height, width = image.shape[:2]
+        # It looks at the size alone.
+        shape = torch.empty(height, width, device="meta")
+        top, left, crop_h, crop_w = torchvision.transforms.RandomResizedCrop.get_params(
+            shape, scale=[self.least_area, 1.0], ratio=[3 / 4, 4 / 3]
+        )
+        return T.TransformList(
+            [
+                T.CropTransform(left, top, crop_w, crop_h, width, height),
+                WarpTransform(crop_h, crop_w, *self.size, self.interpolation),
+            ]
+        )
+
+
 class Cutout(T.Augmentation):
     """A rectangle of one random colour, of the image's proportions, that hides what is there.
 

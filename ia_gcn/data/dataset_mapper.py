@@ -15,7 +15,14 @@ from PIL import Image
 
 from ..errors import InputError
 from ..io import images
-from .augmentation import Cutout, MultiScaleCrop, RandAugment, Warp, interpolation_of
+from .augmentation import (
+    Cutout,
+    MultiScaleCrop,
+    RandAugment,
+    RandomResizedCrop,
+    Warp,
+    interpolation_of,
+)
 
 
 class MultiLabelDatasetMapper:
@@ -154,8 +161,8 @@ def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
 
 
 def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
-    """Training view: MultiScaleCrop, flip, Cutout and RandAugment, if INPUT enables them;
-    test view: the image resized to INPUT.IMAGE_SIZE.
+    """Training view: MultiScaleCrop or RandomResizedCrop, flip, Cutout and RandAugment, if INPUT
+    enables them; test view: the image resized to INPUT.IMAGE_SIZE.
 
     The test view is resized by Pillow (detectron2's Resize), whose pixels an exported model gets
     without torch, bit for bit. Training views take `Warp`, which is faster.
@@ -166,12 +173,18 @@ def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
     size, interpolation = tuple(cfg.INPUT.IMAGE_SIZE), interpolation_of(cfg)
     if not is_train:
         return [T.Resize(size, interpolation)]
-    crop = cfg.INPUT.MULTI_SCALE_CROP
-    augmentations = [
-        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT, interpolation)
-        if crop.ENABLED
-        else Warp(size, interpolation)
-    ]
+    crop, least_area = cfg.INPUT.MULTI_SCALE_CROP, cfg.INPUT.RANDOM_RESIZED_CROP
+    if crop.ENABLED and least_area:
+        raise InputError(
+            "INPUT.RANDOM_RESIZED_CROP takes the place of INPUT.MULTI_SCALE_CROP: set the latter's "
+            "ENABLED to False"
+        )
+    if crop.ENABLED:
+        augmentations = [MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT, interpolation)]
+    elif least_area:
+        augmentations = [RandomResizedCrop(size, least_area, interpolation)]
+    else:
+        augmentations = [Warp(size, interpolation)]
     if cfg.INPUT.RANDOM_FLIP != "none":
         augmentations.append(
             T.RandomFlip(

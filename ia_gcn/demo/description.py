@@ -15,7 +15,14 @@ from ..data.dataset_mapper import read_image
 from ..inference import MultiLabelPredictor, Prediction
 from ..io.images import turn_to_decode
 from ..modeling import LabelGraph
-from ..visualization import draw_recognition, plot_label_graph, recognize, thumbnail
+from ..visualization import (
+    attend,
+    draw_attention_sheet,
+    draw_recognition,
+    plot_label_graph,
+    recognize,
+    thumbnail,
+)
 from ..visualization.regions import MAX_LABELS
 
 # Drawn of an image, the best by objectness.
@@ -30,7 +37,8 @@ class Description(NamedTuple):
     labels: List[Tuple[str, float]]
     """Those from the threshold on with their probabilities, the highest first."""
     figure: Image.Image | None
-    """RGB, of the regions and the label graph; None of a model without a label graph."""
+    """RGB, of the regions and the label graph, of the attention, or of the label graph; None of a
+    model that has none of them."""
 
 
 def describe_image(predictor: MultiLabelPredictor, image: str, threshold: float) -> Description:
@@ -47,12 +55,20 @@ def describe_image(predictor: MultiLabelPredictor, image: str, threshold: float)
     names, figure = predictor.label_names, None
     with turn_to_decode(image):
         view = predictor.view(image)
-        pixels = thumbnail(read_image(image)) if predictor.has_regions else None
+        drawn = predictor.has_regions or predictor.model.has_attention
+        pixels = thumbnail(read_image(image)) if drawn else None
+    name = os.path.basename(image)
     if predictor.has_regions:
-        recognition = recognize(predictor.model, view, pixels, name=os.path.basename(image))
+        recognition = recognize(predictor.model, view, pixels, name=name)
         scores = recognition.scores["fused"]
         content = io.BytesIO()
         draw_recognition(recognition, names, threshold, MAX_REGIONS, content)
+        figure = read_png(content)
+    elif predictor.model.has_attention:
+        attended = attend(predictor.model, view, pixels, name=name)
+        scores = attended.scores
+        content = io.BytesIO()
+        draw_attention_sheet([attended], names, threshold, content)
         figure = read_png(content)
     else:
         scores = predictor.predict_views([view])[0].scores
@@ -66,6 +82,8 @@ def figure_title(predictor: MultiLabelPredictor) -> str:
     """Of the figure in a `Description`; "" where there is none."""
     if predictor.model.has_regions:
         return "Regions, scores and label graph of this image"
+    if predictor.model.has_attention:
+        return "What was looked at for each label of this image"
     if statistical_graph(predictor) is not None:
         return "Label graph of the training set, of this image's likeliest labels"
     return ""

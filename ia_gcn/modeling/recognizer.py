@@ -117,6 +117,11 @@ class MultiLabelRecognizer(nn.Module):
         return False
 
     @property
+    def has_attention(self) -> bool:
+        """Whether it says what each label looked at."""
+        return self.label_head is not None and self.label_head.has_attention
+
+    @property
     def parts_to_load(self) -> Tuple[str, ...]:
         """Modules whose weights must be loaded before a training starts."""
         return ()

@@ -1,3 +1,4 @@
+from .attention import AttendedImage, attend, describe_attention, draw_attention_sheet
 from .label_bars import draw_label_bars
 from .label_graph import plot_label_graph
 from .measures import (
@@ -21,8 +22,12 @@ from .style import sample_items, to_svg
 from .training_curve import plot_training_curve, read_training_log
 
 __all__ = [
+    "AttendedImage",
     "Recognition",
+    "attend",
+    "describe_attention",
     "describe_recognition",
+    "draw_attention_sheet",
     "draw_confusions",
     "draw_label_bars",
     "draw_precision_recall",

@@ -133,7 +133,10 @@ def pixels_of(path):
     "config",
     [
         "ml_gcn",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("asl", "ml_agcn", "ia_gcn_plus")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("asl", "csra", "ml_agcn", "ia_gcn_plus")
+        ),
     ],
 )
 def test_the_labels_are_the_predictors(make_checkpoint, photo, config):

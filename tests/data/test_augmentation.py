@@ -1,4 +1,4 @@
-"""The Augmentations by themselves: Warp, MultiScaleCrop, Cutout, RandAugment."""
+"""The Augmentations by themselves: Warp, the crops, Cutout, RandAugment."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import functional as vision
 
-from ia_gcn.data import Cutout, MultiScaleCrop, RandAugment, Warp
+from ia_gcn.data import Cutout, MultiScaleCrop, RandAugment, RandomResizedCrop, Warp
 from ia_gcn.data.augmentation import INTERPOLATIONS
 from ia_gcn.errors import InputError
 
@@ -183,6 +183,33 @@ def test_a_crop_of_one_pixel():
 def test_scales_must_make_sense(scales):
     with pytest.raises(InputError, match="SCALES"):
         MultiScaleCrop((8, 8), scales, 2)
+
+
+# ------------------------------------------------------------------------------ RandomResizedCrop
+
+
+@settings(max_examples=100)
+@given(sides, sides, st.floats(0.05, 1), st.integers(0, 2**31))
+def test_resized_crops_are_torchvisions(height, width, least_area, seed):
+    torch.manual_seed(seed)
+    augmentation = RandomResizedCrop((7, 5), least_area)
+    (x, y, w, h), image = crop_of(augmentation, height, width)
+    assert image.shape == (7, 5, 3)
+    torch.manual_seed(seed)
+    theirs = torchvision.transforms.RandomResizedCrop((7, 5), (least_area, 1.0))
+    size = Image.new("RGB", (width, height))
+    assert (y, x, h, w) == theirs.get_params(size, list(theirs.scale), list(theirs.ratio))
+    assert 0 <= x <= x + w <= width
+    assert 0 <= y <= y + h <= height
+
+
+@pytest.mark.parametrize("least_area", [0.0, -0.1, 1.1, float("nan")])
+def test_the_area_must_make_sense(least_area):
+    with pytest.raises(InputError, match="RANDOM_RESIZED_CROP"):
+        RandomResizedCrop((8, 8), least_area)
+
+
+# -------------------------------------------------------------------------------------- all crops
 
 
 def test_crops_repeat_with_numpys_seed():

@@ -25,10 +25,12 @@ from ia_gcn.data import (
     MultiLabelDatasetMapper,
     MultiScaleCrop,
     RandAugment,
+    RandomResizedCrop,
     UnreadableImage,
 )
 from ia_gcn.data.build import TrainingSamples
 from ia_gcn.data.dataset_mapper import read_image
+from ia_gcn.errors import InputError
 from ia_gcn.io import images
 from ia_gcn.io.images import decode_upright_jpeg
 from tests.helpers.images import GREY, IMAGES, JPEGS, UNREADABLE, jpeg_bytes, ramp
@@ -131,6 +133,10 @@ def kinds(mapper):
 
 def test_what_the_training_view_is_made_of():
     assert kinds(make_mapper(True)) == [MultiScaleCrop, T.RandomFlip]
+    resized = {"INPUT__MULTI_SCALE_CROP__ENABLED": False, "INPUT__RANDOM_RESIZED_CROP": 0.7}
+    assert kinds(make_mapper(True, **resized)) == [RandomResizedCrop, T.RandomFlip]
+    with pytest.raises(InputError, match=r"RANDOM_RESIZED_CROP takes the place"):
+        make_mapper(True, INPUT__RANDOM_RESIZED_CROP=0.7)
     both = {"INPUT__CUTOUT": 0.5, "INPUT__RAND_AUGMENT_OPS": 2}
     assert kinds(make_mapper(True, **both)) == [MultiScaleCrop, T.RandomFlip, Cutout, RandAugment]
     assert kinds(make_mapper(False, **both)) == kinds(make_mapper(False)) == [T.Resize]

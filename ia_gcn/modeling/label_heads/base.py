@@ -51,11 +51,13 @@ class LabelHead(nn.Module):
         in_features: names of the feature maps that it reads.
         uses: names of CONTEXT that it can use.
         needs: names of CONTEXT that it requires.
+        has_attention: whether it returns attention.
     """
 
     in_features: Tuple[str, ...]
     uses: FrozenSet[str] = frozenset()
     needs: FrozenSet[str] = frozenset()
+    has_attention: bool = False
 
     def image_features(
         self, features: Dict[str, torch.Tensor], masks: Dict[str, torch.Tensor | None]

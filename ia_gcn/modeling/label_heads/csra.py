@@ -27,6 +27,8 @@ class CSRAHead(LabelHead):
     maximum. The logits of H heads, each with its own T, are added up.
     """
 
+    has_attention = True
+
     @configurable
     def __init__(
         self,

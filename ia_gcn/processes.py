@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 from .errors import InputError, ProcessDied, Stopped
 from .io.images import UnreadableImage
@@ -40,15 +40,18 @@ def end_at_once(signum: int) -> None:
 
 @contextmanager
 def on_stop_signals(
-    first: Callable[[int], None] = raise_stopped, again: Callable[[int], None] = end_at_once
+    first: Callable[[int], None] = raise_stopped,
+    again: Callable[[int], None] = end_at_once,
+    signals: Sequence[int] = STOP_SIGNALS,
 ) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM; a signal that the process ignores stays ignored.
+    """Handle signals that ask for an end; one that the process ignores stays ignored.
 
     Python has signal handlers in the main thread only: in another one, nothing is changed.
 
     Args:
         first: called with the number of the first signal.
         again: called with that of each later one, unless it is the same (SAME_SIGNAL).
+        signals: their numbers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -66,7 +69,7 @@ def on_stop_signals(
 
     before = {
         signum: signal.signal(signum, handle)
-        for signum in STOP_SIGNALS
+        for signum in signals
         if signal.getsignal(signum) != signal.SIG_IGN
     }
     try:

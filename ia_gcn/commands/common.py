@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from typing import Callable
+from typing import Callable, Sequence
 
-from ..processes import EXPECTED_ERRORS, on_stop_signals
+from ..processes import EXPECTED_ERRORS, STOP_SIGNALS, on_stop_signals
 
 
 def make_parser(doc: str, **kwargs) -> argparse.ArgumentParser:
@@ -57,16 +57,22 @@ def probability(text: str) -> float:
     return float(text)
 
 
-def run(name: str, work: Callable[[], int | None], go_on: str = "") -> int:
+def run(
+    name: str,
+    work: Callable[[], int | None],
+    go_on: str = "",
+    signals: Sequence[int] = STOP_SIGNALS,
+) -> int:
     """Call `work` and return an exit status; invalid user input is printed as one line.
 
     Args:
         name: of the command, for the line.
         work: returns an exit status, or None for 0.
-        go_on: after Ctrl-C or SIGTERM, what the line says of how to go on.
+        go_on: after one of the signals, what the line says of how to go on.
+        signals: end `work` in an orderly way; Ctrl-C and SIGTERM.
     """
     try:
-        with on_stop_signals():
+        with on_stop_signals(signals=signals):
             return work() or 0
     except EXPECTED_ERRORS as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -17,8 +17,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import contextmanager
-from typing import Iterator, List, Sequence
+from typing import List, Sequence
 
 from ..data.dataset_mapper import read_image
 from ..demo import build_page, launch, own_uploads
@@ -28,6 +27,7 @@ from ..extensions import import_extensions
 from ..inference import MultiLabelPredictor, find_images
 from ..io.images import UnreadableImage
 from ..memory import share_freed_memory
+from ..processes import STOP_SIGNALS
 from .common import add_import_option, make_parser, run
 
 
@@ -51,24 +51,6 @@ def find_examples(folder: str) -> List[str]:
     if not readable:
         raise InputError(f"--examples {folder}: there is no image in this folder")
     return readable
-
-
-@contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """SIGTERM, and the end of the terminal, are as Ctrl+C; where they are ignored, as with nohup,
-    they stay so."""
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) == signal.SIG_DFL
-    ]
-    for number in numbers:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def port(text: str) -> int:
@@ -109,5 +91,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"demo_app: {address} (Ctrl+C ends it)", flush=True)
             page.block_thread()
 
-    with signals_interrupt():
-        return run("demo_app", work)
+    # The end of the terminal, too, is to remove what was uploaded; nohup has it ignored.
+    return run("demo_app", work, signals=(*STOP_SIGNALS, signal.SIGHUP))

@@ -13,9 +13,9 @@ preprocessing: its logits must equal the model's within 1e-4, or there is no fil
 preprocessing and origin are in ONNX's metadata as JSON, by the names label_names, preprocessing and
 made_by; with torch.export, they are in the extra file metadata.json.
 
-It needs torch 2.6 or later, and for ONNX pip install 'ia_gcn[export]'. tools/predict.py runs an
-ONNX file with onnxruntime, without torch and detectron2. torch.export.load unpickles what a file
-contains: only load files that you trust; for a model with regions, import torchvision before.
+ONNX needs pip install 'ia_gcn[export]'. tools/predict.py runs an ONNX file with onnxruntime,
+without torch and detectron2. torch.export.load unpickles what a file contains: only load files that
+you trust; for a model with regions, import torchvision before.
 
 Examples:
   ONNX, checked on two photos that come with scikit-learn:

@@ -48,9 +48,7 @@ class AccumulatingTrainer(SimpleTrainer):
         self.steps = steps
         self.amp_dtype = amp_dtype
         self.device_type = next(model.parameters()).device.type
-        # torch.amp has it from 2.3 on.
-        scaler = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler
-        self.grad_scaler = scaler(enabled=amp_dtype == torch.float16)
+        self.grad_scaler = torch.amp.GradScaler(enabled=amp_dtype == torch.float16)
 
     def run_step(self):
         start = time.perf_counter()

@@ -9,7 +9,6 @@ from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
-from detectron2.utils.env import TORCH_VERSION
 from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler
 from torch import nn
 
@@ -71,8 +70,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         # on a GPU it updates them together. SGD is not fused: its fused form fails on a weight
         # whose first gradient comes later than the others', as that of a region head may.
         on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-        fused = {"fused": True} if on_cpu and TORCH_VERSION >= (2, 4) else {}
-        return adam(params, solver.BASE_LR, **fused)
+        return adam(params, solver.BASE_LR, fused=on_cpu or None)
     raise InputError(f"SOLVER.OPTIMIZER must be SGD, Adam or AdamW, not {solver.OPTIMIZER!r}")
 
 

@@ -42,10 +42,8 @@ def trace(recognizer: ExportableRecognizer) -> torch.export.ExportedProgram:
     """The program of a recogniser, for images (B, 3, H, W) uint8 of its size.
 
     Raises:
-        InputError: torch can't export its backbone, or is too old.
+        InputError: torch can't export its backbone.
     """
-    if not hasattr(torch.export, "default_decompositions"):
-        raise InputError(f"torch {torch.__version__} is too old to export: 2.6 or later can")
     # An example batch of one image would fix the batch size to one.
     batch = 2 if recognizer.dynamic_batch else 1
     images = torch.zeros(batch, 3, *recognizer.image_size, dtype=torch.uint8)

@@ -12,8 +12,8 @@ import torch
 
 from ..errors import InputError
 
-# How torch names what it does not read, from 2.1 on.
-REFUSED = re.compile(r"(?:GLOBAL|Unsupported class) ([\w.]+)")
+# How torch names what it does not read.
+REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 # Bytes of a tensor that the file holds a part of, repeated: it takes no memory until it is copied.
 MAX_EXPANDED = 2**28

@@ -18,6 +18,15 @@ def test_a_signal_ends_in_a_line_and_128_more_than_its_number(signum, capsys):
     assert signal.getsignal(signum) == before
 
 
+def test_a_command_may_name_other_signals(capsys):
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(signum) for signum in signals]
+    status = run("it", lambda: os.kill(os.getpid(), signal.SIGHUP), signals=signals)
+    assert status == 128 + signal.SIGHUP
+    assert capsys.readouterr().err == "it: interrupted\n"
+    assert [signal.getsignal(signum) for signum in signals] == before
+
+
 def test_the_work_says_where_it_stopped(capsys):
     def work():
         raise Stopped(signal.SIGTERM, "stopped half-way")

@@ -28,8 +28,6 @@ from tests.helpers.images import UNREADABLE
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-if not hasattr(torch.export, "default_decompositions"):
-    pytest.skip("this torch is too old to export", allow_module_level=True)
 
 COMMAND = "export"
 COLOURS = ["red", "green", "blue"]

@@ -285,9 +285,6 @@ def test_it_trains_in_several_processes(monkeypatch, one_process, options, count
         assert losses["loss_multi_label"].isfinite()
 
 
-@pytest.mark.skipif(
-    torch.__version__ < "2.2", reason="with its torchvision, NMS has no autocast on the CPU"
-)
 @pytest.mark.parametrize("options", [{}, OVER_REGIONS, {"MODEL.LOSS.ROUGH_SCORE_WEIGHT": 1.0}])
 def test_a_step_in_low_precision_is_finite(options):
     model = make_model(options, torch.float32)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import Callable, Iterator, Sequence
 
 from .errors import InputError, ProcessDied, Stopped
@@ -21,6 +22,24 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Within so many seconds a second signal is the first one again: terminals and batch systems send it
 # to all processes of a job, and some of these pass it on to others.
 SAME_SIGNAL = 1.0
+
+
+# Whether this process is about to fork, or just did. Python leaves out what is raised meanwhile by
+# the functions that it calls around a fork, and so would an exception of a signal's handler.
+_forking = False
+
+
+def _set_forking(value: bool) -> None:
+    global _forking
+    _forking = value
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=partial(_set_forking, True),
+        after_in_parent=partial(_set_forking, False),
+        after_in_child=partial(_set_forking, False),
+    )
 
 
 def raise_stopped(signum: int) -> None:
@@ -60,6 +79,10 @@ def on_stop_signals(
 
     def handle(signum, frame):
         nonlocal received
+        if _forking:
+            # Once more, a little later.
+            threading.Timer(0.05, os.kill, (os.getpid(), signum)).start()
+            return
         now = time.monotonic()
         if received is None:
             received = now

@@ -55,6 +55,10 @@ class StopOnSignal(HookBase):
             if self._signum:
                 raise Stopped(self._signum)
             yield
+            # Where Python has left the exception out, for example in a destructor; after other
+            # iterations than the last one, `after_step` stops.
+            if self._signum and self.trainer.iter + 1 >= self.trainer.max_iter:
+                raise Stopped(self._signum)
         except Stopped as stop:
             self._in_evaluation = False
             self._stop(stop.signum)

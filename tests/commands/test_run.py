@@ -7,6 +7,7 @@ import pytest
 
 from ia_gcn.commands.common import run
 from ia_gcn.errors import ProcessDied, Stopped
+from tests.helpers.commands import run_process
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -25,6 +26,32 @@ def test_a_command_may_name_other_signals(capsys):
     assert status == 128 + signal.SIGHUP
     assert capsys.readouterr().err == "it: interrupted\n"
     assert [signal.getsignal(signum) for signum in signals] == before
+
+
+# Python leaves out what functions raise that it calls around a fork; logging has one, for example.
+SIGNAL_AT_FORK = """
+import os, signal, sys, time
+
+def hit():
+    os.kill(os.getpid(), signal.SIGTERM)
+    sum(range(1000))
+
+os.register_at_fork(**{sys.argv[1]: hit})
+from ia_gcn.commands.common import run
+
+def work():
+    if os.fork() == 0:
+        os._exit(0)
+    time.sleep(10)
+
+sys.exit(run("it", work))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+def test_a_signal_during_a_fork_is_not_lost(moment):
+    outcome = run_process("-c", SIGNAL_AT_FORK, moment)
+    assert (outcome.returncode, outcome.stderr) == (143, "it: interrupted\n")
 
 
 def test_the_work_says_where_it_stopped(capsys):

@@ -102,6 +102,23 @@ def on_stop_signals(
             signal.signal(signum, handler or signal.SIG_DFL)
 
 
+@contextmanager
+def blocked_stop_signals() -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM wait.
+
+    A process that is forked meanwhile has them blocked from its start, see
+    `leave_signals_to_parent`.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_signals_to_parent(worker_id: int) -> None:
     """For DataLoader's worker_init_fn: only its parent ends a worker.
 

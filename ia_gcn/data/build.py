@@ -22,7 +22,7 @@ from torch.utils.data._utils import signal_handling
 from ..errors import InputError, ProcessDied
 from ..io.images import UnreadableImage
 from ..label_names import check_label_name, describe_mismatch
-from ..processes import leave_signals_to_parent
+from ..processes import blocked_stop_signals, leave_signals_to_parent
 from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets.vg500 import read_label_file
 from .proposals import add_proposals
@@ -280,7 +280,10 @@ class ReadableBatches:
             ProcessDied: a worker was ended from outside.
         """
         try:
-            yield from self.loader
+            # Its workers start here.
+            with blocked_stop_signals():
+                batches = iter(self.loader)
+            yield from batches
         except (RuntimeError, ConnectionError, EOFError) as error:
             # Errors of the worker's own work name it otherwise.
             reason = str(error).splitlines()[:1]

@@ -3,7 +3,10 @@
 import gc
 import itertools
 import logging
+import os
 import random
+import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -340,6 +343,24 @@ def test_evaluation_leaves_the_generators_alone(tiny, workers):
     cfg = make_cfg(DATALOADER__NUM_WORKERS=workers)
     assert sum(len(batch) for batch in build_multilabel_test_loader(cfg, "tiny")) == 10
     assert generator_states() == before
+
+
+at_fork = []
+os.register_at_fork(after_in_child=lambda: [call() for call in at_fork])
+
+
+def test_a_signal_to_a_worker_that_starts_is_left_to_its_parent(tiny, monkeypatch):
+    """As a batch system's, which ends all processes of a job, and Ctrl-C."""
+
+    def hit():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(sys.modules[__name__], "at_fork", [hit])
+    loader = build_multilabel_test_loader(make_cfg(DATALOADER__NUM_WORKERS=2), "tiny")
+    assert sum(map(len, loader)) == 10
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert not {signal.SIGTERM, signal.SIGINT} & blocked
 
 
 # ------------------------------------------------------------------------------- unreadable images

@@ -111,6 +111,19 @@ def test_numpy_is_read_by_both_of_its_names(tmp_path):
             assert load_plain_pickle(file, "a.pkl").tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("protocol", range(6))
+def test_proposals_of_detectron2_are_read(protocol):
+    """With the thousand boxes of an image that an RPN keeps."""
+    rng = np.random.default_rng(0)
+    boxes = [rng.random((1000, 4), np.float32) for _ in range(30)]
+    logits = [rng.standard_normal(1000, np.float32) for _ in range(30)]
+    value = {"ids": list(range(30)), "boxes": boxes, "objectness_logits": logits, "bbox_mode": 0}
+    found = load_plain_pickle(io.BytesIO(pickle.dumps(value, protocol)), "a.pkl")
+    assert (found["ids"], found["bbox_mode"]) == (value["ids"], 0)
+    for name in ("boxes", "objectness_logits"):
+        assert all(map(np.array_equal, found[name], value[name]))
+
+
 class Runs:
     """Its pickle calls a function."""
 

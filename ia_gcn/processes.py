@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Callable, Iterator, Sequence
 
 from .errors import InputError, ProcessDied, Stopped
@@ -24,8 +25,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_SIGNAL = 1.0
 
 
-# Whether this process is about to fork, or just did. Python leaves out what is raised meanwhile by
-# the functions that it calls around a fork, and so would an exception of a signal's handler.
+# Whether this process is about to fork, or just did, see `_is_ignored_in`.
 _forking = False
 
 
@@ -40,6 +40,14 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=partial(_set_forking, False),
         after_in_child=partial(_set_forking, False),
     )
+
+
+def _is_ignored_in(frame: FrameType | None) -> bool:
+    """Whether Python would only print an exception that is raised now, and go on: in a destructor,
+    and in functions that it calls around a fork."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return _forking or frame is not None
 
 
 def raise_stopped(signum: int) -> None:
@@ -75,13 +83,16 @@ def on_stop_signals(
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    received = None
+    received, over = None, False
+
+    def send_again(signum):
+        if not over:
+            os.kill(os.getpid(), signum)
 
     def handle(signum, frame):
         nonlocal received
-        if _forking:
-            # Once more, a little later.
-            threading.Timer(0.05, os.kill, (os.getpid(), signum)).start()
+        if _is_ignored_in(frame):
+            threading.Timer(0.05, send_again, (signum,)).start()
             return
         now = time.monotonic()
         if received is None:
@@ -98,6 +109,7 @@ def on_stop_signals(
     try:
         yield
     finally:
+        over = True
         for signum, handler in before.items():
             signal.signal(signum, handler or signal.SIG_DFL)
 

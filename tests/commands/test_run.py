@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -52,6 +53,27 @@ sys.exit(run("it", work))
 def test_a_signal_during_a_fork_is_not_lost(moment):
     outcome = run_process("-c", SIGNAL_AT_FORK, moment)
     assert (outcome.returncode, outcome.stderr) == (143, "it: interrupted\n")
+
+
+class Hit:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(1000))
+
+
+def test_a_signal_in_a_destructor_is_not_lost(capsys):
+    def work():
+        Hit()
+        time.sleep(10)
+
+    assert run("it", work) == 143
+    assert capsys.readouterr().err == "it: interrupted\n"
+
+
+def test_a_signal_in_a_destructor_at_the_end_comes_too_late(capsys):
+    assert run("it", lambda: Hit() and None) == 0
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_work_says_where_it_stopped(capsys):

@@ -361,6 +361,10 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.THRESHOLD = 0.5
     # k: the same six figures with at most the k highest labels of an image. 0: leave them out.
     cfg.TEST.TOP_K = 3
+    # A file with a label a line: score these in place of the labels that the checkpoint was trained
+    # on, with --eval-only and in prediction (zero-shot). It takes a head with a shared readout, see
+    # MODEL.ML_DECODER.READOUT, and embeddings of the labels in MODEL.LABEL_EMBEDDINGS.SOURCE.
+    cfg.TEST.LABELS = ""
     # Evaluate (--eval-only) the EMA of the weights that a checkpoint contains.
     cfg.TEST.EMA = False
     # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Iterator
 from unittest import mock
 
 import torchvision
+from torch import nn
 
 from ia_gcn.data.datasets import COCO_LABELS
 
@@ -18,8 +18,8 @@ from ._inplace_abn import module as inplace_abn
 
 REPOSITORY = "https://github.com/SlongLiu/query2labels"
 REPLACED = (
-    "inplace_abn, by torch's batch norm; the modules of Swin and CvT, and of utils, which are not "
-    "used; the download of torchvision's weights"
+    "inplace_abn, by torch's batch norm; a module that torchvision no longer has, the modules of "
+    "Swin and CvT, and utils.misc, none of which is used; the download of torchvision's weights"
 )
 
 # Backbone, image size, channels, and those between the linear layers.
@@ -51,14 +51,13 @@ def cases(folder: Path) -> Iterator[Case]:
             keep_first_self_attn_dec=False,
             keep_input_proj=False,
         )
-        resnet = partial(without_download, torchvision.models.resnet101)
-        with mock.patch.object(torchvision.models, "resnet101", resnet):
-            network = models.build_q2l(args)
+        is_resnet = backbone.startswith("resnet")
+        network = build_resnet(models, args) if is_resnet else models.build_q2l(args)
         yield Case(
             name=f"{backbone}, {size}",
             network=network,
             labels=COCO_LABELS,
-            prepare=imagenet if backbone == "resnet101" else from_0_to_1,
+            prepare=imagenet if is_resnet else from_0_to_1,
             checkpoint=lambda state: {
                 "epoch": 7,
                 "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
@@ -67,8 +66,15 @@ def cases(folder: Path) -> Iterator[Case]:
         )
 
 
-def without_download(build, pretrained: bool = True, **options):
-    return build(**options)
+def build_resnet(models: ModuleType, args: Namespace) -> nn.Module:
+    """A network on torchvision's ResNet, whose weights are not downloaded."""
+    build = getattr(torchvision.models, args.backbone)
+
+    def without_weights(pretrained: bool = True, **options):
+        return build(**options)
+
+    with mock.patch.object(torchvision.models, args.backbone, without_weights):
+        return models.build_q2l(args)
 
 
 def import_models(folder: Path) -> ModuleType:
@@ -78,6 +84,7 @@ def import_models(folder: Path) -> ModuleType:
         "models.cls_cvt": ["build_CvT"],
         "models.swin_transformer": ["build_swin_transformer"],
         "utils.misc": ["clean_state_dict"],
+        "torchvision.models.utils": ["load_state_dict_from_url"],
     }.items():
         replaced[name] = ModuleType(name)
         for function in functions:

@@ -52,12 +52,15 @@ class LabelHead(nn.Module):
         uses: names of CONTEXT that it can use.
         needs: names of CONTEXT that it requires.
         has_attention: whether it returns attention.
+        any_labels: whether it scores labels that it was not trained on, given their embeddings: no
+            other tensor of it depends on the labels.
     """
 
     in_features: Tuple[str, ...]
     uses: FrozenSet[str] = frozenset()
     needs: FrozenSet[str] = frozenset()
     has_attention: bool = False
+    any_labels: bool = False
 
     def image_features(
         self, features: Dict[str, torch.Tensor], masks: Dict[str, torch.Tensor | None]

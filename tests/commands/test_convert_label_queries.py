@@ -83,6 +83,7 @@ def expected_logits(tresnet, head):
     return head(tresnet.forward_features(IMAGES / 255))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_ml_decoder_gives_the_same_logits_by_label(convert, tresnet, prefix):
     network, body = tresnet
@@ -101,6 +102,7 @@ def test_ml_decoder_gives_the_same_logits_by_label(convert, tresnet, prefix):
     assert_same(logits_of(predictor), expected[:, [names.index(name) for name in COCO_LABELS]])
 
 
+@pytest.mark.slow
 def test_labels_of_a_group_stay_where_they_are(convert, tresnet):
     """Ten groups of COCO's labels, sorted: each query has eight labels, which can't be parted."""
     network, body = tresnet
@@ -142,6 +144,7 @@ class Shared(nn.Module):
         }
 
 
+@pytest.mark.slow
 def test_a_shared_classifier_goes_with_given_labels_and_words(convert, tresnet, tmp_path):
     network, body = tresnet
     head = Shared(torch.randn(4, 300))
@@ -296,7 +299,7 @@ def test_csra_gives_the_same_logits(convert, layout, temperatures):
     predictor, said = convert(content, "csra", opts=["MODEL.CSRA.ATTENTION_WEIGHT", 0.4])
     assert predictor.label_names == VOC_LABELS
     assert "MODEL.CSRA.ATTENTION_WEIGHT 0.4" in said
-    assert temperatures == predictor.cfg.MODEL.CSRA.TEMPERATURES
+    assert list(predictor.cfg.MODEL.CSRA.TEMPERATURES) == temperatures
     with torch.no_grad():
         features = nn.Sequential(*list(resnet.children())[:-2])(IMAGES / 255).flatten(2)
         expected = 0

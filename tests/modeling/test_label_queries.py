@@ -374,6 +374,7 @@ def test_words_come_from_the_recognisers_label_embeddings():
     cfg = cfg_of("MLDecoderHead", QUERIES="words", READOUT="shared")
     cfg.MODEL.BACKBONE.NAME = "build_resnet10_backbone"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 8
     cfg.MODEL.LABEL_EMBEDDINGS.DIM = 7
     cfg.MODEL.DEVICE = "cpu"
     model = MultiLabelRecognizer(cfg).eval()

@@ -61,6 +61,7 @@ def test_the_same_function_passes():
     assert len(found.seconds) == 2
 
 
+@pytest.mark.slow
 def test_another_function_does_not():
     found = parity.compare("csra", case(WithoutAttention), rounds=1)
     assert not found.passed
@@ -68,6 +69,7 @@ def test_another_function_does_not():
     assert found.gradients > 1e-2
 
 
+@pytest.mark.slow
 def test_labels_are_compared_by_name(tmp_path):
     labels = VOC_LABELS[::-1]
     (tmp_path / "labels.txt").write_text("\n".join(labels))
@@ -78,6 +80,7 @@ def test_labels_are_compared_by_name(tmp_path):
     assert found.reordered
 
 
+@pytest.mark.slow
 def test_a_row_for_each_network(monkeypatch, capsys, tmp_path):
     module = ModuleType("parities.csra")
     module.REPOSITORY, module.REPLACED = "https://github.com/someone/net", ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +19,9 @@ from ._inplace_abn import module as inplace_abn
 
 REPOSITORY = "https://github.com/SlongLiu/query2labels"
 REPLACED = (
-    "inplace_abn, by torch's batch norm; a module that torchvision no longer has, the modules of "
-    "Swin and CvT, and utils.misc, none of which is used; the download of torchvision's weights"
+    "inplace_abn, by torch's batch norm; TResNet's compiled blur, by its own uncompiled one; a "
+    "module that torchvision no longer has, those of Swin and CvT, and utils.misc, none of which is "
+    "used; the download of torchvision's weights"
 )
 
 # Backbone, image size, channels, and those between the linear layers.
@@ -27,11 +29,12 @@ PUBLISHED = [
     ("resnet101", 448, 2048, 8192),
     ("resnet101", 576, 2048, 8192),
     ("tresnetl", 448, 2432, 2432),
+    ("tresnetl_v2", 448, 2048, 2048),
 ]
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """The published models on ResNet-101 and TResNet-L."""
+    """The published models on ResNet-101 and both versions of TResNet-L."""
     models = import_models(folder)
     for backbone, size, dim, ffn_dim in PUBLISHED:
         args = Namespace(
@@ -89,4 +92,9 @@ def import_models(folder: Path) -> ModuleType:
         replaced[name] = ModuleType(name)
         for function in functions:
             setattr(replaced[name], function, None)
-    return import_authors(folder / "lib", "models.query2label", replaced)
+    models = import_authors(folder / "lib", "models.query2label", replaced)
+    for tresnet in ("tresnet", "tresnet2"):
+        blur = sys.modules[f"models.{tresnet}.layers.anti_aliasing"]
+        # The one needs CUDA; the other is beside it, for use without the compiler.
+        blur.DownsampleJIT = blur.Downsample
+    return models

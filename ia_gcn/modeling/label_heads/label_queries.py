@@ -130,7 +130,7 @@ class MLDecoderHead(LabelHead):
         queries = self.label_queries(label_embeddings)[None]
         if self.training:
             # Each image has its own dropout.
-            queries = queries.expand(len(tokens), -1, -1)
+            queries = queries.expand(tokens.shape[0], -1, -1)
         queries = self.query_norm(queries + self.dropout(queries))
         queries, weights = self.decoder(queries, tokens, mask, need_weights=not self.training)
         outputs = {"logits": self.readout(queries)}

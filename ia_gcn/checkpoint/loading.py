@@ -10,6 +10,7 @@ from detectron2.modeling import build_model as build_d2_model
 from torch import nn
 
 from ..errors import InputError
+from .allowance import Allowance
 from .checkpointer import MultiLabelCheckpointer
 
 
@@ -46,10 +47,12 @@ def load_model(
         ema: load the EMA of the weights that the checkpoint contains.
     Raises:
         InputError: see `build_model` and `MultiLabelCheckpointer.load`; or the checkpoint lacks a
-            part of the model.
+            part of the model, or is far too small for it.
     """
-    model = build_model(cfg)
+    path = path or cfg.MODEL.WEIGHTS
+    with Allowance(path):
+        model = build_model(cfg)
     checkpointer = MultiLabelCheckpointer(model, label_names=label_names, load_ema=ema)
-    checkpointer.load(path or cfg.MODEL.WEIGHTS)
+    checkpointer.load(path)
     checkpointer.check_complete()
     return model.eval()

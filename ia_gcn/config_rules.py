@@ -12,10 +12,10 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Se
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.utils.file_io import PathManager
 from fvcore.common.config import BASE_KEY
 
 from .errors import InputError
+from .io.inputs import open_input
 from .io.plain_yaml import MAX_LENGTH, load_plain_yaml
 
 TIMM_BACKBONE = "build_timm_backbone"
@@ -72,7 +72,7 @@ def _files(path: str, above: Tuple[str, ...] = ()) -> Iterator[Set[str]]:
     real_path = os.path.realpath(path)
     if real_path in above:
         raise InputError(f"_BASE_ leads from {path} back to itself")
-    with PathManager.open(path, "r") as file:
+    with open_input(path) as file:
         content = load_plain_yaml(file.read(MAX_LENGTH + 1), path)
     bases = content.pop(BASE_KEY, [])
     for base in [bases] if isinstance(bases, str) else bases:

@@ -93,6 +93,9 @@ FACTOR = Number(0)
 SHARE = Number(0, 1)
 ABOVE_0 = Number(0, above=True)
 
+# Of a list. Anchors are of each size with each ratio.
+MAX_VALUES = 256
+
 # Keys whose values nothing else checks. A key of detectron2's is here if ia_gcn uses it.
 VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     # numpy's seeds are below 2³², and the number of the process is added to this one.
@@ -211,6 +214,8 @@ def check_values(cfg: CfgNode, defaults: CfgNode) -> None:
         if allowed is None or value is None:
             continue
         values = list(_flatten(value))
+        if len(values) > MAX_VALUES:
+            raise InputError(f"{key} must have at most {MAX_VALUES} values, not {len(values)}")
         wrong = not all(not isinstance(item, bool) and allowed.allows(item) for item in values)
         if wrong or len(values) != (allowed.count or len(values)):
             each = "each " if isinstance(default, (list, tuple)) and not allowed.count else ""

@@ -66,8 +66,12 @@ def test_more_bases_than_anybody_has_are_refused(tmp_path, error_line):
 
 
 def test_a_base_without_an_end_is_refused(tmp_path, error_line):
-    (tmp_path / "a.yaml").write_text("_BASE_: /dev/zero")
-    assert "/dev/zero: not a text of at most" in error_line(read_config, str(tmp_path / "a.yaml"))
+    path = tmp_path / "a.yaml"
+    path.write_text("_BASE_: /dev/zero")
+    assert "not a regular file: '/dev/zero'" in error_line(read_config, str(path))
+    path.write_text("_BASE_: b.yaml")
+    (tmp_path / "b.yaml").write_text("#" * 2**21)
+    assert "b.yaml: not a text of at most" in error_line(read_config, str(path))
 
 
 def test_a_value_of_a_type_that_no_key_has_is_refused(tmp_path, error_line):

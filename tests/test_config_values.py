@@ -81,6 +81,14 @@ def test_the_limits_are_allowed(opts):
         assert value_of(cfg, key) == value
 
 
+def test_a_list_may_not_be_of_any_length(error_line):
+    for key, value in (("SOLVER.STEPS", 1), ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", 0.5)):
+        read_config("", [key, [value] * 256])
+        for values in ([value] * 257, [[value] * 200, [value] * 100]):
+            line = error_line(read_config, "", [key, values])
+            assert line.startswith(f"{key} must have at most 256 values, not ")
+
+
 def test_a_value_in_a_file_is_refused_too(error_line, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("SOLVER:\n  MAX_ITER: 0\n")

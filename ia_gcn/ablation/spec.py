@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 
 from ..config import read_config
 from ..errors import InputError
+from ..io.inputs import open_input
 from ..io.plain_yaml import MAX_LENGTH, load_plain_yaml
 
 MODES = ("heads", "train")
@@ -120,7 +121,7 @@ def read_spec(path: str) -> Spec:
         InputError: there is no such file, or it is not a valid file of tables.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open_input(path, encoding="utf-8") as file:
             content = load_plain_yaml(file.read(MAX_LENGTH + 1), f"--spec {path}")
         tables = {name: _read_table(table) for name, table in content["tables"].items()}
         network = content["network"]

@@ -10,6 +10,7 @@ from detectron2.modeling import build_model as build_d2_model
 from torch import nn
 
 from ..errors import InputError
+from .allowance import Allowance
 from .checkpointer import MultiLabelCheckpointer
 from .other_labels import give_label_embeddings
 
@@ -47,17 +48,19 @@ def load_model(
         path: of the checkpoint; "": MODEL.WEIGHTS.
         ema: load the EMA of the weights that the checkpoint contains.
     Raises:
-        InputError: see `build_model` and `MultiLabelCheckpointer.load`,
-            and with TEST.LABELS `give_label_embeddings`; or the checkpoint lacks a
-            part of the model.
+        InputError: see `build_model` and `MultiLabelCheckpointer.load`, and with TEST.LABELS
+            `give_label_embeddings`; or the checkpoint lacks a part of the model, or is far too
+            small for it.
     """
-    model = build_model(cfg)
+    path = path or cfg.MODEL.WEIGHTS
+    with Allowance(path):
+        model = build_model(cfg)
     other_labels = bool(cfg.TEST.LABELS)
     if other_labels:
         give_label_embeddings(cfg, model, label_names)
     checkpointer = MultiLabelCheckpointer(
         model, label_names=label_names, load_ema=ema, other_labels=other_labels
     )
-    checkpointer.load(path or cfg.MODEL.WEIGHTS)
+    checkpointer.load(path)
     checkpointer.check_complete()
     return model.eval()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..io.inputs import open_input
 from ..io.plain_pickle import load_plain_pickle
 from ..io.pth import plain_state_dict, read_pth
 
@@ -35,7 +36,7 @@ def read_pickle(path: str, shown: str) -> Any:
         InputError: as its; or the file can't be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             return load_plain_pickle(file, shown)
     except OSError as error:
         raise InputError(f"{shown}: {error.strerror or error}") from None

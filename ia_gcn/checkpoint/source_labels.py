@@ -13,6 +13,7 @@ from ..data import label_embeddings
 from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..data.datasets.vg500 import read_label_file
 from ..errors import InputError
+from ..io.inputs import open_input
 from ..io.npz import read_npz
 from .source import read_pickle
 
@@ -113,7 +114,7 @@ def embeddings_by_name(cfg: CfgNode, label_names: Sequence[str]) -> torch.Tensor
 def _read_numpy(path: str, where: str) -> Any:
     """The array of a .npy file, or the only one of an .npz."""
     try:
-        with open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             if not zipfile.is_zipfile(file):
                 file.seek(0)
                 return np.load(file, allow_pickle=False)

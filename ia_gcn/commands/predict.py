@@ -51,6 +51,7 @@ from ..inference import FilePrediction, OnnxPredictor, find_images, predict_file
 from ..inference.files import default_workers, map_ahead
 from ..io.files import write_text_atomically
 from ..io.images import source_name, turn_to_decode
+from ..io.inputs import check_regular
 from ..memory import keep_freed_memory, share_freed_memory
 from .common import (
     add_import_option,
@@ -224,6 +225,7 @@ def read_thresholds(path: str, label_names: Sequence[str]) -> Dict[str, float]:
         InputError: there is no such file, or it has anything else in it.
     """
     try:
+        check_regular(path)
         with open(path, encoding="utf-8-sig", newline="") as file:
             if path.lower().endswith(".json"):
                 rows = list(json.load(file).items())

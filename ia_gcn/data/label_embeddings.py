@@ -7,9 +7,9 @@ import re
 from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
+from ..io.inputs import open_input
 from ..io.npz import read_npz
 
 # The spread of the entries of 300-dimensional GloVe vectors for the COCO labels, so that a GCN
@@ -196,7 +196,7 @@ def _read_vectors(path: str, wanted, dim: int) -> Dict[str, np.ndarray]:
     """The vectors of the `wanted` words; the file is read once, line by line."""
     vectors: Dict[str, np.ndarray] = {}
     try:
-        with PathManager.open(path, "r", encoding="utf-8", errors="replace") as file:
+        with open_input(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 word, *fields = line.split() or [""]
                 if word not in wanted or word in vectors or _is_header(number, line):
@@ -239,7 +239,7 @@ def _parse_vector(fields: List[str], dim: int, where: str) -> np.ndarray:
 def _read_npz(path: str) -> Tuple[np.ndarray, List[str]]:
     """Embeddings (n, d) float32 and n names."""
     try:
-        with PathManager.open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             rows, names = read_npz(file, ("embeddings", "label_names")).values()
     except FileNotFoundError:
         raise InputError(

@@ -6,9 +6,9 @@ from typing import Dict, Sequence
 
 import numpy as np
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
+from ..io.inputs import open_input
 from ..io.plain_pickle import load_plain_pickle
 
 # Detectron 1's names for them.
@@ -28,7 +28,7 @@ def add_proposals(dataset_dicts: Sequence[Dict], file_name: str) -> None:
         InputError: the file can't be read, is no such dict, or lacks an image.
     """
     try:
-        with PathManager.open(file_name, "rb") as file:
+        with open_input(file_name, "rb") as file:
             content = load_plain_pickle(file, f"proposals {file_name}")
     except OSError as error:
         raise InputError(f"proposals {file_name}: {error.strerror or error}") from None

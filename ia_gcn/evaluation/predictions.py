@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import List, NamedTuple
 
 import numpy as np
-from detectron2.utils.file_io import PathManager
 
 from ..errors import InputError
+from ..io.inputs import open_input
 from ..io.npz import read_npz
 from .metrics import check_predictions
 
@@ -33,7 +33,7 @@ def read_predictions(path: str) -> Predictions:
             missing or is not as `Predictions` says; or there is no image or no label in it.
     """
     try:
-        with PathManager.open(path, "rb") as file:
+        with open_input(path, "rb") as file:
             arrays = read_npz(file, Predictions._fields)
     # Damaged and hostile files make numpy and zipfile raise nearly anything.
     except Exception as error:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
+from .inputs import check_regular
 
 try:
     import simplejpeg
@@ -77,9 +78,8 @@ def decode_image(
         UnreadableImage: the file is missing, truncated, too large, or no image at all.
     """
     try:
-        # A named pipe or a device would be waited for.
-        if not hasattr(file, "read") and os.path.exists(file) and not os.path.isfile(file):
-            raise OSError("not a regular file")
+        if not hasattr(file, "read"):
+            check_regular(file)
         with warnings.catch_warnings():
             # Pillow warns of large and oddly stored images, without their names, and reads them.
             warnings.filterwarnings("ignore", module=r"PIL\.")

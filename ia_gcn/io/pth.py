@@ -11,6 +11,7 @@ from typing import Any, Dict
 import torch
 
 from ..errors import InputError
+from .inputs import check_regular
 
 # How torch names what it does not read.
 REFUSED = re.compile(r"GLOBAL ([\w.]+)")
@@ -30,6 +31,7 @@ def read_pth(path: str, shown: str) -> Any:
             is never executed.
     """
     try:
+        check_regular(path)
         _check_size(path)
         with warnings.catch_warnings():
             # Of old formats and of kinds of tensors, which are refused below.

@@ -18,6 +18,7 @@ from timm.utils import freeze
 from torch import nn
 
 from ..errors import InputError
+from ..io.inputs import check_regular
 from ..io.pth import plain_state_dict, read_pth
 
 logger = logging.getLogger(__name__)
@@ -156,6 +157,7 @@ def read_weights(path: str) -> Dict[str, torch.Tensor]:
     try:
         local = PathManager.get_local_path(path)
         if path.endswith(".safetensors"):
+            check_regular(local)
             return plain_state_dict(load_file(local), shown)
     except Exception as error:  # of a damaged file safetensors raises nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]

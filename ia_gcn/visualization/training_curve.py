@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Dict, List, Sequence
 
-from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from ..io.inputs import open_input
 from .style import save_png
 
 
@@ -19,7 +19,7 @@ def read_training_log(path: str) -> List[Dict]:
         InputError: there is no such file, or a line is not JSON.
     """
     try:
-        with PathManager.open(path, "r") as file:
+        with open_input(path) as file:
             return [json.loads(line) for line in file if line.strip()]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None

@@ -186,7 +186,10 @@ def test_what_is_no_regular_file_in_a_folder_is_not_waited_for(
     status, out, _ = main("--weights", weights, ".")
     assert status == 1
     first, *others = records(out)
-    assert first == {"file": "./0.png", "error": "OSError: not a regular file"}
+    assert first == {
+        "file": "./0.png",
+        "error": "OSError: [Errno 22] not a regular file: './0.png'",
+    }
     assert others
     assert not any("error" in record for record in others)
 

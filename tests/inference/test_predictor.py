@@ -16,6 +16,7 @@ from ia_gcn.errors import InputError
 from ia_gcn.inference import Prediction
 from tests.helpers.checkpoints import COLOURS, change, evaluate, save_checkpoint
 from tests.helpers.images import IMAGES, UNREADABLE, ramp
+from tools.tortures.harness import Limits, run_in_child
 
 
 @pytest.fixture
@@ -300,6 +301,41 @@ def test_weights_that_do_not_fit_are_refused(make_checkpoint, tmp_path, error_li
     for name in ("text.pth", "none.pth"):
         with pytest.raises(InputError, match=name):
             MultiLabelPredictor(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("config", "opts"),
+    [
+        ("ml_gcn", ("MODEL.LABEL_GCN.HIDDEN_DIMS", [10**12])),
+        ("ml_gcn", ("MODEL.LABEL_GCN.HIDDEN_DIMS", [20_000, 20_000])),
+        ("ml_gcn", ("MODEL.LABEL_EMBEDDINGS.DIM", 10**8)),
+        ("ml_gcn", ("MODEL.RESNETS.RES2_OUT_CHANNELS", 4096)),
+        ("ml_gcn", ("MODEL.RESNETS.STEM_OUT_CHANNELS", 10**7)),
+        ("ia_gcn_plus", ("MODEL.RPN.CONV_DIMS", [10**6])),
+        ("ia_gcn_plus", ("MODEL.REGION_GCN.HIDDEN_DIMS", [10**8, 8])),
+        # Many tensors, each of which is small.
+        pytest.param(
+            *("ia_gcn_plus", ("MODEL.RPN.CONV_DIMS", [1] * 10_000)), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_config_of_an_enormous_model_is_refused_before_it_is_built(
+    make_checkpoint, tmp_path, config, opts
+):
+    weights, *_ = make_checkpoint(config=config, saved=opts)
+
+    def read():
+        MultiLabelPredictor(weights, device="cpu")
+
+    trial = run_in_child("config", config, read, tmp_path, Limits(seconds=600, memory=2**28))
+    assert (trial.outcome, weights in trial.detail) == ("refused", True), trial.detail
+    assert "asks for a model of more than" in trial.detail
+
+
+def test_a_checkpoint_of_half_precision_alone_is_not_too_small(make_checkpoint):
+    weights, _, model = make_checkpoint()
+    change(weights, model={key: value.half() for key, value in model.state_dict().items()})
+    assert MultiLabelPredictor(weights, device="cpu").label_names == COLOURS
 
 
 @pytest.mark.parametrize(

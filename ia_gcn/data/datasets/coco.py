@@ -8,9 +8,9 @@ from typing import Dict, Iterable, List, Sequence
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
+from ...io.inputs import open_input
 from ...label_names import NOT_PRINTABLE, check_label_name
 from .common import check_files_differ, excerpt, join_inside, register_multilabel
 
@@ -108,7 +108,7 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
 
 def _read_json(json_file: str) -> Dict:
     try:
-        with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
+        with open_input(json_file, encoding="utf-8-sig") as file:
             content = json.load(file)
     except OSError as error:
         raise InputError(f"{json_file}: {error.strerror or error}") from None

@@ -10,9 +10,9 @@ from typing import Callable, Collection, Dict, List, NamedTuple, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
+from ...io.inputs import open_input
 from ...label_names import check_label_name
 from ..stratified_split import stratified_split
 from .coco import coco_label_names, load_multilabel_coco, register_multilabel_coco
@@ -175,7 +175,7 @@ def read_csv(csv_file: str) -> List[CsvRow]:
     rows: List[CsvRow] = []
     line = 1
     try:
-        with PathManager.open(csv_file, "r", encoding="utf-8-sig", newline="") as file:
+        with open_input(csv_file, encoding="utf-8-sig", newline="") as file:
             # A blank before a quote would make the quote a part of the name.
             reader = csv.reader(file, skipinitialspace=True)
             for cells in reader:

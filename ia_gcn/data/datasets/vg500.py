@@ -6,9 +6,9 @@ import os
 from typing import Dict, List
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
+from ...io.inputs import open_input
 from ...label_names import check_label_name
 from .coco import load_multilabel_coco
 
@@ -44,7 +44,7 @@ def read_label_file(label_file: str) -> List[str]:
             line can't be the name of one.
     """
     try:
-        with PathManager.open(label_file, "r", encoding="utf-8-sig") as file:
+        with open_input(label_file, encoding="utf-8-sig") as file:
             lines = {n: line.strip() for n, line in enumerate(file, start=1) if line.strip()}
     except FileNotFoundError:
         raise InputError(f"{label_file}: no such file; run datasets/prepare_vg500.py") from None

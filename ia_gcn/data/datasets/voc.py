@@ -8,9 +8,9 @@ from typing import Dict, List
 
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
+from ...io.inputs import open_input
 from .common import check_files_differ, excerpt, join_inside, register_multilabel
 
 VOC_LABELS = list(CLASS_NAMES)
@@ -48,7 +48,7 @@ def load_multilabel_voc(root: str, split: str) -> List[Dict]:
     """
     split_file = os.path.join(root, "ImageSets", "Main", f"{split}.txt")
     try:
-        with PathManager.open(split_file, "r", encoding="utf-8-sig") as file:
+        with open_input(split_file, encoding="utf-8-sig") as file:
             # A class's own file has a second column.
             image_ids = {n: line.split()[0] for n, line in enumerate(file, 1) if line.strip()}
     except OSError as error:
@@ -67,7 +67,7 @@ def _load_image(root: str, image_id: str, split_file: str) -> Dict:
     xml_file = join_inside(os.path.join(root, "Annotations"), f"{image_id}.xml", split_file)
     present, difficult, boxes = set(), set(), []
     try:
-        with PathManager.open(xml_file, "rb") as file:
+        with open_input(xml_file, "rb") as file:
             objects = ET.parse(file, ET.XMLParser(target=_Annotation())).findall("object")
     except OSError as error:
         raise InputError(f"{xml_file}: {error.strerror or error}") from None

@@ -96,7 +96,13 @@ def test_training_returns_the_loss():
 
 @pytest.mark.parametrize(
     ("head", "pooling"),
-    [*(("LinearHead", pooling) for pooling in POOLINGS), ("GCNHead", "max"), ("CSRAHead", "max")],
+    [
+        *(("LinearHead", pooling) for pooling in POOLINGS),
+        *(
+            (name, "max")
+            for name in ("GCNHead", "CSRAHead", "ADDGCNHead", "SSGRLHead", "SALGLHead")
+        ),
+    ],
 )
 @pytest.mark.parametrize("backbone", ["CellBackbone", "PointBackbone"])
 @pytest.mark.parametrize("sizes", [[(64, 96), (30, 40)], [(70, 40), (28, 100), (20, 20)]])
@@ -109,7 +115,7 @@ def test_images_of_different_sizes_keep_to_themselves(backbone, head, pooling, s
         torch.testing.assert_close(logits, torch.stack([alone[i] for i in order]))
 
 
-@pytest.mark.parametrize("head", ["LinearHead", "GCNHead", "CSRAHead"])
+@pytest.mark.parametrize("head", ["LinearHead", "GCNHead", "CSRAHead", "ADDGCNHead"])
 def test_images_of_one_size_keep_to_themselves_in_a_resnet(head):
     model = make_model(make_slim_resnet_cfg(head))
     inputs = make_inputs([(64, 96)] * 4)

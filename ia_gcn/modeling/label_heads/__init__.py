@@ -1,3 +1,4 @@
+from .add_gcn import ADDGCNHead
 from .base import (
     CONTEXT,
     LABEL_HEAD_REGISTRY,
@@ -10,16 +11,23 @@ from .base import (
 from .csra import CSRAHead
 from .gcn import AdaptiveGCNHead, GCNHead
 from .linear import LinearHead
+from .scene_graph import SALGLHead
+from .semantic_graph import SSGRLHead
+from .tdrg import TDRGHead
 
 __all__ = [
     "CONTEXT",
     "LABEL_HEAD_REGISTRY",
+    "ADDGCNHead",
     "AdaptiveGCNHead",
     "CSRAHead",
     "GCNHead",
     "LabelHead",
     "LinearHead",
     "PooledHead",
+    "SALGLHead",
+    "SSGRLHead",
+    "TDRGHead",
     "build_label_head",
     "head_in_features",
     "one_in_feature",

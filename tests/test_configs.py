@@ -40,6 +40,8 @@ def load(config_file, *opts):
 
 
 def fill_at_random(graph):
+    if not graph.has_statistics:
+        return graph.fill(None, None, torch.randn_like(graph.embeddings))
     num_labels = len(graph.label_counts)
     presence = torch.rand(100, num_labels).lt(0.3).long()
     pair_counts = presence.T @ presence

@@ -18,6 +18,7 @@ from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..errors import InputError
 from ..io.files import check_writable, write_atomically
 from .add_gcn import MASK, add_gcn_settings, convert_add_gcn
+from .csra import convert_csra, csra_settings
 from .detectron2_zoo import (
     REGION_RES5,
     RPN,
@@ -230,6 +231,24 @@ def from_asl(state: State, content: Dict, request: Request) -> Conversion:
     )
 
 
+def from_csra(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, csra_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
+    label_names, order = model_order(labels)
+    folder = "VOC" if label_names == VOC_LABELS else "COCO"
+    cfg = model_config(request, f"{folder}/resnet101.yaml", settings, label_names)
+    weight = cfg.MODEL.CSRA.ATTENTION_WEIGHT
+    return Conversion(
+        *(cfg, settings, convert_csra(state, order), random_model(cfg).state_dict()),
+        label_names=label_names,
+        notes=[
+            describe_order(label_names, labels),
+            f"λ, which is not in the file: MODEL.CSRA.ATTENTION_WEIGHT {weight}",
+        ],
+    )
+
+
 def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, ml_gcn_settings, state)
     count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
@@ -374,13 +393,14 @@ CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
     "salgl": from_salgl,
     "tdrg": from_tdrg,
     "asl": from_asl,
+    "csra": from_csra,
     "tresnet": from_tresnet,
     "detectron2": from_detectron2,
 }
 
 
 # Formats with labels; of these, those whose labels have embeddings, and a graph, in other files.
-WHOLE_MODELS = ("ml_gcn", "asl", "add_gcn", "ssgrl", "salgl", "tdrg")
+WHOLE_MODELS = ("ml_gcn", "asl", "csra", "add_gcn", "ssgrl", "salgl", "tdrg")
 WITH_EMBEDDINGS = ("ml_gcn", "ssgrl")
 WITH_GRAPH = ("ssgrl",)
 

@@ -130,8 +130,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.GLOBAL_POOLING.GEM_POWER = 3.0
 
     cfg.MODEL.LABEL_HEAD = CN()
-    # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead, AdaptiveGCNHead, CSRAHead,
-    # MLDecoderHead or Query2LabelHead.
+    # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead, AdaptiveGCNHead, CSRAHead, MLDecoderHead,
+    # Query2LabelHead, ADDGCNHead, SSGRLHead, SALGLHead or TDRGHead.
     cfg.MODEL.LABEL_HEAD.NAME = "GCNHead"
     # The backbone's feature maps that the head reads. (): the deepest one.
     cfg.MODEL.LABEL_HEAD.IN_FEATURES = ()
@@ -225,6 +225,63 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.QUERY2LABEL.FFN_DIM = 8192
     cfg.MODEL.QUERY2LABEL.DROPOUT = 0.1
 
+    # Graphs over nodes of the labels, of ADDGCNHead.
+    cfg.MODEL.ADD_GCN = CN()
+    # K: the dimension of a label's node.
+    cfg.MODEL.ADD_GCN.NODE_DIM = 1024
+    # Whether there is the graph that all images share, and that of each image.
+    cfg.MODEL.ADD_GCN.STATIC_GRAPH = True
+    cfg.MODEL.ADD_GCN.DYNAMIC_GRAPH = True
+
+    # The gated graph over nodes of the labels, of SSGRLHead.
+    cfg.MODEL.SSGRL = CN()
+    # Dimension of the products of a cell and a label's embedding, by which the label attends.
+    cfg.MODEL.SSGRL.HIDDEN_DIM = 1024
+    # Dimension of f, from which a label is scored.
+    cfg.MODEL.SSGRL.OUTPUT_DIM = 2048
+    # T: steps of the gated graph.
+    cfg.MODEL.SSGRL.STEPS = 3
+    # Whether a second graph makes the classifiers (KGGR).
+    cfg.MODEL.SSGRL.CLASSIFIER_GRAPH = False
+
+    # Scenes and their graphs, of SALGLHead.
+    cfg.MODEL.SALGL = CN()
+    # Of the encoder layer: heads, channels between its two linear layers, dropout, and whether the
+    # places of the cells are added.
+    cfg.MODEL.SALGL.NUM_HEADS = 8
+    cfg.MODEL.SALGL.FFN_DIM = 2048
+    cfg.MODEL.SALGL.DROPOUT = 0.1
+    cfg.MODEL.SALGL.POSITIONS = False
+    # Dimension of the products of a cell and a label's embedding, by which the label attends.
+    cfg.MODEL.SALGL.HIDDEN_DIM = 1024
+    # S
+    cfg.MODEL.SALGL.NUM_SCENES = 4
+    # Whether an image is of all scenes, weighted by their probabilities; else of the likeliest.
+    cfg.MODEL.SALGL.SOFT_SCENES = False
+    # Whether a scene's graph has P(i|i) = 1, else 0; and whether its rows are divided by their sum.
+    cfg.MODEL.SALGL.SELF_EDGES = True
+    cfg.MODEL.SALGL.NORMALIZE = False
+    # Steps of the gated graph; 0: none. Whether messages go against the edges, too.
+    cfg.MODEL.SALGL.STEPS = 3
+    cfg.MODEL.SALGL.BOTH_DIRECTIONS = False
+
+    # Three maps, an encoder and a graph over nodes of the labels, of TDRGHead.
+    cfg.MODEL.TDRG = CN()
+    # Channels of the three maps, and of each half of a label's node.
+    cfg.MODEL.TDRG.DIM = 512
+    # Of the encoder, the same for the three maps.
+    cfg.MODEL.TDRG.LAYERS = 3
+    cfg.MODEL.TDRG.NUM_HEADS = 4
+    cfg.MODEL.TDRG.FFN_DIM = 2048
+    # The share of a label's cells of which the mean is its auxiliary score.
+    cfg.MODEL.TDRG.TOP_SHARE = 0.05
+    # Of the structural logits; the rest is that of the graph's.
+    cfg.MODEL.TDRG.STRUCTURE_WEIGHT = 0.7
+    # What a cell attends to: image, the cells of its image; batch, the same cell of the other
+    # images. The latter is what the published code computes and its weights were trained with. An
+    # image's scores then depend on its batch, and training is refused.
+    cfg.MODEL.TDRG.ATTENTION = "image"
+
     # The region branch of InstanceAwareRecognizer, beside MODEL.PROPOSAL_GENERATOR, MODEL.RPN,
     # MODEL.ROI_HEADS and the pooler's keys in MODEL.ROI_BOX_HEAD, which are detectron2's.
     cfg.MODEL.REGION_BRANCH = CN()
@@ -268,7 +325,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LOSS.CLIP = 0.05
     # Whether that weighting has a gradient; the published training has none.
     cfg.MODEL.LOSS.FOCUSING_GRADIENT = False
-    # Of the losses of a head's auxiliary logits, as "name=weight"; 1 for those not named.
+    # Of a head's auxiliary losses, as "name=weight"; 1 for those not named.
     cfg.MODEL.LOSS.AUX_WEIGHTS = ()
     # Of the KL divergence of z from its prior; 1 in the paper.
     cfg.MODEL.LOSS.KL_WEIGHT = 1.0
@@ -315,12 +372,15 @@ def _add_data_keys(cfg: CN) -> None:
     # How images are resized, bilinear or bicubic: Pillow's, which takes the mean over what becomes
     # a pixel. MODEL.TIMM.NAME sets that of the network's own training.
     cfg.INPUT.INTERPOLATION = "bilinear"
-    # Training view: a crop whose height and width are the image's shorter side times one of
-    # SCALES each, at most MAX_DISTORT places apart in that list, warped to IMAGE_SIZE.
+    # Training view: a crop whose height and width are those of BASE times one of SCALES each, at
+    # most MAX_DISTORT places apart in that list, warped to IMAGE_SIZE.
     cfg.INPUT.MULTI_SCALE_CROP = CN()
     cfg.INPUT.MULTI_SCALE_CROP.ENABLED = True
     cfg.INPUT.MULTI_SCALE_CROP.SCALES = (1.0, 0.875, 0.75, 0.66)
     cfg.INPUT.MULTI_SCALE_CROP.MAX_DISTORT = 2
+    # square: one of the image's shorter side (ML-GCN); image: the image itself, as if it were
+    # warped to a square before (ADD-GCN, TDRG, SSGRL, C-Tran).
+    cfg.INPUT.MULTI_SCALE_CROP.BASE = "square"
     # Instead of it, torchvision's RandomResizedCrop: the least area of the crop as a share of the
     # image's; 0: none.
     cfg.INPUT.RANDOM_RESIZED_CROP = 0.0

@@ -40,6 +40,8 @@ def load(config_file, *opts):
 
 
 def fill_at_random(graph):
+    if not graph.has_statistics:
+        return graph.fill(None, None, torch.randn_like(graph.embeddings))
     num_labels = len(graph.label_counts)
     presence = torch.rand(100, num_labels).lt(0.3).long()
     pair_counts = presence.T @ presence
@@ -89,6 +91,9 @@ def test_config_takes_a_training_step(config_file):
     before = {name: parameter.clone() for name, parameter in heads.items()}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with EventStorage():
+        if "salgl" in config_file:
+            # Its first graphs are those of the first batch.
+            model(make_batch(cfg.MODEL.LABEL_HEAD.NUM_LABELS))
         loss = sum(model(make_batch(cfg.MODEL.LABEL_HEAD.NUM_LABELS)).values())
     assert loss.isfinite()
     loss.backward()
@@ -99,6 +104,9 @@ def test_config_takes_a_training_step(config_file):
         if config_file.endswith("_rpn.yaml") and name.startswith("roi_heads."):
             continue
         assert parameter.isfinite().all(), name
+        # A batch norm follows, which takes it away again.
+        if name == "label_head.dynamic_graph.context.bias":
+            continue
         assert not parameter.equal(before[name]), name
 
 

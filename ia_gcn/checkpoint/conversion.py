@@ -17,6 +17,7 @@ from ..config import read_config
 from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..errors import InputError
 from ..io.files import check_writable, write_atomically
+from .add_gcn import MASK, add_gcn_settings, convert_add_gcn
 from .csra import convert_csra, csra_settings
 from .detectron2_zoo import (
     REGION_RES5,
@@ -31,15 +32,18 @@ from .matching import Match, check_match, describe_names, match_tensors
 from .ml_decoder import convert_ml_decoder, ml_decoder_settings, ml_decoder_sizes
 from .ml_gcn import convert_ml_gcn, ml_gcn_settings
 from .query2label import POSITIONS, convert_query2label, query2label_settings
+from .salgl import convert_salgl, salgl_settings, without_effect
 from .source import read_source, state_dict_of
 from .source_labels import (
     describe_order,
     embeddings_by_name,
     model_order,
-    read_embeddings,
     read_labels,
+    read_matrix,
     source_labels,
 )
+from .ssgrl import WITHOUT_EFFECT, convert_ssgrl, ssgrl_settings
+from .tdrg import convert_tdrg, tdrg_settings, unused
 from .torchvision_resnet import (
     convert_torchvision_resnet,
     is_torchvision_resnet,
@@ -71,6 +75,7 @@ class Request(NamedTuple):
     imports: Sequence[str]
     labels: str
     embeddings: str
+    graph: str = ""
 
     @property
     def shown(self) -> str:
@@ -108,6 +113,7 @@ def convert_checkpoint(
     imports: Sequence[str] = (),
     labels: str = "",
     embeddings: str = "",
+    graph: str = "",
     allow_partial: bool = False,
     report: Callable[[str], None] = logger.info,
 ) -> None:
@@ -125,9 +131,10 @@ def convert_checkpoint(
         imports: modules of a user's own that the model needs.
         labels: of a whole model, coco, voc, or a file with a name a line, in the source's order;
             "": what the file says itself, or by their number, 80 or 20.
-        embeddings: of ml_gcn, and of ml_decoder with a shared readout, a .pkl, .npy or .npz file
-            with a row per label, in the source's order; "": by name from
+        embeddings: of ml_gcn, ssgrl, and ml_decoder with a shared readout, a .pkl, .npy or .npz
+            file with a row per label, in the source's order; "": by name from
             MODEL.LABEL_EMBEDDINGS.SOURCE.
+        graph: of ssgrl, such a file with a row and a column per label.
         allow_partial: save the tensors that match, if not all do.
         report: gets lines that say which tensors were matched, and which config keys the weights
             need; also if the source is then refused.
@@ -137,7 +144,8 @@ def convert_checkpoint(
         OSError: the output can't be written.
     """
     request = Request(
-        os.fspath(source), format, config_file, opts, imports, str(labels), str(embeddings)
+        *(os.fspath(source), format, config_file, opts, imports),
+        *(str(labels), str(embeddings), str(graph)),
     )
     check_request(request, Path(output))
     content = read_source(request.source, request.shown)
@@ -174,6 +182,8 @@ def check_request(request: Request, output: Path) -> None:
         raise InputError(f"--labels: --format {request.format} has no labels")
     if request.embeddings and request.format not in WITH_EMBEDDINGS:
         raise InputError(f"--embeddings: --format {request.format} has no label embeddings")
+    if request.graph and request.format not in WITH_GRAPH:
+        raise InputError(f"--graph: --format {request.format} has no graph in another file")
     if output.suffix != SUFFIX:
         raise InputError(f"--output {output}: the name must end in {SUFFIX}")
     if output.is_dir():
@@ -293,17 +303,114 @@ def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     # ML-GCN numbers COCO's labels by their sorted names.
     labels = source_labels(request.labels, count, sorted(COCO_LABELS), None, request.shown)
     label_names, order = model_order(labels)
-    folder = "VOC" if label_names == VOC_LABELS else "COCO"
-    cfg = model_config(request, f"{folder}/ml_gcn_R_101.yaml", settings, label_names)
+    cfg = model_config(request, default_config("ml_gcn_R_101", label_names), settings, label_names)
     expected = random_model(cfg).state_dict()
-    notes = [describe_order(label_names, labels)]
-    embeddings, note = embeddings_of(request, cfg, label_names, order)
-    notes += note
+    embeddings, notes = embeddings_of(request, cfg, label_names, order)
     graph = cfg.MODEL.LABEL_GRAPH
     tensors = of_source(
         request, convert_ml_gcn, state, order, embeddings, graph.THRESHOLD, graph.REWEIGHT
     )
+    notes = [describe_order(label_names, labels), *notes]
     return Conversion(cfg, settings, tensors, expected, label_names=label_names, notes=notes)
+
+
+def embeddings_of(
+    request: Request, cfg: CfgNode, label_names: Sequence[str], order: Sequence[int]
+) -> Tuple[torch.Tensor, List[str]]:
+    """The label embeddings that are given, or those of the labels' names; and notes on them."""
+    if request.embeddings:
+        return read_matrix("--embeddings", request.embeddings, len(order))[order], []
+    return embeddings_by_name(cfg, label_names), [
+        f"label embeddings: those of {cfg.MODEL.LABEL_EMBEDDINGS.SOURCE}; the weights were trained "
+        "with the source's own (--embeddings), which may differ"
+    ]
+
+
+def from_ssgrl(state: State, content: Dict, request: Request) -> Conversion:
+    if not request.graph:
+        raise InputError(
+            "--graph: the weights of --format ssgrl go with a graph that is in another file, such "
+            "as prob_train.npy"
+        )
+    settings = of_source(request, ssgrl_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
+    label_names, order = model_order(labels)
+    cfg = model_config(request, default_config("ssgrl_R_101", label_names), settings, label_names)
+    embeddings, notes = embeddings_of(request, cfg, label_names, order)
+    graph = read_matrix("--graph", request.graph, count, columns=count)[order][:, order]
+    return Conversion(
+        cfg,
+        settings,
+        of_source(request, convert_ssgrl, state, order, embeddings, graph),
+        random_model(cfg).state_dict(),
+        [name for name in state if name in WITHOUT_EFFECT],
+        label_names=label_names,
+        notes=[describe_order(label_names, labels), *notes],
+    )
+
+
+def from_add_gcn(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, add_gcn_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    # As ML-GCN's.
+    labels = source_labels(request.labels, count, sorted(COCO_LABELS), None, request.shown)
+    label_names, order = model_order(labels)
+    cfg = model_config(request, default_config("add_gcn_R_101", label_names), settings, label_names)
+    return Conversion(
+        cfg,
+        settings,
+        of_source(request, convert_add_gcn, state, order),
+        random_model(cfg).state_dict(),
+        [name for name in state if name == MASK],
+        label_names=label_names,
+        notes=[describe_order(label_names, labels)],
+    )
+
+
+def from_salgl(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, salgl_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
+    label_names, order = model_order(labels)
+    cfg = model_config(request, "COCO/salgl_R_101.yaml", settings, label_names)
+    keys = ("NUM_HEADS", "STEPS", "SOFT_SCENES", "SELF_EDGES", "NORMALIZE")
+    values = [f"MODEL.SALGL.{key} {cfg.MODEL.SALGL[key]}" for key in keys]
+    return Conversion(
+        cfg,
+        settings,
+        convert_salgl(state, order),
+        random_model(cfg).state_dict(),
+        without_effect(state),
+        label_names=label_names,
+        notes=[
+            describe_order(label_names, labels),
+            f"not in the file, but in the config.yaml beside it: {', '.join(values)}",
+        ],
+    )
+
+
+def from_tdrg(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, tdrg_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    # As ML-GCN's.
+    labels = source_labels(request.labels, count, sorted(COCO_LABELS), None, request.shown)
+    label_names, order = model_order(labels)
+    cfg = model_config(request, default_config("tdrg_R_101", label_names), settings, label_names)
+    return Conversion(
+        cfg,
+        settings,
+        of_source(request, convert_tdrg, state, order),
+        random_model(cfg).state_dict(),
+        list(filter(unused, state)),
+        label_names=label_names,
+        notes=[
+            describe_order(label_names, labels),
+            f"not in the file: MODEL.TDRG.NUM_HEADS {cfg.MODEL.TDRG.NUM_HEADS}",
+            "with MODEL.TDRG.ATTENTION batch, as published, an image's scores depend on the "
+            "others of its batch; with image they do not, and differ from the published ones",
+        ],
+    )
 
 
 def from_detectron2(state: State, content: Dict, request: Request) -> Conversion:
@@ -329,6 +436,10 @@ def from_detectron2(state: State, content: Dict, request: Request) -> Conversion
 CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
     "torchvision": from_torchvision,
     "ml_gcn": from_ml_gcn,
+    "add_gcn": from_add_gcn,
+    "ssgrl": from_ssgrl,
+    "salgl": from_salgl,
+    "tdrg": from_tdrg,
     "asl": from_asl,
     "csra": from_csra,
     "ml_decoder": from_ml_decoder,
@@ -338,9 +449,13 @@ CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
 }
 
 
-# Formats with labels, and those of them with label embeddings.
-WHOLE_MODELS = ("ml_gcn", "asl", "csra", "ml_decoder", "query2label")
-WITH_EMBEDDINGS = ("ml_gcn", "ml_decoder")
+# Formats with labels; of these, those whose labels have embeddings, and a graph, in other files.
+WHOLE_MODELS = (
+    *("ml_gcn", "asl", "csra", "ml_decoder", "query2label"),
+    *("add_gcn", "ssgrl", "salgl", "tdrg"),
+)
+WITH_EMBEDDINGS = ("ml_gcn", "ml_decoder", "ssgrl")
+WITH_GRAPH = ("ssgrl",)
 
 
 def names_of(content: Dict) -> List[str] | None:
@@ -359,18 +474,6 @@ def shared_labels(request: Request, own: List[str] | None) -> List[str]:
     return source_labels(request.labels, len(given), COCO_LABELS, own, request.shown)
 
 
-def embeddings_of(
-    request: Request, cfg: CfgNode, label_names: List[str], order: List[int]
-) -> Tuple[torch.Tensor, List[str]]:
-    """Label embeddings (C, d): those given, or by name; and what to say of these."""
-    if request.embeddings:
-        return read_embeddings(request.embeddings, len(order))[order], []
-    return embeddings_by_name(cfg, label_names), [
-        f"label embeddings: those of {cfg.MODEL.LABEL_EMBEDDINGS.SOURCE}; the weights were "
-        "trained with the source's own (--embeddings), which may differ"
-    ]
-
-
 def of_source(request: Request, function: Callable, *values) -> Any:
     """What a function says of the source; an InputError names the file."""
     try:
@@ -380,6 +483,11 @@ def of_source(request: Request, function: Callable, *values) -> Any:
 
 
 # --------------------------------------------------------------------------------------- models
+
+
+def default_config(name: str, label_names: Sequence[str]) -> str:
+    """The config file of a name, for VOC if the labels are VOC's, else for COCO."""
+    return f"{'VOC' if label_names == VOC_LABELS else 'COCO'}/{name}.yaml"
 
 
 def model_config(

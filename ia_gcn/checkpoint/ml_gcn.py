@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Dict, Sequence, Tuple
 
 import torch
 
 from ..errors import InputError
 from ..modeling.label_graph import statistical_lcm
-from .torchvision_resnet import convert_torchvision_resnet, torchvision_settings
+from .torchvision_resnet import (
+    convert_sequential_resnet,
+    sequential_name,
+    torchvision_settings,
+)
 
-# torchvision's modules by their index in `features`; 2 and 3 have no weights.
-FEATURES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-FEATURE = re.compile(rf"features\.([{''.join(FEATURES)}])(?=\.)")
+FEATURES = "features."
 
 MATRICES = ("A", "gc1.weight", "gc2.weight")
 
@@ -47,10 +48,10 @@ def convert_ml_gcn(
     others = {
         name: tensor
         for name, tensor in state_dict.items()
-        if name not in MATRICES and not FEATURE.match(name)
+        if name not in MATRICES and not sequential_name(name, FEATURES)
     }
     return {
-        **_backbone(state_dict),
+        **convert_sequential_resnet(state_dict, FEATURES),
         **others,
         "label_graph.label_counts": label_counts,
         "label_graph.pair_counts": pair_counts,
@@ -69,7 +70,7 @@ def ml_gcn_settings(state_dict: Dict[str, torch.Tensor]) -> Dict[str, Any]:
     check_ml_gcn(state_dict)
     embedding_dim, hidden_dim = state_dict["gc1.weight"].shape
     return {
-        **torchvision_settings(_backbone(state_dict)),
+        **torchvision_settings(convert_sequential_resnet(state_dict, FEATURES)),
         "MODEL.GLOBAL_POOLING.NAME": "max",
         "MODEL.LABEL_HEAD.NAME": "GCNHead",
         "MODEL.LABEL_HEAD.NUM_LABELS": len(state_dict["A"]),
@@ -121,13 +122,3 @@ def edge_counts(
             f"MODEL.LABEL_GRAPH.REWEIGHT {reweight} and MODEL.LABEL_GRAPH.THRESHOLD {threshold}"
         )
     return label_counts, pair_counts
-
-
-def _backbone(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    return convert_torchvision_resnet(
-        {
-            FEATURE.sub(lambda match: FEATURES[match[1]], name): tensor
-            for name, tensor in state_dict.items()
-            if FEATURE.match(name)
-        }
-    )

@@ -72,18 +72,24 @@ def describe_order(label_names: Sequence[str], labels: Sequence[str]) -> str:
     return f"labels: {', '.join(label_names[:3])} ...; {order}"
 
 
-def read_embeddings(path: str, count: int) -> torch.Tensor:
-    """(C, d) float32, of a .pkl, .npy or .npz file with one matrix.
+def read_matrix(option: str, path: str, count: int, columns: int | None = None) -> torch.Tensor:
+    """(C, .) float32, of a .pkl, .npy or .npz file with one matrix.
 
+    Args:
+        option: by which the file was given, for messages.
+        count: C.
+        columns: how many it must have; None: any number.
     Raises:
-        InputError: it can't be read, or is no matrix of finite numbers with C = `count` rows.
+        InputError: it can't be read, or is no matrix of finite numbers of that size.
     """
-    where = f"--embeddings {path}"
+    where = f"{option} {path}"
     matrix = (read_pickle if path.endswith(".pkl") else _read_numpy)(path, where)
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise InputError(f"{where} is no matrix of numbers")
     if len(matrix) != count:
         raise InputError(f"{where} is of {len(matrix)} labels, and the source has {count}")
+    if columns not in (None, matrix.shape[1]):
+        raise InputError(f"{where} has {matrix.shape[1]} columns, not {columns}")
     matrix = torch.tensor(matrix.astype(np.float32))
     if not matrix.isfinite().all():
         raise InputError(f"{where}: a number is not finite")

@@ -19,6 +19,9 @@ RENAMES = [
     (r"\.downsample\.1\.", ".shortcut.norm."),
 ]
 
+# torchvision's modules by their number in a Sequential; 2 and 3 have no weights.
+SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+
 # The depth of a ResNet by the blocks of its four stages, of two convolutions each or of three.
 BASIC_DEPTHS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
@@ -54,6 +57,27 @@ def convert_torchvision_resnet(state_dict: Dict[str, torch.Tensor]) -> Dict[str,
             name = re.sub(pattern, replacement, name)
         converted[f"backbone.{name}"] = tensor
     return converted
+
+
+def convert_sequential_resnet(
+    state_dict: Dict[str, torch.Tensor], prefix: str
+) -> Dict[str, torch.Tensor]:
+    """`convert_torchvision_resnet` of a ResNet whose modules are numbered in an nn.Sequential.
+
+    Args:
+        state_dict: may have more tensors, which are left out.
+        prefix: of the Sequential, such as features. for features.0.weight.
+    """
+    named = {sequential_name(name, prefix): tensor for name, tensor in state_dict.items()}
+    named.pop("", None)
+    return convert_torchvision_resnet(named)
+
+
+def sequential_name(name: str, prefix: str) -> str:
+    """torchvision's name of a tensor of a ResNet in an nn.Sequential; "" if it is none of it."""
+    number, _, rest = name.removeprefix(prefix).partition(".")
+    known = name.startswith(prefix) and number in SEQUENTIAL
+    return f"{SEQUENTIAL[number]}.{rest}" if known else ""
 
 
 def torchvision_settings(backbone: Dict[str, torch.Tensor]) -> Dict[str, Any]:

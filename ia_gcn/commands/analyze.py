@@ -40,10 +40,12 @@ TRESNETS = [
     *("asl_tresnet_m", "asl_tresnet_l"),
     *("iml_gcn_1l", "iml_gcn_2l", "ml_agcn_1l", "ml_agcn_2l"),
 ]
+SEMANTIC_GRAPHS = ["ssgrl_R_101", "kggr_R_101"]
+GRAPHS = ["add_gcn_R_101", *SEMANTIC_GRAPHS, "salgl_R_101", "tdrg_R_101"]
 # What --table has by itself, in the order of the papers' tables.
 PAPERS = [
-    *(f"COCO/{name}" for name in RESNETS + TRESNETS),
-    *(f"VG500/{name}" for name in TRESNETS),
+    *(f"COCO/{name}" for name in RESNETS + TRESNETS + GRAPHS),
+    *(f"VG500/{name}" for name in TRESNETS + SEMANTIC_GRAPHS),
 ]
 
 

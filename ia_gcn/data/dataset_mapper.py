@@ -180,7 +180,8 @@ def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
             "ENABLED to False"
         )
     if crop.ENABLED:
-        augmentations = [MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT, interpolation)]
+        scales = crop.SCALES, crop.MAX_DISTORT
+        augmentations = [MultiScaleCrop(size, *scales, interpolation, crop.BASE)]
     elif least_area:
         augmentations = [RandomResizedCrop(size, least_area, interpolation)]
     else:

@@ -199,15 +199,19 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
         draws, losses = self.roi_heads.weigh_regions(
             features.regions[:, :num_regions], features.valid[:, :num_regions], targets
         )
-        outputs = _mean_outputs([self.apply_branches(features, regions) for regions in draws])
+        outputs = _mean_outputs(
+            [self.apply_branches(features, regions, targets) for regions in draws]
+        )
         outputs["logits"] = self.fuse(outputs)
         return outputs, losses
 
-    def apply_branches(self, features: ImageFeatures, regions: Regions) -> Dict:
+    def apply_branches(
+        self, features: ImageFeatures, regions: Regions, targets: torch.Tensor | None = None
+    ) -> Dict:
         """The outputs of both branches for one draw of z: ŷ_w (Eq. 6) and ŷ_r (Eq. 10), and a."""
         outputs = {}
         if self.label_head is not None:
-            outputs = self.apply_label_head(features, regions.presence)
+            outputs = self.apply_label_head(features, targets, regions.presence)
             outputs["logits_global"] = outputs.pop("logits")
         if self.region_gcn is not None:
             outputs["logits_region"] = self.region_gcn(regions, self.region_lcm(regions))

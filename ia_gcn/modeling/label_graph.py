@@ -176,6 +176,11 @@ class LabelGraph(nn.Module):
             getattr(self, name).copy_(value)
         self._update()
 
+    def conditional_probabilities(self) -> torch.Tensor:
+        """P with P[i, j] = P(j|i) and P[i, i] = 0, (C, C) float32; 0 where label i never occurs."""
+        counts = self.label_counts.clamp(min=1)[:, None]
+        return (self.pair_counts.to(self.lcm.dtype) / counts).fill_diagonal_(0)
+
     def check_filled(self) -> None:
         """Refuse to train with a bare graph; in evaluation, warn once that it is bare.
 

@@ -35,7 +35,7 @@ class MultiLabelCriterion(nn.Module):
         """
         Args:
             loss: logits (B, C) and targets (B, C) to a scalar.
-            aux_weights: of the auxiliary logits by name; 1 for those that are not in it.
+            aux_weights: of auxiliary logits and losses by name; 1 for those that are not in it.
         """
         super().__init__()
         self.loss = loss
@@ -53,23 +53,27 @@ class MultiLabelCriterion(nn.Module):
     ) -> Dict[str, torch.Tensor]:
         """
         Args:
-            outputs: logits (B, C), and aux_logits {name: (B, C)} where there are some.
+            outputs: logits (B, C), and aux_logits {name: (B, C)} and aux_losses {name: scalar}
+                where there are some.
             targets: (B, C) in {1, 0, -1}.
         Returns:
-            loss_multi_label, of the logits, and loss_<name> of each auxiliary, times its weight.
+            loss_multi_label, of the logits, and loss_<name> of each auxiliary output, times its
+            weight.
         Raises:
-            InputError: a weight is of auxiliary logits that are not there.
+            InputError: a weight is of auxiliary logits or losses that are not there.
         """
         aux_logits = outputs.get("aux_logits", {})
-        unknown = sorted(set(self.aux_weights) - set(aux_logits))
+        aux_losses = {name: self.loss(logits, targets) for name, logits in aux_logits.items()}
+        aux_losses.update(outputs.get("aux_losses", {}))
+        unknown = sorted(set(self.aux_weights) - set(aux_losses))
         if unknown:
             raise InputError(
-                f"MODEL.LOSS.AUX_WEIGHTS: the label head has no auxiliary logits {unknown[0]!r}, "
-                f"but {', '.join(aux_logits) or 'none'}"
+                "MODEL.LOSS.AUX_WEIGHTS: the label head has no auxiliary logits or losses "
+                f"{unknown[0]!r}, but {', '.join(aux_losses) or 'none'}"
             )
         losses = {"loss_multi_label": self.loss(outputs["logits"], targets)}
-        for name, logits in aux_logits.items():
-            losses[f"loss_{name}"] = self.aux_weights.get(name, 1.0) * self.loss(logits, targets)
+        for name, loss in aux_losses.items():
+            losses[f"loss_{name}"] = self.aux_weights.get(name, 1.0) * loss
         return losses
 
 

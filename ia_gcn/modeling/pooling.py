@@ -102,6 +102,23 @@ def masked_softmax(scores: torch.Tensor, valid: torch.Tensor | None) -> torch.Te
     return scores.flatten(2).softmax(dim=2).view_as(scores)
 
 
+def masked_top_mean(scores: torch.Tensor, share: float, valid: torch.Tensor | None) -> torch.Tensor:
+    """Mean of the highest of each channel's valid cells, (B, C).
+
+    Args:
+        scores: (B, C, H, W).
+        share: how many of an image's valid cells that is, rounded to a whole number, at least one.
+        valid: (B, 1, H, W) bool, with a true cell in each image; or None for all.
+    """
+    most = max(1, round(share * scores.shape[2] * scores.shape[3]))
+    if valid is None:
+        return scores.flatten(2).topk(most).values.mean(dim=2)
+    number = (share * valid.sum(dim=(2, 3))).round().clamp(min=1)[:, :, None]
+    highest = scores.masked_fill(~valid, -torch.inf).flatten(2).topk(most).values
+    counted = torch.arange(most, device=scores.device) < number
+    return highest.masked_fill(~counted, 0).sum(dim=2) / number[:, :, 0]
+
+
 class MeanROIPooler(ROIPooler):
     """detectron2's ROIPooler where only the mean over a region's cells is asked for.
 

@@ -88,7 +88,7 @@ class MultiLabelRecognizer(nn.Module):
     @classmethod
     def available_context(cls, cfg: CfgNode) -> FrozenSet[str]:
         """The context that the recogniser of a config can give to a head, see `LabelHead`."""
-        return frozenset({"label_embeddings", "label_graph", "label_states"})
+        return frozenset({"label_embeddings", "label_graph", "label_states", "targets"})
 
     @property
     def device(self) -> torch.device:
@@ -203,12 +203,15 @@ class MultiLabelRecognizer(nn.Module):
         Returns:
             the outputs, see `LabelHead`; and losses beside those of the criterion.
         """
-        return self.apply_label_head(features), {}
+        return self.apply_label_head(features, targets), {}
 
     def apply_label_head(
-        self, features: ImageFeatures, presence: torch.Tensor | None = None
+        self,
+        features: ImageFeatures,
+        targets: torch.Tensor | None = None,
+        presence: torch.Tensor | None = None,
     ) -> Dict[str, torch.Tensor]:
-        """The label head's outputs, with its context; presence (B, C) of the regions."""
+        """The label head's outputs, with its context; targets and presence are (B, C)."""
         context = {}
         if "label_graph" in self.context:
             context["label_graph"] = self.label_graph
@@ -222,6 +225,8 @@ class MultiLabelRecognizer(nn.Module):
             context["label_states"] = states
         if "presence" in self.context:
             context["presence"] = presence
+        if "targets" in self.context:
+            context["targets"] = targets
         return self.label_head(features.maps, features.masks, **context)
 
     def describe(

@@ -5,6 +5,7 @@ C is the number of labels, H and W of an attention map's rows and columns.
 
 from __future__ import annotations
 
+import math
 from typing import Dict, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -64,9 +65,10 @@ def attend(
     scores, attention = (result[key].float().cpu().numpy() for key in ("scores", "attention"))
     if not (np.isfinite(scores).all() and np.isfinite(attention).all()):
         raise InputError(f"MODEL.WEIGHTS: the model's output for {name} is not finite")
-    # The maps are of the deepest feature map that the head reads.
-    stride = model.backbone.output_shape()[model.label_head.in_features[-1]].stride
     height, width = sample["image"].shape[-2:]
+    # The maps are of the deepest feature map that the head reads, which it may have pooled.
+    stride = model.backbone.output_shape()[model.label_head.in_features[-1]].stride
+    stride *= max(1, round(math.ceil(width / stride) / attention.shape[2]))
     return AttendedImage(
         name=name,
         image=thumbnail(pixels),

@@ -30,6 +30,13 @@ def test_a_cut_run_resumed_ends_as_an_uncut_one(make_cfg, optimizer):
     assert_same_state(uncut, resumed)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["add_gcn", "kggr", "salgl", "tdrg"])
+def test_heads_with_graphs_resume_to_the_bit(make_cfg, config):
+    uncut = run(make_cfg("uncut", config=config))
+    assert_same_state(uncut, run_cut_and_resumed(make_cfg("cut", config=config)))
+
+
 def test_a_checkpoint_does_not_say_how_a_step_is_computed(make_cfg, tmp_path):
     # As one is that was written on a GPU, or before Adam was fused.
     opts = ("SOLVER.OPTIMIZER", "AdamW", "SOLVER.BASE_LR", 0.001, "TEST.EVAL_PERIOD", 0)

@@ -72,6 +72,10 @@ KINDS = {
     "ml_agcn": ("ml_agcn", {}),
     "ml_decoder": ("ml_decoder", {"MODEL.ML_DECODER.NUM_GROUPS": 2}),
     "query2label": ("query2label", {"MODEL.QUERY2LABEL.SELF_ATTENTION": True}),
+    "add_gcn": ("add_gcn", {}),
+    "ssgrl": ("kggr", {}),
+    "salgl": ("salgl", {"MODEL.SALGL.POSITIONS": True}),
+    "tdrg": ("tdrg", {}),
     # So picky that of many images no region is left.
     "ia_gcn": (
         "ia_gcn_plus",
@@ -216,6 +220,10 @@ def test_proposals_are_detectron2s(sizes, pre_nms_topk, post_nms_topk, min_box_s
         ("ml_agcn", {}),
         ("ml_decoder", {"MODEL.ML_DECODER.QUERIES": "words"}),
         ("query2label", {}),
+        ("add_gcn", {}),
+        ("kggr", {}),
+        ("salgl", {"MODEL.SALGL.SOFT_SCENES": True}),
+        ("tdrg", {}),
         # Of a size that the backbone pads.
         ("asl", {**FPN, "INPUT.IMAGE_SIZE": (72, 40)}),
         ("query2label", {**FPN, "INPUT.IMAGE_SIZE": (72, 40)}),
@@ -274,7 +282,10 @@ def test_a_part_without_such_a_form_is_refused(error_line, config, options, key)
 
 SLOW_KINDS = [
     pytest.param(kind, marks=pytest.mark.slow)
-    for kind in ("linear", "ml_agcn", "ml_decoder", "query2label")
+    for kind in (
+        *("linear", "ml_agcn", "ml_decoder", "query2label"),
+        *("add_gcn", "ssgrl", "salgl", "tdrg"),
+    )
 ]
 
 

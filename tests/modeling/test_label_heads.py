@@ -415,7 +415,7 @@ def test_a_head_reads_the_deepest_map_or_the_one_that_is_asked_for():
     assert build_label_head(cfg, SHAPES).in_features == ("res5",)
 
 
-@pytest.mark.parametrize("name", ["LinearHead", "CSRAHead"])
+@pytest.mark.parametrize("name", ["LinearHead", "CSRAHead", "ADDGCNHead", "SSGRLHead", "SALGLHead"])
 def test_a_map_that_is_not_there_and_one_too_many_are_refused(name):
     cfg = make_cfg(name)
     cfg.MODEL.LABEL_HEAD.IN_FEATURES = ["res3"]

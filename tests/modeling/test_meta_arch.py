@@ -99,6 +99,7 @@ def test_training_returns_the_loss():
     [
         *(("LinearHead", pooling) for pooling in POOLINGS),
         *((head, "max") for head in ("GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead")),
+        *((head, "max") for head in ("ADDGCNHead", "SSGRLHead", "SALGLHead")),
     ],
 )
 @pytest.mark.parametrize("backbone", ["CellBackbone", "PointBackbone"])
@@ -113,7 +114,7 @@ def test_images_of_different_sizes_keep_to_themselves(backbone, head, pooling, s
 
 
 @pytest.mark.parametrize(
-    "head", ["LinearHead", "GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead"]
+    "head", ["LinearHead", "GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead", "ADDGCNHead"]
 )
 def test_images_of_one_size_keep_to_themselves_in_a_resnet(head):
     model = make_model(make_slim_resnet_cfg(head))

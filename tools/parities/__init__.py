@@ -109,9 +109,11 @@ def randomize(network: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
 
     def measure(norm, inputs):
         (features,) = inputs
-        spread = features.std(dim=(0, 2, 3))
+        # Of images, of maps or of vectors.
+        dims = [dim for dim in range(features.ndim) if dim != 1]
+        spread = features.std(dim=dims)
         noise = torch.randn(2, len(spread), generator=generator)
-        norm.running_mean.copy_(features.mean(dim=(0, 2, 3)) + 0.1 * noise[0] * spread)
+        norm.running_mean.copy_(features.mean(dim=dims) + 0.1 * noise[0] * spread)
         norm.running_var.copy_(spread.square() * (0.2 * noise[1]).exp() + 1e-3)
 
     norms = [m for m in network.modules() if getattr(m, "running_mean", None) is not None]

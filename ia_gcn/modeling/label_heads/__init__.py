@@ -1,3 +1,4 @@
+from .add_gcn import ADDGCNHead
 from .base import (
     CONTEXT,
     LABEL_HEAD_REGISTRY,
@@ -11,10 +12,14 @@ from .csra import CSRAHead
 from .gcn import AdaptiveGCNHead, GCNHead
 from .label_queries import MLDecoderHead, Query2LabelHead
 from .linear import LinearHead
+from .scene_graph import SALGLHead
+from .semantic_graph import SSGRLHead
+from .tdrg import TDRGHead
 
 __all__ = [
     "CONTEXT",
     "LABEL_HEAD_REGISTRY",
+    "ADDGCNHead",
     "AdaptiveGCNHead",
     "CSRAHead",
     "GCNHead",
@@ -23,6 +28,9 @@ __all__ = [
     "MLDecoderHead",
     "PooledHead",
     "Query2LabelHead",
+    "SALGLHead",
+    "SSGRLHead",
+    "TDRGHead",
     "build_label_head",
     "head_in_features",
     "one_in_feature",

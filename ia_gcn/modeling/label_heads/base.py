@@ -24,7 +24,7 @@ Registry for label heads, see `LabelHead`. A registered class is called as
 """
 
 # Inputs that a recogniser can give to a head beside the feature maps.
-CONTEXT = frozenset({"label_embeddings", "label_graph", "label_states", "presence"})
+CONTEXT = frozenset({"label_embeddings", "label_graph", "label_states", "presence", "targets"})
 
 
 class LabelHead(nn.Module):
@@ -41,9 +41,12 @@ class LabelHead(nn.Module):
             label_states: (B, C) in {1, 0, -1 = unknown}, labels that are known of the image;
             label_graph: the recogniser's `LabelGraph`;
             label_embeddings: (C, d) float32, without statistics of the labels;
+            targets: (B, C) in {1, 0, -1 = ignored}, in training; None in evaluation. For statistics
+                that the head keeps; the logits must not depend on them;
     it returns a dict of
         logits: (B, C);
         aux_logits: optional, {name: (B, C)}: trained, with no effect in evaluation;
+        aux_losses: optional, in training, {name: scalar}: losses of the head's own;
         attention: optional, (B, C, H, W): what each label looked at.
     Nothing in it may depend on the other images of the batch.
 

@@ -329,8 +329,8 @@ def embeddings_of(
 def from_ssgrl(state: State, content: Dict, request: Request) -> Conversion:
     if not request.graph:
         raise InputError(
-            "--graph: the weights of --format ssgrl go with a graph that is in another file, such "
-            "as prob_train.npy"
+            f"--graph: the weights of --format ssgrl in {request.shown} go with a graph that is in "
+            "another file, such as prob_train.npy"
         )
     settings = of_source(request, ssgrl_settings, state)
     count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]

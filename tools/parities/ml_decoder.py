@@ -47,7 +47,9 @@ def cases(folder: Path) -> Iterator[Case]:
     labels = names(81)
     network = build(models, "tresnet_m", 925, 925, zsl=1)
     words = torch.randn(len(labels), 300, generator=torch.Generator().manual_seed(3))
-    network.head.decoder.query_embed = words
+    # A buffer, so that it gets the network's dtype.
+    del network.head.decoder.query_embed
+    network.head.decoder.register_buffer("query_embed", words, persistent=False)
     with tempfile.TemporaryDirectory() as temporary:
         embeddings = f"{temporary}/words.npy"
         np.save(embeddings, words.numpy())

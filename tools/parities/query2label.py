@@ -20,7 +20,7 @@ from ._inplace_abn import module as inplace_abn
 REPOSITORY = "https://github.com/SlongLiu/query2labels"
 REPLACED = (
     "inplace_abn, by torch's batch norm; TResNet's compiled blur, by its own uncompiled one; a "
-    "module that torchvision no longer has, those of Swin and CvT, and utils.misc, none of which is "
+    "module that torchvision no longer has, those of Swin and CvT, and utils.misc, none of them "
     "used; the download of torchvision's weights"
 )
 

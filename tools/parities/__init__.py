@@ -78,6 +78,13 @@ def import_authors(
     return importlib.import_module(name)
 
 
+def make_buffer(module: nn.Module, name: str) -> None:
+    """Make a buffer of a tensor that is a plain attribute, so that it gets the network's dtype."""
+    tensor = getattr(module, name)
+    delattr(module, name)
+    module.register_buffer(name, tensor, persistent=False)
+
+
 def imagenet(images: torch.Tensor) -> torch.Tensor:
     """ImageNet's mean and deviation, as torchvision's networks have them."""
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]

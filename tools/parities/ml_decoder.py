@@ -13,7 +13,7 @@ from torch import nn
 
 from ia_gcn.data.datasets import COCO_LABELS
 
-from . import Case, from_0_to_1, import_authors
+from . import Case, from_0_to_1, import_authors, make_buffer
 from ._inplace_abn import module as inplace_abn
 
 REPOSITORY = "https://github.com/Alibaba-MIIL/ML_Decoder"
@@ -47,9 +47,8 @@ def cases(folder: Path) -> Iterator[Case]:
     labels = names(81)
     network = build(models, "tresnet_m", 925, 925, zsl=1)
     words = torch.randn(len(labels), 300, generator=torch.Generator().manual_seed(3))
-    # A buffer, so that it gets the network's dtype.
-    del network.head.decoder.query_embed
-    network.head.decoder.register_buffer("query_embed", words, persistent=False)
+    network.head.decoder.query_embed = words
+    make_buffer(network.head.decoder, "query_embed")
     with tempfile.TemporaryDirectory() as temporary:
         embeddings = f"{temporary}/words.npy"
         np.save(embeddings, words.numpy())

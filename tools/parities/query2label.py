@@ -14,7 +14,7 @@ from torch import nn
 
 from ia_gcn.data.datasets import COCO_LABELS
 
-from . import Case, from_0_to_1, imagenet, import_authors
+from . import Case, from_0_to_1, imagenet, import_authors, make_buffer
 from ._inplace_abn import module as inplace_abn
 
 REPOSITORY = "https://github.com/SlongLiu/query2labels"
@@ -56,6 +56,9 @@ def cases(folder: Path) -> Iterator[Case]:
         )
         is_resnet = backbone.startswith("resnet")
         network = build_resnet(models, args) if is_resnet else models.build_q2l(args)
+        for module in network.modules():
+            if hasattr(module, "filt"):
+                make_buffer(module, "filt")
         yield Case(
             name=f"{backbone}, {size}",
             network=network,

@@ -162,8 +162,8 @@ def compare_gradients(
     gradients = torch.autograd.grad(bce(outputs, targets), trained.values(), allow_unused=True)
     expected = {name: x for name, x in zip(trained, gradients) if x is not None}
 
-    leaves = {name: p.detach().clone().requires_grad_() for name, p in trained.items()}
-    content = case.checkpoint({**case.network.state_dict(), **leaves})
+    # The parameters themselves, of which our outputs then are functions, too.
+    content = case.checkpoint(case.network.state_dict(keep_vars=True))
     arguments = {"config_file": "", "opts": (), "imports": (), "labels": "", "embeddings": ""}
     request = Request("the network", format, **{**arguments, **case.arguments})
     conversion = CONVERTERS[format](state_dict_of(content, request.shown), content, request)
@@ -174,13 +174,13 @@ def compare_gradients(
     found = torch.func.functional_call(model, tensors, (samples,))
     found = {name: found[name] for name in outputs}
     gradients = torch.autograd.grad(
-        bce(found, targets[:, order]), leaves.values(), allow_unused=True, materialize_grads=True
+        bce(found, targets[:, order]), trained.values(), allow_unused=True, materialize_grads=True
     )
     # Of a tensor that has no influence, such as the bias of keys, there is rounding alone.
     least = 1e-6 * max(float(gradient.norm()) for gradient in expected.values())
     differences = [
         float((gradient - expected[name]).norm() / expected[name].norm())
-        for name, gradient in zip(leaves, gradients)
+        for name, gradient in zip(trained, gradients)
         if name in expected and expected[name].norm() > least
     ]
     return max(differences)

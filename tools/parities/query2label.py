@@ -24,22 +24,24 @@ REPLACED = (
     "used; the download of torchvision's weights"
 )
 
-# Backbone, image size, channels, and those between the linear layers.
+# Backbone, channels, and those between the linear layers, of the published models.
 PUBLISHED = [
-    ("resnet101", 448, 2048, 8192),
-    ("resnet101", 576, 2048, 8192),
-    ("tresnetl", 448, 2432, 2432),
-    ("tresnetl_v2", 448, 2048, 2048),
+    ("resnet101", 2048, 8192),
+    ("tresnetl", 2432, 2432),
+    ("tresnetl_v2", 2048, 2048),
 ]
+
+# Smaller images than in training: but for the encoding of places, the weights are the same.
+SIZE = 224
 
 
 def cases(folder: Path) -> Iterator[Case]:
     """The published models on ResNet-101 and both versions of TResNet-L."""
     models = import_models(folder)
-    for backbone, size, dim, ffn_dim in PUBLISHED:
+    for backbone, dim, ffn_dim in PUBLISHED:
         args = Namespace(
             num_class=80,
-            img_size=size,
+            img_size=SIZE,
             backbone=backbone,
             pretrained=False,
             position_embedding="sine",
@@ -60,7 +62,7 @@ def cases(folder: Path) -> Iterator[Case]:
             if hasattr(module, "filt"):
                 make_buffer(module, "filt")
         yield Case(
-            name=f"{backbone}, {size}",
+            name=backbone,
             network=network,
             labels=COCO_LABELS,
             prepare=imagenet if is_resnet else from_0_to_1,
@@ -68,7 +70,7 @@ def cases(folder: Path) -> Iterator[Case]:
                 "epoch": 7,
                 "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
             },
-            size=size,
+            size=SIZE,
         )
 
 

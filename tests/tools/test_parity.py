@@ -114,7 +114,7 @@ def test_modules_of_a_clone_are_imported_with_others_in_place(tmp_path, monkeypa
 def test_random_norms_keep_features_in_range():
     network = case(Network).network
     images = torch.rand(2, 3, 64, 64)
-    parities.randomize(network, images)
+    parities.randomize(network, [images])
     assert not network.training
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norm.running_mean.abs().max() > 1e-4 for norm in norms)

@@ -34,7 +34,7 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import nn
@@ -47,7 +47,8 @@ class Case(NamedTuple):
     """What is compared, for the table."""
     network: nn.Module
     """Called as network(images), or network(images, label_states) if there are some; it returns
-    logits (B, C), or {name: (B, C)} with `logits` and the names of our auxiliary logits."""
+    logits (B, C), or {name: (B, C)} with `logits` and the names of our auxiliary logits. After
+    `network.double()` it takes images in float64."""
     labels: List[str]
     """Names of the C outputs, in the network's order."""
     prepare: Callable[[torch.Tensor], torch.Tensor]
@@ -77,6 +78,13 @@ def import_authors(
     return importlib.import_module(name)
 
 
+def make_buffer(module: nn.Module, name: str) -> None:
+    """Make a buffer of a tensor that is a plain attribute, so that it gets the network's dtype."""
+    tensor = getattr(module, name)
+    delattr(module, name)
+    module.register_buffer(name, tensor, persistent=False)
+
+
 def imagenet(images: torch.Tensor) -> torch.Tensor:
     """ImageNet's mean and deviation, as torchvision's networks have them."""
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -90,14 +98,14 @@ def from_0_to_1(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def randomize(network: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
+def randomize(network: nn.Module, inputs: Sequence[torch.Tensor], seed: int = 0) -> None:
     """Draw norms, their statistics and biases at random, and put the network into evaluation.
 
     The statistics of a batch norm are those of the images, each disturbed, so that features neither
     grow nor vanish on their way through a deep network.
 
     Args:
-        images: what the network sees, (B, 3, H, W).
+        inputs: what the network is called with, images first.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
@@ -107,8 +115,8 @@ def randomize(network: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
             size = torch.empty(parameter.shape).uniform_(0.1, 1.0, generator=generator)
             parameter.copy_(sign * size)
 
-    def measure(norm, inputs):
-        (features,) = inputs
+    def measure(norm, of_norm):
+        (features,) = of_norm
         # Of images, of maps or of vectors.
         dims = [dim for dim in range(features.ndim) if dim != 1]
         spread = features.std(dim=dims)
@@ -119,6 +127,6 @@ def randomize(network: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
     norms = [m for m in network.modules() if getattr(m, "running_mean", None) is not None]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     network.eval()
-    network(images)
+    network(*inputs)
     for hook in hooks:
         hook.remove()

@@ -13,7 +13,7 @@ from torch import nn
 
 from ia_gcn.data.datasets import COCO_LABELS
 
-from . import Case, from_0_to_1, import_authors
+from . import Case, from_0_to_1, import_authors, make_buffer
 from ._inplace_abn import module as inplace_abn
 
 REPOSITORY = "https://github.com/Alibaba-MIIL/ML_Decoder"
@@ -22,18 +22,17 @@ REPLACED = (
     "the layer for a self-attention"
 )
 
-# The name, number of labels and groups, and image size of the published models; 0: not given.
-PUBLISHED = [
-    ("tresnet_m", 80, 0, 224),
-    ("tresnet_l", 80, 0, 448),
-    ("tresnet_m", 9605, 200, 224),
-]
+# The name, and numbers of labels and groups of the published models; 0: not given.
+PUBLISHED = [("tresnet_m", 80, 0), ("tresnet_l", 80, 0), ("tresnet_m", 9605, 200)]
+
+# Smaller images than those of the training: the weights are the same.
+SIZE = 128
 
 
 def cases(folder: Path) -> Iterator[Case]:
     """The published sizes, and the zero-shot model, with a shared classifier."""
     models = import_authors(folder, "src_files.models", {"inplace_abn": inplace_abn()})
-    for name, count, groups, size in PUBLISHED:
+    for name, count, groups in PUBLISHED:
         labels = COCO_LABELS if count == 80 else names(count)
         yield Case(
             name=f"{name}, {count} labels" + f" in {groups} groups" * bool(groups),
@@ -41,13 +40,14 @@ def cases(folder: Path) -> Iterator[Case]:
             labels=labels,
             prepare=from_0_to_1,
             checkpoint=checkpoint(labels),
-            size=size,
+            size=SIZE,
         )
 
     labels = names(81)
     network = build(models, "tresnet_m", 925, 925, zsl=1)
     words = torch.randn(len(labels), 300, generator=torch.Generator().manual_seed(3))
     network.head.decoder.query_embed = words
+    make_buffer(network.head.decoder, "query_embed")
     with tempfile.TemporaryDirectory() as temporary:
         embeddings = f"{temporary}/words.npy"
         np.save(embeddings, words.numpy())
@@ -58,7 +58,7 @@ def cases(folder: Path) -> Iterator[Case]:
             prepare=from_0_to_1,
             checkpoint=checkpoint(labels),
             arguments={"embeddings": embeddings},
-            size=224,
+            size=SIZE,
         )
 
 

@@ -14,32 +14,34 @@ from torch import nn
 
 from ia_gcn.data.datasets import COCO_LABELS
 
-from . import Case, from_0_to_1, imagenet, import_authors
+from . import Case, from_0_to_1, imagenet, import_authors, make_buffer
 from ._inplace_abn import module as inplace_abn
 
 REPOSITORY = "https://github.com/SlongLiu/query2labels"
 REPLACED = (
     "inplace_abn, by torch's batch norm; TResNet's compiled blur, by its own uncompiled one; a "
-    "module that torchvision no longer has, those of Swin and CvT, and utils.misc, none of which "
-    "is used; the download of torchvision's weights"
+    "module that torchvision no longer has, those of Swin and CvT, and utils.misc, none of them "
+    "used; the download of torchvision's weights"
 )
 
-# Backbone, image size, channels, and those between the linear layers.
+# Backbone, channels, and those between the linear layers, of the published models.
 PUBLISHED = [
-    ("resnet101", 448, 2048, 8192),
-    ("resnet101", 576, 2048, 8192),
-    ("tresnetl", 448, 2432, 2432),
-    ("tresnetl_v2", 448, 2048, 2048),
+    ("resnet101", 2048, 8192),
+    ("tresnetl", 2432, 2432),
+    ("tresnetl_v2", 2048, 2048),
 ]
+
+# Smaller images than in training: but for the encoding of places, the weights are the same.
+SIZE = 224
 
 
 def cases(folder: Path) -> Iterator[Case]:
     """The published models on ResNet-101 and both versions of TResNet-L."""
     models = import_models(folder)
-    for backbone, size, dim, ffn_dim in PUBLISHED:
+    for backbone, dim, ffn_dim in PUBLISHED:
         args = Namespace(
             num_class=80,
-            img_size=size,
+            img_size=SIZE,
             backbone=backbone,
             pretrained=False,
             position_embedding="sine",
@@ -56,8 +58,11 @@ def cases(folder: Path) -> Iterator[Case]:
         )
         is_resnet = backbone.startswith("resnet")
         network = build_resnet(models, args) if is_resnet else models.build_q2l(args)
+        for module in network.modules():
+            if hasattr(module, "filt"):
+                make_buffer(module, "filt")
         yield Case(
-            name=f"{backbone}, {size}",
+            name=backbone,
             network=network,
             labels=COCO_LABELS,
             prepare=imagenet if is_resnet else from_0_to_1,
@@ -65,7 +70,7 @@ def cases(folder: Path) -> Iterator[Case]:
                 "epoch": 7,
                 "state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
             },
-            size=size,
+            size=SIZE,
         )
 
 

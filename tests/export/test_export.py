@@ -72,6 +72,7 @@ KINDS = {
     "linear": ("asl", {"INPUT.FORMAT": "BGR"}),
     "ml_gcn": ("ml_gcn", {"MODEL.LABEL_GCN.BIAS": True}),
     "ml_agcn": ("ml_agcn", {}),
+    "c_tran": ("c_tran", {}),
     # So picky that of many images no region is left.
     "ia_gcn": (
         "ia_gcn_plus",
@@ -214,6 +215,7 @@ def test_proposals_are_detectron2s(sizes, pre_nms_topk, post_nms_topk, min_box_s
         ("asl", {}),
         ("ml_gcn", {"MODEL.GLOBAL_POOLING.NAME": "gem", "MODEL.LABEL_GCN.BIAS": True}),
         ("ml_agcn", {}),
+        ("c_tran", {"MODEL.C_TRAN.POSITIONS": True}),
         # Of a size that the backbone pads.
         ("asl", {**FPN, "INPUT.IMAGE_SIZE": (72, 40)}),
         ("ml_gcn", {**FPN, "INPUT.IMAGE_SIZE": (72, 40), "MODEL.GLOBAL_POOLING.NAME": "mean"}),
@@ -269,7 +271,9 @@ def test_a_part_without_such_a_form_is_refused(error_line, config, options, key)
 # -------------------------------------------------------------------------------------------- ONNX
 
 
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("linear", "ml_agcn")]
+SLOW_KINDS = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("linear", "ml_agcn", "c_tran")
+]
 
 
 @pytest.mark.parametrize("kind", ["ml_gcn", *SLOW_KINDS])

@@ -7,6 +7,7 @@ from .base import (
     head_in_features,
     one_in_feature,
 )
+from .c_tran import CTranHead
 from .csra import CSRAHead
 from .gcn import AdaptiveGCNHead, GCNHead
 from .linear import LinearHead
@@ -16,6 +17,7 @@ __all__ = [
     "LABEL_HEAD_REGISTRY",
     "AdaptiveGCNHead",
     "CSRAHead",
+    "CTranHead",
     "GCNHead",
     "LabelHead",
     "LinearHead",

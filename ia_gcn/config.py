@@ -289,12 +289,15 @@ def _add_data_keys(cfg: CN) -> None:
     # How images are resized, bilinear or bicubic: Pillow's, which takes the mean over what becomes
     # a pixel. MODEL.TIMM.NAME sets that of the network's own training.
     cfg.INPUT.INTERPOLATION = "bilinear"
-    # Training view: a crop whose height and width are the image's shorter side times one of
-    # SCALES each, at most MAX_DISTORT places apart in that list, warped to IMAGE_SIZE.
+    # Training view: a crop whose height and width are those of BASE times one of SCALES each, at
+    # most MAX_DISTORT places apart in that list, warped to IMAGE_SIZE.
     cfg.INPUT.MULTI_SCALE_CROP = CN()
     cfg.INPUT.MULTI_SCALE_CROP.ENABLED = True
     cfg.INPUT.MULTI_SCALE_CROP.SCALES = (1.0, 0.875, 0.75, 0.66)
     cfg.INPUT.MULTI_SCALE_CROP.MAX_DISTORT = 2
+    # square: one of the image's shorter side (ML-GCN); image: the image itself, as if it were
+    # warped to a square before (ADD-GCN, TDRG, SSGRL, C-Tran).
+    cfg.INPUT.MULTI_SCALE_CROP.BASE = "square"
     # Side of a square of one random colour that covers part of a training image, as a share of the
     # image's sides; 0: none. It may extend beyond the border.
     cfg.INPUT.CUTOUT = 0.0

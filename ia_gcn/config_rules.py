@@ -218,7 +218,11 @@ MOOT = [
         harmless=(False,),
     ),
     Moot(
-        ("INPUT.MULTI_SCALE_CROP.SCALES", "INPUT.MULTI_SCALE_CROP.MAX_DISTORT"),
+        (
+            "INPUT.MULTI_SCALE_CROP.SCALES",
+            "INPUT.MULTI_SCALE_CROP.MAX_DISTORT",
+            "INPUT.MULTI_SCALE_CROP.BASE",
+        ),
         "INPUT.MULTI_SCALE_CROP.ENABLED",
         lambda enabled: not enabled,
         "set that to True",

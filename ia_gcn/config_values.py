@@ -105,6 +105,7 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST": POSITIVE,
     "INPUT.IMAGE_SIZE": Whole(1, 2**14, count=2),
     "INPUT.KNOWN_LABELS": SHARE,
+    "INPUT.MULTI_SCALE_CROP.BASE": OneOf(("square", "image")),
     "INPUT.MULTI_SCALE_CROP.MAX_DISTORT": COUNT,
     "INPUT.RANDOM_FLIP": OneOf(("none", "horizontal", "vertical")),
     "MODEL.ADAPTIVE_GCN.ATTENTION_SLOPE": Number(),
@@ -156,7 +157,7 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     "SOLVER.CHECKPOINT_EPOCHS": COUNT,
     # A training without checkpoints could not be resumed.
     "SOLVER.CHECKPOINT_PERIOD": POSITIVE,
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": OneOf(("value", "norm")),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": OneOf(("value", "norm", "full_model")),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": ABOVE_0,
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": ABOVE_0,
     "SOLVER.GAMMA": FACTOR,

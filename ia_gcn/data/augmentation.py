@@ -74,8 +74,9 @@ class WarpTransform(T.ResizeTransform):
 class MultiScaleCrop(T.Augmentation):
     """A crop of random place, scale and aspect, warped to a fixed size.
 
-    Height and width are the image's shorter side times one of `scales` each, drawn evenly from
-    the pairs at most `max_distort` places apart in that list; the place is uniform.
+    Height and width are those of a square of the image's shorter side, or those of the image, times
+    one of `scales` each, drawn evenly from the pairs at most `max_distort` places apart in that
+    list; the place is uniform.
     """
 
     def __init__(
@@ -84,13 +85,15 @@ class MultiScaleCrop(T.Augmentation):
         scales: Sequence[float],
         max_distort: int,
         interpolation: Image.Resampling = Image.Resampling.BILINEAR,
+        base: str = "square",
     ):
         """
         Args:
             size: height and width of the result in pixels.
             scales: in (0, 1].
-            max_distort: 0 crops squares only.
+            max_distort: 0 crops squares only, or the image's proportions only.
             interpolation: Pillow's, bilinear or bicubic.
+            base: square or image.
         Raises:
             InputError: a scale is out of range, or there is none.
         """
@@ -99,6 +102,7 @@ class MultiScaleCrop(T.Augmentation):
             raise InputError(f"INPUT.MULTI_SCALE_CROP.SCALES must be in (0, 1], got {scales}")
         self.size = size
         self.interpolation = interpolation
+        self.base = base
         self.scale_pairs = [
             (scale_h, scale_w)
             for i, scale_h in enumerate(scales)
@@ -109,8 +113,10 @@ class MultiScaleCrop(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
         scale_h, scale_w = self.scale_pairs[np.random.randint(len(self.scale_pairs))]
-        crop_h = max(1, round(min(height, width) * scale_h))
-        crop_w = max(1, round(min(height, width) * scale_w))
+        side = min(height, width)
+        base_h, base_w = (height, width) if self.base == "image" else (side, side)
+        crop_h = max(1, round(base_h * scale_h))
+        crop_w = max(1, round(base_w * scale_w))
         top = np.random.randint(height - crop_h + 1)
         left = np.random.randint(width - crop_w + 1)
         return T.TransformList(

@@ -202,7 +202,7 @@ def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
         return [T.Resize(size, interpolation)]
     crop = cfg.INPUT.MULTI_SCALE_CROP
     augmentations = [
-        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT, interpolation)
+        MultiScaleCrop(size, crop.SCALES, crop.MAX_DISTORT, interpolation, crop.BASE)
         if crop.ENABLED
         else Warp(size, interpolation)
     ]

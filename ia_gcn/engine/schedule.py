@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Type
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.solver import LRMultiplier
 from detectron2.solver import build_lr_scheduler as build_d2_lr_scheduler
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.solver.build import (
+    _generate_optimizer_class_with_gradient_clipping,
+    get_default_optimizer_params,
+    maybe_add_gradient_clipping,
+)
 from detectron2.utils.env import TORCH_VERSION
 from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler
 from torch import nn
@@ -33,6 +39,21 @@ def epochs_to_iterations(cfg: CfgNode, num_images: int) -> None:
         cfg.SOLVER.CHECKPOINT_PERIOD = cfg.SOLVER.CHECKPOINT_EPOCHS * per_epoch
     if cfg.TEST.EVAL_EPOCHS:
         cfg.TEST.EVAL_PERIOD = cfg.TEST.EVAL_EPOCHS * per_epoch
+
+
+def add_gradient_clipping(
+    cfg: CfgNode, optimizer: Type[torch.optim.Optimizer]
+) -> Type[torch.optim.Optimizer]:
+    """An optimizer's class with SOLVER.CLIP_GRADIENTS in its step.
+
+    value and norm are detectron2's, of each parameter by itself; full_model limits the norm of all
+    gradients together.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
+        return maybe_add_gradient_clipping(cfg, optimizer)
+    limit = partial(nn.utils.clip_grad_norm_, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+    return _generate_optimizer_class_with_gradient_clipping(optimizer, global_clipper=limit)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -63,10 +84,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             if chosen:
                 params.append({**group, "params": chosen, "lr": multiplier * group["lr"]})
     if solver.OPTIMIZER == "SGD":
-        sgd = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+        sgd = add_gradient_clipping(cfg, torch.optim.SGD)
         return sgd(params, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV)
     if solver.OPTIMIZER in ("Adam", "AdamW"):
-        adam = maybe_add_gradient_clipping(cfg, getattr(torch.optim, solver.OPTIMIZER))
+        adam = add_gradient_clipping(cfg, getattr(torch.optim, solver.OPTIMIZER))
         # By default, torch on a CPU updates the weights one by one, with some ten operations each;
         # on a GPU it updates them together. SGD is not fused: its fused form fails on a weight
         # whose first gradient comes later than the others', as that of a region head may.

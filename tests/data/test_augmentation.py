@@ -135,19 +135,24 @@ def crop_of(augmentation, height, width):
 
 
 @settings(max_examples=150)
-@given(sides, sides, st.lists(st.floats(0.01, 1), min_size=1, max_size=4), st.integers(0, 4))
-def test_crops_lie_in_the_image_and_have_the_right_sides(height, width, scales, max_distort):
-    augmentation = MultiScaleCrop((7, 5), scales, max_distort)
+@given(
+    *(sides, sides),
+    st.lists(st.floats(0.01, 1), min_size=1, max_size=4),
+    st.integers(0, 4),
+    st.sampled_from(["square", "image"]),
+)
+def test_crops_lie_in_the_image_and_have_the_right_sides(height, width, scales, max_distort, base):
+    augmentation = MultiScaleCrop((7, 5), scales, max_distort, base=base)
     (x, y, w, h), image = crop_of(augmentation, height, width)
     assert image.shape == (7, 5, 3)
     assert 0 <= x <= x + w <= width
     assert 0 <= y <= y + h <= height
-    shorter = min(height, width)
+    whole_h, whole_w = (height, width) if base == "image" else 2 * (min(height, width),)
     places = [
         (i, j)
         for i, scale_h in enumerate(scales)
         for j, scale_w in enumerate(scales)
-        if (h, w) == (max(1, round(shorter * scale_h)), max(1, round(shorter * scale_w)))
+        if (h, w) == (max(1, round(whole_h * scale_h)), max(1, round(whole_w * scale_w)))
     ]
     assert any(abs(i - j) <= max_distort for i, j in places)
 

@@ -91,10 +91,11 @@ def test_every_parameter_has_its_rate_and_decay(name, cls):
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
-@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("clip", ["", "value", "full_model"])
 def test_steps_are_those_of_torch_s_plain_loop(name, clip):
     cfg = make_cfg(OPTIMIZER=name, BASE_LR=0.1, WEIGHT_DECAY=0.5, WEIGHT_DECAY_BIAS=0.0)
-    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = bool(clip)
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip or "value"
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = 0.01
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(16, 2))
@@ -123,8 +124,14 @@ def test_steps_are_those_of_torch_s_plain_loop(name, clip):
             # The last layer gets its first gradient late, as what follows the regions may; torch's
             # clipping by value takes no weight without one.
             network[: 4 if i or clip else 3](x).square().sum().backward()
-            if clip and its_optimizer is plain:
+            if clip == "value" and its_optimizer is plain:
                 nn.utils.clip_grad_value_(network.parameters(), 0.01)
+            if clip == "full_model" and its_optimizer is plain:
+                gradients = [parameter.grad for parameter in network.parameters()]
+                norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
+                assert norm > 0.01
+                for gradient in gradients:
+                    gradient *= 0.01 / norm
             its_optimizer.step()
     for found, parameter in zip(model.parameters(), expected.parameters()):
         torch.testing.assert_close(found, parameter, rtol=1e-4, atol=1e-5)

@@ -17,6 +17,7 @@ from ..config import read_config
 from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..errors import InputError
 from ..io.files import check_writable, write_atomically
+from .csra import convert_csra, csra_settings
 from .detectron2_zoo import (
     REGION_RES5,
     RPN,
@@ -119,7 +120,7 @@ def convert_checkpoint(
         config_file: of the model; "": one of configs/ that goes with the format.
         opts: alternating config keys and values.
         imports: modules of a user's own that the model needs.
-        labels: of ml_gcn and asl, coco, voc, or a file with a name a line, in the source's order;
+        labels: of a whole model, coco, voc, or a file with a name a line, in the source's order;
             "": what the file says itself, or by their number, 80 or 20.
         embeddings: of ml_gcn, a .pkl, .npy or .npz file with a row per label, in the source's
             order; "": by name from MODEL.LABEL_EMBEDDINGS.SOURCE.
@@ -165,7 +166,7 @@ def check_request(request: Request, output: Path) -> None:
     """
     if request.format not in CONVERTERS:
         raise InputError(f"--format {request.format}: there is {', '.join(CONVERTERS)}")
-    if request.labels and request.format not in ("ml_gcn", "asl"):
+    if request.labels and request.format not in WHOLE_MODELS:
         raise InputError(f"--labels: --format {request.format} has no labels")
     if request.embeddings and request.format != "ml_gcn":
         raise InputError(f"--embeddings: --format {request.format} has no label embeddings")
@@ -220,6 +221,24 @@ def from_asl(state: State, content: Dict, request: Request) -> Conversion:
     )
 
 
+def from_csra(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, csra_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
+    label_names, order = model_order(labels)
+    folder = "VOC" if label_names == VOC_LABELS else "COCO"
+    cfg = model_config(request, f"{folder}/resnet101.yaml", settings, label_names)
+    weight = cfg.MODEL.CSRA.ATTENTION_WEIGHT
+    return Conversion(
+        *(cfg, settings, convert_csra(state, order), random_model(cfg).state_dict()),
+        label_names=label_names,
+        notes=[
+            describe_order(label_names, labels),
+            f"λ, which is not in the file: MODEL.CSRA.ATTENTION_WEIGHT {weight}",
+        ],
+    )
+
+
 def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, ml_gcn_settings, state)
     count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
@@ -269,9 +288,14 @@ CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
     "torchvision": from_torchvision,
     "ml_gcn": from_ml_gcn,
     "asl": from_asl,
+    "csra": from_csra,
     "tresnet": from_tresnet,
     "detectron2": from_detectron2,
 }
+
+
+# Formats with labels.
+WHOLE_MODELS = ("ml_gcn", "asl", "csra")
 
 
 def of_source(request: Request, function: Callable, *values) -> Any:

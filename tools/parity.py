@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+"""Compare a model with the code of its authors: the same weights, the same images.
+
+FOLDER is a clone of their repository, whose code is executed: look at it first. Their networks get
+random weights, with statistics of batch norms that are not trivial. What they would save is
+converted as tools/convert_checkpoint.py does, and read again as tools/predict.py does. Then, in
+evaluation and float32, on the same two images:
+
+  logits      the largest difference, by label, and their deviation;
+  gradients   of the BCE, in their parameters, through our converter and model: the largest relative
+              difference of a tensor's. Dropout is off;
+  time        of a forward pass, the median of several, in turn.
+
+It prints a row of docs/parity.md for each network; the exit status is 1 if logits differ by more
+than 1e-4 of their deviation, or gradients by more than 1e-3.
+
+Examples:
+  git clone https://github.com/Alibaba-MIIL/ML_Decoder /tmp/ML_Decoder
+  tools/parity.py ml_decoder /tmp/ML_Decoder
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Callable, Dict, List, NamedTuple
+
+import parities
+import torch
+import torch.nn.functional as F
+from parities import Case, randomize
+from torch import nn
+
+from ia_gcn import MultiLabelPredictor
+from ia_gcn.checkpoint.conversion import CONVERTERS, Request, convert_checkpoint
+from ia_gcn.checkpoint.matching import match_tensors
+from ia_gcn.checkpoint.source import state_dict_of
+from ia_gcn.errors import InputError
+
+COLUMNS = (
+    "format, network",
+    "repository, commit",
+    "replaced to run it",
+    "logits",
+    "gradients",
+    "label order",
+    "theirs, ours (s)",
+)
+
+LOGITS_TOLERANCE, GRADIENTS_TOLERANCE = 1e-4, 1e-3
+
+
+class Parity(NamedTuple):
+    """How far the two are from each other."""
+
+    logits: float
+    """The largest difference, as a share of their deviation."""
+    deviation: float
+    """Of the authors' logits."""
+    gradients: float
+    """The largest of a tensor's: norm of the difference as a share of the norm."""
+    reordered: bool
+    """Whether our model has the labels in another order."""
+    seconds: List[float]
+    """Of a forward pass: theirs and ours."""
+
+    @property
+    def passed(self) -> bool:
+        return self.logits <= LOGITS_TOLERANCE and self.gradients <= GRADIENTS_TOLERANCE
+
+
+def compare(format: str, case: Case, rounds: int = 3) -> Parity:
+    """Convert a case's network, and compare the model with it."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (2, 3, case.size, case.size), generator=generator)
+    images = images.to(torch.uint8)
+    seen = case.prepare(images)
+    inputs = [seen] if case.label_states is None else [seen, case.label_states]
+    randomize(case.network, *inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        source, converted = f"{folder}/source.pth", f"{folder}/converted.pth"
+        torch.save(case.checkpoint(case.network.state_dict()), source)
+        convert_checkpoint(source, format, converted, **case.arguments)
+        predictor = MultiLabelPredictor(converted, device="cpu")
+    order = [case.labels.index(name) for name in predictor.label_names]
+    samples = [{"image": image} for image in images]
+    if case.label_states is not None:
+        for sample, states in zip(samples, case.label_states):
+            sample["label_states"] = states[order]
+
+    def theirs() -> Dict[str, torch.Tensor]:
+        outputs = case.network(*inputs)
+        return outputs if isinstance(outputs, dict) else {"logits": outputs}
+
+    model = Outputs(predictor.model)
+    with torch.no_grad():
+        expected, found = theirs(), model(samples)
+        seconds = timed([theirs, lambda: model(samples)], rounds)
+    deviation = float(expected["logits"].std())
+    differences = [
+        (found[name] - logits[:, order]).abs().max() / logits.std()
+        for name, logits in expected.items()
+    ]
+    return Parity(
+        float(max(differences)),
+        deviation,
+        compare_gradients(format, case, theirs, model, samples, order),
+        order != sorted(order),
+        seconds,
+    )
+
+
+class Outputs(nn.Module):
+    """A recogniser's logits and auxiliary logits by name."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, samples: List[Dict]) -> Dict[str, torch.Tensor]:
+        features, _ = self.model.extract_features(samples)
+        outputs, _ = self.model.apply_heads(features)
+        return {"logits": outputs["logits"], **outputs.get("aux_logits", {})}
+
+
+def compare_gradients(
+    format: str,
+    case: Case,
+    theirs: Callable[[], Dict[str, torch.Tensor]],
+    model: Outputs,
+    samples: List[Dict],
+    order: List[int],
+) -> float:
+    """The largest relative difference of the gradient in a parameter of the authors' network.
+
+    Ours goes through the converter, which is a function of their tensors.
+    """
+    trained = {n: p for n, p in case.network.named_parameters() if p.requires_grad}
+    targets = torch.rand(
+        len(samples), len(order), generator=torch.Generator().manual_seed(2)
+    ).round()
+    outputs = theirs()
+    loss = bce(outputs, targets)
+    expected = dict(zip(trained, torch.autograd.grad(loss, trained.values(), allow_unused=True)))
+
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in trained.items()}
+    content = case.checkpoint({**case.network.state_dict(), **leaves})
+    arguments = {"config_file": "", "opts": (), "imports": (), "labels": "", "embeddings": ""}
+    request = Request("the network", format, **{**arguments, **case.arguments})
+    conversion = CONVERTERS[format](state_dict_of(content, request.shown), content, request)
+    tensors = match_tensors(conversion.tensors, conversion.expected).taken
+    tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    found = torch.func.functional_call(model, tensors, (samples,))
+    loss = bce({name: found[name] for name in outputs}, targets[:, order])
+    gradients = torch.autograd.grad(loss, leaves.values(), allow_unused=True)
+
+    used = {name: gradient for name, gradient in expected.items() if gradient is not None}
+    # Of a tensor that has no influence, such as the bias of keys, there is rounding alone.
+    least = 1e-6 * max(float(gradient.norm()) for gradient in used.values())
+    largest = 0.0
+    for name, ours in zip(leaves, gradients):
+        gradient = used.get(name)
+        if gradient is None or gradient.norm() < least:
+            continue
+        ours = torch.zeros_like(gradient) if ours is None else ours
+        largest = max(largest, float((ours - gradient).norm() / gradient.norm()))
+    return largest
+
+
+def bce(outputs: Dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """The sum over the outputs."""
+    losses = [F.binary_cross_entropy_with_logits(x, targets) for x in outputs.values()]
+    return torch.stack(losses).sum()
+
+
+def timed(calls: List[Callable], rounds: int) -> List[float]:
+    """The median seconds of each call, in turn."""
+    seconds = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, times in zip(calls, seconds):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+    return list(map(median, seconds))
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that a clone is at, short; "unknown" of another folder."""
+    command = ["git", "-C", str(folder), "rev-parse", "--short=10", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return result.stdout.strip() or "unknown"
+
+
+def table_row(cells) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> int:
+    """Returns the exit status."""
+    names = sorted(path.stem for path in Path(parities.__file__).parent.glob("[!_]*.py"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("format", choices=names, help="of tools/convert_checkpoint.py")
+    parser.add_argument("folder", type=Path, help="a clone of the authors' repository")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (3)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (2)")
+    args = parser.parse_args()
+    if not args.folder.is_dir():
+        print(f"parity: {args.folder}: no such folder", file=sys.stderr)
+        return 1
+    torch.set_num_threads(args.threads)
+    module = importlib.import_module(f"parities.{args.format}")
+    where = f"{module.REPOSITORY.removeprefix('https://')} {commit_of(args.folder)}"
+    print(table_row(COLUMNS), table_row(["---"] * len(COLUMNS)), sep="\n", flush=True)
+    passed = True
+    try:
+        for case in module.cases(args.folder.resolve()):
+            parity = compare(args.format, case, args.rounds)
+            cells = [
+                f"{args.format}, {case.name}",
+                where,
+                module.REPLACED or "nothing",
+                f"{parity.logits:.1e} of {parity.deviation:.2g}",
+                f"{parity.gradients:.1e}",
+                "put into the data set's" if parity.reordered else "the data set's",
+                ", ".join(f"{seconds:.2f}" for seconds in parity.seconds),
+            ]
+            print(table_row(cells), flush=True)
+            passed &= parity.passed
+    except InputError as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 1
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

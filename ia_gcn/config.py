@@ -306,9 +306,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.RAND_AUGMENT_OPS = 0
     # How strong they are, 0 to 30.
     cfg.INPUT.RAND_AUGMENT_MAGNITUDE = 9
-    # Label-mask training: the largest share of an image's labels that the model is told in training,
-    # in [0, 1]. Their number is uniform from 0 to that share of C, and the loss is of the others.
-    # C-Tran has 0.75; 0: no label is known. For label heads that make use of known labels.
+    # Label-mask training: the largest share of its labels that a model is told of a training image,
+    # in [0, 1]. Their number is uniform from 0 to that share of C, and the loss is that of the
+    # others. C-Tran has 0.75; 0: none is known. For label heads that make use of known labels.
     cfg.INPUT.KNOWN_LABELS = 0.0
     # Whether the mapper returns the boxes, as detectron2's `instances`.
     cfg.INPUT.WITH_BOXES = False

@@ -87,7 +87,8 @@ def compare(format: str, case: Case, rounds: int = 3) -> Parity:
         source, converted = f"{folder}/source.pth", f"{folder}/converted.pth"
         torch.save(case.checkpoint(case.network.state_dict()), source)
         convert_checkpoint(source, format, converted, **case.arguments)
-        predictor = MultiLabelPredictor(converted, device="cpu")
+        # With its batch norms, whose gradients are compared as well.
+        predictor = MultiLabelPredictor(converted, device="cpu", optimize=False)
     order = [case.labels.index(name) for name in predictor.label_names]
     samples = [{"image": image} for image in images]
     if case.label_states is not None:

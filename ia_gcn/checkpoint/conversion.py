@@ -17,6 +17,8 @@ from ..config import read_config
 from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..errors import InputError
 from ..io.files import check_writable, write_atomically
+from .c_tran import CLASSIFIER as IMAGENET_CLASSIFIER
+from .c_tran import c_tran_settings, convert_c_tran
 from .csra import convert_csra, csra_settings
 from .detectron2_zoo import (
     REGION_RES5,
@@ -264,6 +266,23 @@ def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     return Conversion(cfg, settings, tensors, expected, label_names=label_names, notes=notes)
 
 
+def from_c_tran(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, c_tran_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
+    label_names, order = model_order(labels)
+    cfg = model_config(request, "COCO/c_tran_R_101.yaml", settings, label_names)
+    return Conversion(
+        cfg,
+        settings,
+        of_source(request, convert_c_tran, state, order),
+        random_model(cfg).state_dict(),
+        [name for name in state if name.startswith(IMAGENET_CLASSIFIER)],
+        label_names=label_names,
+        notes=[describe_order(label_names, labels)],
+    )
+
+
 def from_detectron2(state: State, content: Dict, request: Request) -> Conversion:
     # The model is the user's: the keys of the source are reported, and not set.
     cfg = model_config(request, "COCO/ia_gcn_R_101.yaml", {})
@@ -289,13 +308,14 @@ CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
     "ml_gcn": from_ml_gcn,
     "asl": from_asl,
     "csra": from_csra,
+    "c_tran": from_c_tran,
     "tresnet": from_tresnet,
     "detectron2": from_detectron2,
 }
 
 
 # Formats with labels.
-WHOLE_MODELS = ("ml_gcn", "asl", "csra")
+WHOLE_MODELS = ("ml_gcn", "asl", "csra", "c_tran")
 
 
 def of_source(request: Request, function: Callable, *values) -> Any:

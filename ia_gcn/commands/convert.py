@@ -6,6 +6,7 @@ FORMAT says what SOURCE is:
   detectron2   a Faster R-CNN of detectron2's model zoo: backbone and RPN of an IA-GCN model
   ml_gcn       the published ML-GCN: the whole model
   asl          the published ASL, on a TResNet: the whole model
+  c_tran       C-Tran: the whole model
 A whole model is saved with its config and its labels, in the order of the data set, and can be
 evaluated; the other formats give parts, from which a model is trained. The config keys that the
 weights need are printed. Unmatched, misshaped and missing tensors raise an error; with
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--labels",
         default="",
         metavar="LABELS",
-        help="of ml_gcn and asl: coco, voc, or a file with a name a line, in the source's order "
+        help="of a whole model: coco, voc, or a file with a name a line, in the source's order "
         "(what the file says itself; or by their number, 80 or 20)",
     )
     parser.add_argument(

@@ -90,14 +90,15 @@ def from_0_to_1(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def randomize(network: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
+def randomize(network: nn.Module, *inputs: torch.Tensor, seed: int = 0) -> None:
     """Draw norms, their statistics and biases at random, and put the network into evaluation.
 
     The statistics of a batch norm are those of the images, each disturbed, so that features neither
     grow nor vanish on their way through a deep network.
 
     Args:
-        images: what the network sees, (B, 3, H, W).
+        inputs: what the network is called with: images (B, 3, H, W), and label states, if there
+            are some.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
@@ -117,6 +118,6 @@ def randomize(network: nn.Module, images: torch.Tensor, seed: int = 0) -> None:
     norms = [m for m in network.modules() if getattr(m, "running_mean", None) is not None]
     hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     network.eval()
-    network(images)
+    network(*inputs)
     for hook in hooks:
         hook.remove()

@@ -19,12 +19,13 @@ from .base import LABEL_HEAD_REGISTRY, LabelHead, one_in_feature
 class CTranHead(LabelHead):
     """C-Tran (Lanchantin, Wang, Ordonez and Qi, CVPR 2021).
 
-    Each label is a token: its embedding plus the embedding of its state, which is 0 for a label that
-    is unknown, and else says that it is absent or present. The label tokens and the cells of the map
-    attend to all of each other, so that a label that is known tells of those that are not. From the
-    last layer's token of each label comes the label's logit, by a classifier of its own.
+    Each label is a token: its embedding plus the embedding of its state, which is 0 for a label
+    that is unknown, and else says that it is absent or present. The label tokens and the cells of
+    the map attend to all of each other, so that a label that is known tells of those that are not.
+    From the last layer's token of each label comes the label's logit, by a classifier of its own.
 
-    In training, some labels are known at random (INPUT.KNOWN_LABELS), and the loss is of the others.
+    In training, some labels are known at random (INPUT.KNOWN_LABELS), and the loss is that of the
+    others.
     """
 
     needs = frozenset({"label_states"})

@@ -130,8 +130,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.GLOBAL_POOLING.GEM_POWER = 3.0
 
     cfg.MODEL.LABEL_HEAD = CN()
-    # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead, AdaptiveGCNHead, CSRAHead or
-    # CTranHead.
+    # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead, AdaptiveGCNHead, CSRAHead,
+    # MLDecoderHead, Query2LabelHead or CTranHead.
     cfg.MODEL.LABEL_HEAD.NAME = "GCNHead"
     # The backbone's feature maps that the head reads. (): the deepest one.
     cfg.MODEL.LABEL_HEAD.IN_FEATURES = ()
@@ -198,6 +198,40 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.C_TRAN.NUM_HEADS = 4
     # Whether the cells get an encoding of their place. The published model has none.
     cfg.MODEL.C_TRAN.POSITIONS = False
+
+    # Queries that attend to the feature map, each with the classifiers of a group of labels: of
+    # MLDecoderHead.
+    cfg.MODEL.ML_DECODER = CN()
+    # K: number of groups, and of queries; as many as there are labels if that is less.
+    cfg.MODEL.ML_DECODER.NUM_GROUPS = 100
+    # random: fixed random vectors, as published; learned; or words: made of the label embeddings,
+    # one for each label.
+    cfg.MODEL.ML_DECODER.QUERIES = "random"
+    # group: each label has a classifier; shared: all have one, which takes queries of words. It
+    # scores labels that it was not trained on, see TEST.LABELS.
+    cfg.MODEL.ML_DECODER.READOUT = "group"
+    # Channels of queries and tokens, a multiple of 4 and of the number of attention heads.
+    cfg.MODEL.ML_DECODER.DIM = 768
+    cfg.MODEL.ML_DECODER.NUM_HEADS = 8
+    # Channels between the two linear layers.
+    cfg.MODEL.ML_DECODER.FFN_DIM = 2048
+    cfg.MODEL.ML_DECODER.DROPOUT = 0.1
+
+    # A Transformer with a query for each label, of Query2LabelHead.
+    cfg.MODEL.QUERY2LABEL = CN()
+    # Layers in which the cells of the feature map attend to each other, with their places.
+    cfg.MODEL.QUERY2LABEL.ENCODER_LAYERS = 1
+    # Layers in which the queries attend to the cells.
+    cfg.MODEL.QUERY2LABEL.DECODER_LAYERS = 2
+    # Whether the queries attend to each other, too. They don't in the published models.
+    cfg.MODEL.QUERY2LABEL.SELF_ATTENTION = False
+    # Channels, a multiple of 4 and of the number of attention heads, with a linear layer before the
+    # encoder. 0: those of the feature map, and no such layer.
+    cfg.MODEL.QUERY2LABEL.DIM = 0
+    cfg.MODEL.QUERY2LABEL.NUM_HEADS = 4
+    # Channels between the two linear layers of each layer.
+    cfg.MODEL.QUERY2LABEL.FFN_DIM = 8192
+    cfg.MODEL.QUERY2LABEL.DROPOUT = 0.1
 
     # The region branch of InstanceAwareRecognizer, beside MODEL.PROPOSAL_GENERATOR, MODEL.RPN,
     # MODEL.ROI_HEADS and the pooler's keys in MODEL.ROI_BOX_HEAD, which are detectron2's.
@@ -345,6 +379,10 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.THRESHOLD = 0.5
     # k: the same six figures with at most the k highest labels of an image. 0: leave them out.
     cfg.TEST.TOP_K = 3
+    # A file with a label a line: score these in place of the labels that the checkpoint was trained
+    # on, with --eval-only and in prediction (zero-shot). It takes a head with a shared readout, see
+    # MODEL.ML_DECODER.READOUT, and embeddings of the labels in MODEL.LABEL_EMBEDDINGS.SOURCE.
+    cfg.TEST.LABELS = ""
     # Evaluate (--eval-only) the EMA of the weights that a checkpoint contains.
     cfg.TEST.EMA = False
     # Evaluate (--eval-only) with batch norms folded into their convolutions and channels last in

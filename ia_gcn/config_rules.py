@@ -257,6 +257,12 @@ MOOT = [
         "set that to gem",
     ),
     Moot(
+        ("MODEL.ML_DECODER.NUM_GROUPS",),
+        "MODEL.ML_DECODER.QUERIES",
+        lambda queries: queries == "words",
+        "each label has its own query of words",
+    ),
+    Moot(
         ("MODEL.TIMM.WEIGHTS_FILE",),
         "MODEL.BACKBONE.NAME",
         lambda name: name != TIMM_BACKBONE and _is_built_in(name),

@@ -4,11 +4,11 @@
 FOLDER is a clone of their repository, whose code is executed: look at it first. Their networks get
 random weights, with statistics of batch norms that are not trivial. What they would save is
 converted as tools/convert_checkpoint.py does, and read again as tools/predict.py does. Then, in
-evaluation and float32, on the same two images:
+evaluation, on the same two images:
 
-  logits      the largest difference, by label, and their deviation;
-  gradients   of the BCE, in their parameters, through our converter and model: the largest relative
-              difference of a tensor's. Dropout is off;
+  logits      in float32: the largest difference, by label, as a share of their deviation;
+  gradients   of the BCE, in their parameters, through our converter and model, in float64: the
+              largest relative difference of a tensor's. Dropout is off;
   time        of a forward pass, the median of several, in turn.
 
 It prints a row of docs/parity.md for each network; the exit status is 1 if logits differ by more
@@ -29,7 +29,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, List, NamedTuple
+from typing import Callable, Dict, List, NamedTuple, Tuple
 
 import parities
 import torch
@@ -82,12 +82,11 @@ def compare(format: str, case: Case, rounds: int = 3) -> Parity:
     images = images.to(torch.uint8)
     seen = case.prepare(images)
     inputs = [seen] if case.label_states is None else [seen, case.label_states]
-    randomize(case.network, *inputs)
+    randomize(case.network, inputs)
     with tempfile.TemporaryDirectory() as folder:
         source, converted = f"{folder}/source.pth", f"{folder}/converted.pth"
         torch.save(case.checkpoint(case.network.state_dict()), source)
         convert_checkpoint(source, format, converted, **case.arguments)
-        # With its batch norms, whose gradients are compared as well.
         predictor = MultiLabelPredictor(converted, device="cpu", optimize=False)
     order = [case.labels.index(name) for name in predictor.label_names]
     samples = [{"image": image} for image in images]
@@ -95,14 +94,10 @@ def compare(format: str, case: Case, rounds: int = 3) -> Parity:
         for sample, states in zip(samples, case.label_states):
             sample["label_states"] = states[order]
 
-    def theirs() -> Dict[str, torch.Tensor]:
-        outputs = case.network(*inputs)
-        return outputs if isinstance(outputs, dict) else {"logits": outputs}
-
-    model = Outputs(predictor.model)
+    theirs, ours = Outputs(case.network), OurOutputs(predictor.model)
     with torch.no_grad():
-        expected, found = theirs(), model(samples)
-        seconds = timed([theirs, lambda: model(samples)], rounds)
+        expected, found = theirs(*inputs), ours(samples)
+        seconds = timed([lambda: theirs(*inputs), lambda: ours(samples)], rounds)
     deviation = float(expected["logits"].std())
     differences = [
         (found[name] - logits[:, order]).abs().max() / logits.std()
@@ -111,13 +106,25 @@ def compare(format: str, case: Case, rounds: int = 3) -> Parity:
     return Parity(
         float(max(differences)),
         deviation,
-        compare_gradients(format, case, theirs, model, samples, order),
+        compare_gradients(format, case, [theirs, inputs], [ours, samples], order),
         order != sorted(order),
         seconds,
     )
 
 
 class Outputs(nn.Module):
+    """The outputs of the authors' network by name."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: torch.Tensor) -> Dict[str, torch.Tensor]:
+        outputs = self.network(*inputs)
+        return outputs if isinstance(outputs, dict) else {"logits": outputs}
+
+
+class OurOutputs(nn.Module):
     """A recogniser's logits and auxiliary logits by name."""
 
     def __init__(self, model: nn.Module):
@@ -133,45 +140,50 @@ class Outputs(nn.Module):
 def compare_gradients(
     format: str,
     case: Case,
-    theirs: Callable[[], Dict[str, torch.Tensor]],
-    model: Outputs,
-    samples: List[Dict],
+    theirs: Tuple[Outputs, List[torch.Tensor]],
+    ours: Tuple[OurOutputs, List[Dict]],
     order: List[int],
 ) -> float:
     """The largest relative difference of the gradient in a parameter of the authors' network.
 
-    Ours goes through the converter, which is a function of their tensors.
+    Ours goes through the converter, which is a function of their tensors. In float64: in float32 a
+    ReLU's input near 0 may have another sign, and then all gradients below it differ.
+
+    Args:
+        theirs, ours: the module, and what it is given.
     """
+    (network, inputs), (model, samples) = theirs, ours
+    network.double(), model.double()
+    inputs = [inputs[0].double(), *inputs[1:]]
     trained = {n: p for n, p in case.network.named_parameters() if p.requires_grad}
-    targets = torch.rand(
-        len(samples), len(order), generator=torch.Generator().manual_seed(2)
-    ).round()
-    outputs = theirs()
-    loss = bce(outputs, targets)
-    expected = dict(zip(trained, torch.autograd.grad(loss, trained.values(), allow_unused=True)))
+    generator = torch.Generator().manual_seed(2)
+    targets = torch.randint(2, (len(samples), len(order)), generator=generator).double()
+    outputs = network(*inputs)
+    gradients = torch.autograd.grad(bce(outputs, targets), trained.values(), allow_unused=True)
+    expected = {name: x for name, x in zip(trained, gradients) if x is not None}
 
     leaves = {name: p.detach().clone().requires_grad_() for name, p in trained.items()}
     content = case.checkpoint({**case.network.state_dict(), **leaves})
     arguments = {"config_file": "", "opts": (), "imports": (), "labels": "", "embeddings": ""}
     request = Request("the network", format, **{**arguments, **case.arguments})
     conversion = CONVERTERS[format](state_dict_of(content, request.shown), content, request)
-    tensors = match_tensors(conversion.tensors, conversion.expected).taken
-    tensors = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    taken = match_tensors(conversion.tensors, conversion.expected).taken
+    tensors = {
+        f"model.{name}": x.double() if x.is_floating_point() else x for name, x in taken.items()
+    }
     found = torch.func.functional_call(model, tensors, (samples,))
-    loss = bce({name: found[name] for name in outputs}, targets[:, order])
-    gradients = torch.autograd.grad(loss, leaves.values(), allow_unused=True)
-
-    used = {name: gradient for name, gradient in expected.items() if gradient is not None}
+    found = {name: found[name] for name in outputs}
+    gradients = torch.autograd.grad(
+        bce(found, targets[:, order]), leaves.values(), allow_unused=True, materialize_grads=True
+    )
     # Of a tensor that has no influence, such as the bias of keys, there is rounding alone.
-    least = 1e-6 * max(float(gradient.norm()) for gradient in used.values())
-    largest = 0.0
-    for name, ours in zip(leaves, gradients):
-        gradient = used.get(name)
-        if gradient is None or gradient.norm() < least:
-            continue
-        ours = torch.zeros_like(gradient) if ours is None else ours
-        largest = max(largest, float((ours - gradient).norm() / gradient.norm()))
-    return largest
+    least = 1e-6 * max(float(gradient.norm()) for gradient in expected.values())
+    differences = [
+        float((gradient - expected[name]).norm() / expected[name].norm())
+        for name, gradient in zip(leaves, gradients)
+        if name in expected and expected[name].norm() > least
+    ]
+    return max(differences)
 
 
 def bce(outputs: Dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:

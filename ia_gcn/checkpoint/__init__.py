@@ -1,5 +1,6 @@
 from .checkpointer import MultiLabelCheckpointer, read_checkpoint
 from .loading import build_model, load_model
+from .other_labels import scored_labels
 from .resuming import find_resumable, periodic_checkpoints
 from .torchvision_resnet import convert_torchvision_resnet
 
@@ -11,4 +12,5 @@ __all__ = [
     "load_model",
     "periodic_checkpoints",
     "read_checkpoint",
+    "scored_labels",
 ]

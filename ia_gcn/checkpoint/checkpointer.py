@@ -77,6 +77,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         config: str = "",
         load_ema: bool = False,
         transfer: bool = False,
+        other_labels: bool = False,
         **checkpointables,
     ):
         """
@@ -89,6 +90,8 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             load_ema: load the EMA of a checkpoint's weights in place of the weights.
             transfer: take what fits by name and shape of a checkpoint with other labels or of
                 another model, and leave the rest as it is.
+            other_labels: the checkpoint may have other labels: the model keeps the label embeddings
+                that it has, on which nothing else of it depends.
             checkpointables: as detectron2's, for example trainer. `ema`, a timm ModelEmaV3, starts
                 from the weights that are loaded if the file has no EMA.
         """
@@ -97,6 +100,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         self.config = config
         self.load_ema = load_ema
         self.transfer = transfer
+        self.other_labels = other_labels
         self.missing = []
         self._path = None
 
@@ -226,6 +230,8 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         label_names = checkpoint.get("label_names", self.label_names)
         if self.transfer:
             checkpoint["model"] = self._fitting(checkpoint["model"], label_names)
+        elif self.other_labels:
+            checkpoint["model"].update(self.model.label_graph.state_dict(prefix="label_graph."))
         elif label_names != self.label_names:
             mismatch = describe_mismatch(self.label_names, label_names)
             # Only a training can start from a part of it.

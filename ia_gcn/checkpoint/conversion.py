@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Sequence, Tuple
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -30,13 +30,16 @@ from .detectron2_zoo import (
 )
 from .loading import build_model
 from .matching import Match, check_match, describe_names, match_tensors
+from .ml_decoder import convert_ml_decoder, ml_decoder_settings, ml_decoder_sizes
 from .ml_gcn import convert_ml_gcn, ml_gcn_settings
+from .query2label import POSITIONS, convert_query2label, query2label_settings
 from .source import read_source, state_dict_of
 from .source_labels import (
     describe_order,
     embeddings_by_name,
     model_order,
     read_embeddings,
+    read_labels,
     source_labels,
 )
 from .torchvision_resnet import (
@@ -124,8 +127,9 @@ def convert_checkpoint(
         imports: modules of a user's own that the model needs.
         labels: of a whole model, coco, voc, or a file with a name a line, in the source's order;
             "": what the file says itself, or by their number, 80 or 20.
-        embeddings: of ml_gcn, a .pkl, .npy or .npz file with a row per label, in the source's
-            order; "": by name from MODEL.LABEL_EMBEDDINGS.SOURCE.
+        embeddings: of ml_gcn, and of ml_decoder with a shared readout, a .pkl, .npy or .npz file
+            with a row per label, in the source's order; "": by name from
+            MODEL.LABEL_EMBEDDINGS.SOURCE.
         allow_partial: save the tensors that match, if not all do.
         report: gets lines that say which tensors were matched, and which config keys the weights
             need; also if the source is then refused.
@@ -170,7 +174,7 @@ def check_request(request: Request, output: Path) -> None:
         raise InputError(f"--format {request.format}: there is {', '.join(CONVERTERS)}")
     if request.labels and request.format not in WHOLE_MODELS:
         raise InputError(f"--labels: --format {request.format} has no labels")
-    if request.embeddings and request.format != "ml_gcn":
+    if request.embeddings and request.format not in WITH_EMBEDDINGS:
         raise InputError(f"--embeddings: --format {request.format} has no label embeddings")
     if output.suffix != SUFFIX:
         raise InputError(f"--output {output}: the name must end in {SUFFIX}")
@@ -205,8 +209,7 @@ def from_tresnet(state: State, content: Dict, request: Request) -> Conversion:
 def from_asl(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, asl_settings, state)
     # ASL's checkpoints contain the order of their labels; COCO's is that of its categories.
-    own = content.get("idx_to_class")
-    own = list(map(str, own.values())) if isinstance(own, dict) else None
+    own = names_of(content)
     count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
     labels = source_labels(request.labels, count, COCO_LABELS, own, request.shown)
     label_names, order = model_order(labels)
@@ -218,6 +221,51 @@ def from_asl(state: State, content: Dict, request: Request) -> Conversion:
     left = [name for name in state if name.endswith(BLUR)]
     return Conversion(
         *(cfg, settings, tensors, expected, left),
+        label_names=label_names,
+        notes=[describe_order(label_names, labels)],
+    )
+
+
+def from_ml_decoder(state: State, content: Dict, request: Request) -> Conversion:
+    count, movable = of_source(request, ml_decoder_sizes, state)
+    own = names_of(content)
+    if count is None:
+        # A classifier that all labels share says nothing of their number.
+        labels = shared_labels(request, own)
+        count = len(labels)
+    else:
+        labels = source_labels(request.labels, count, COCO_LABELS, own, request.shown)
+    label_names, order = model_order(labels) if movable else (labels, list(range(count)))
+    settings = of_source(request, ml_decoder_settings, state, count)
+    size = "m" if settings["MODEL.TIMM.NAME"] == "tresnet_m" else "l"
+    folder = "VOC" if label_names == VOC_LABELS else "COCO"
+    base = f"{folder}/ml_decoder_tresnet_{size}.yaml"
+    cfg = model_config(request, base, settings, label_names)
+    expected = random_model(cfg).state_dict()
+    embeddings, notes = None, [describe_order(label_names, labels)]
+    if "MODEL.LABEL_EMBEDDINGS.DIM" in settings:
+        embeddings, note = embeddings_of(request, cfg, label_names, order)
+        notes += note
+    return Conversion(
+        *(cfg, settings, convert_ml_decoder(state, expected, order, embeddings), expected),
+        [name for name in state if name.endswith(BLUR)],
+        label_names=label_names,
+        notes=notes,
+    )
+
+
+def from_query2label(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, query2label_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
+    label_names, order = model_order(labels)
+    name = "tresnet_l" if "MODEL.TIMM.NAME" in settings else "R_101"
+    folder = "VOC" if label_names == VOC_LABELS else "COCO"
+    cfg = model_config(request, f"{folder}/query2label_{name}.yaml", settings, label_names)
+    expected = random_model(cfg).state_dict()
+    return Conversion(
+        *(cfg, settings, convert_query2label(state, expected, order), expected),
+        [name for name in state if name == POSITIONS or name.endswith(BLUR)],
         label_names=label_names,
         notes=[describe_order(label_names, labels)],
     )
@@ -251,14 +299,8 @@ def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     cfg = model_config(request, f"{folder}/ml_gcn_R_101.yaml", settings, label_names)
     expected = random_model(cfg).state_dict()
     notes = [describe_order(label_names, labels)]
-    if request.embeddings:
-        embeddings = read_embeddings(request.embeddings, len(labels))[order]
-    else:
-        embeddings = embeddings_by_name(cfg, label_names)
-        notes.append(
-            f"label embeddings: those of {cfg.MODEL.LABEL_EMBEDDINGS.SOURCE}; the weights were "
-            "trained with the source's own (--embeddings), which may differ"
-        )
+    embeddings, note = embeddings_of(request, cfg, label_names, order)
+    notes += note
     graph = cfg.MODEL.LABEL_GRAPH
     tensors = of_source(
         request, convert_ml_gcn, state, order, embeddings, graph.THRESHOLD, graph.REWEIGHT
@@ -309,13 +351,44 @@ CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
     "asl": from_asl,
     "csra": from_csra,
     "c_tran": from_c_tran,
+    "ml_decoder": from_ml_decoder,
+    "query2label": from_query2label,
     "tresnet": from_tresnet,
     "detectron2": from_detectron2,
 }
 
 
-# Formats with labels.
-WHOLE_MODELS = ("ml_gcn", "asl", "csra", "c_tran")
+# Formats with labels, and those of them with label embeddings.
+WHOLE_MODELS = ("ml_gcn", "asl", "csra", "ml_decoder", "query2label", "c_tran")
+WITH_EMBEDDINGS = ("ml_gcn", "ml_decoder")
+
+
+def names_of(content: Dict) -> List[str] | None:
+    """The labels that ASL's and ML-Decoder's checkpoints name, in their order."""
+    own = content.get("idx_to_class")
+    return list(map(str, own.values())) if isinstance(own, dict) else None
+
+
+def shared_labels(request: Request, own: List[str] | None) -> List[str]:
+    """The labels of a model whose readout is shared: those given, or its own."""
+    if not request.labels and own is None:
+        raise InputError(
+            f"{request.shown}: all labels share a classifier: --labels must name those to score"
+        )
+    given = read_labels(request.labels, COCO_LABELS) if request.labels else own
+    return source_labels(request.labels, len(given), COCO_LABELS, own, request.shown)
+
+
+def embeddings_of(
+    request: Request, cfg: CfgNode, label_names: List[str], order: List[int]
+) -> Tuple[torch.Tensor, List[str]]:
+    """Label embeddings (C, d): those given, or by name; and what to say of these."""
+    if request.embeddings:
+        return read_embeddings(request.embeddings, len(order))[order], []
+    return embeddings_by_name(cfg, label_names), [
+        f"label embeddings: those of {cfg.MODEL.LABEL_EMBEDDINGS.SOURCE}; the weights were "
+        "trained with the source's own (--embeddings), which may differ"
+    ]
 
 
 def of_source(request: Request, function: Callable, *values) -> Any:

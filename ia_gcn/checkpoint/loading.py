@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from .checkpointer import MultiLabelCheckpointer
+from .other_labels import give_label_embeddings
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
@@ -41,15 +42,22 @@ def load_model(
 
     Args:
         cfg: of the model; MODEL.LABEL_HEAD.NUM_LABELS is the number of `label_names`.
-        label_names: C names, in the order of the model's outputs.
+        label_names: C names, in the order of the model's outputs: with TEST.LABELS, those of
+            `scored_labels`, and else those of the checkpoint.
         path: of the checkpoint; "": MODEL.WEIGHTS.
         ema: load the EMA of the weights that the checkpoint contains.
     Raises:
-        InputError: see `build_model` and `MultiLabelCheckpointer.load`; or the checkpoint lacks a
+        InputError: see `build_model` and `MultiLabelCheckpointer.load`,
+            and with TEST.LABELS `give_label_embeddings`; or the checkpoint lacks a
             part of the model.
     """
     model = build_model(cfg)
-    checkpointer = MultiLabelCheckpointer(model, label_names=label_names, load_ema=ema)
+    other_labels = bool(cfg.TEST.LABELS)
+    if other_labels:
+        give_label_embeddings(cfg, model, label_names)
+    checkpointer = MultiLabelCheckpointer(
+        model, label_names=label_names, load_ema=ema, other_labels=other_labels
+    )
     checkpointer.load(path or cfg.MODEL.WEIGHTS)
     checkpointer.check_complete()
     return model.eval()

@@ -31,20 +31,28 @@ def source_labels(
     Raises:
         InputError: the names are unknown, or they are not C different ones.
     """
-    known = {"coco": coco, "voc": VOC_LABELS}
     if given:
-        where = f"--labels {given}"
-        labels = known[given] if given in known else read_label_file(given)
+        where, labels = f"--labels {given}", read_labels(given, coco)
     elif own is not None:
         where, labels = f"{shown}: idx_to_class", own
     else:
         where = shown
-        labels = next((names for names in known.values() if len(names) == count), None)
+        labels = next((names for names in (coco, VOC_LABELS) if len(names) == count), None)
         if labels is None:
             raise InputError(f"{where} has {count} labels: --labels must name them, in its order")
     if len(labels) != count or len(set(labels)) != count:
         raise InputError(f"{where} names {len(set(labels))} labels, and the source has {count}")
     return list(labels)
+
+
+def read_labels(given: str, coco: Sequence[str]) -> List[str]:
+    """The names that --labels stands for: coco, voc, or a file with a name a line.
+
+    Raises:
+        InputError: the file can't be read.
+    """
+    known = {"coco": coco, "voc": VOC_LABELS}
+    return list(known[given]) if given in known else read_label_file(given)
 
 
 def model_order(labels: Sequence[str]) -> Tuple[List[str], List[int]]:

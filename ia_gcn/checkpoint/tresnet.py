@@ -15,6 +15,8 @@ NAMES = {
     (3, 4, 11, 3): "tresnet_m",
     (4, 5, 18, 3): "tresnet_l",
     (4, 5, 24, 3): "tresnet_xl",
+    # What ML-Decoder, and Query2Label with weights of ImageNet-21k, call TResNet-L.
+    (3, 4, 23, 3): "tresnet_v2_l",
 }
 
 # The fixed filter of a layer that blurs before subsampling; timm has its own.

@@ -7,6 +7,9 @@ FORMAT says what SOURCE is:
   ml_gcn       the published ML-GCN: the whole model
   asl          the published ASL, on a TResNet: the whole model
   c_tran       C-Tran: the whole model
+  csra         CSRA on a ResNet, of its authors or of mmpretrain: the whole model
+  ml_decoder   the published ML-Decoder, on a TResNet: the whole model
+  query2label  the published Query2Label, on a ResNet or TResNet: the whole model
 A whole model is saved with its config and its labels, in the order of the data set, and can be
 evaluated; the other formats give parts, from which a model is trained. The config keys that the
 weights need are printed. Unmatched, misshaped and missing tensors raise an error; with
@@ -56,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--embeddings",
         default="",
         metavar="FILE",
-        help="of ml_gcn: a .pkl, .npy or .npz with a row per label, in the source's order (by name "
-        "from MODEL.LABEL_EMBEDDINGS.SOURCE)",
+        help="of ml_gcn, and of ml_decoder if labels share a classifier: a .pkl, .npy or .npz "
+        "with a row per label, in the source's order (by name from MODEL.LABEL_EMBEDDINGS.SOURCE)",
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="of the model")
     parser.add_argument(

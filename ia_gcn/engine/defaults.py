@@ -7,6 +7,7 @@ from typing import Any, Mapping, Sequence
 import torch
 from detectron2.config import CfgNode
 
+from ..checkpoint import scored_labels
 from ..config import read_config
 from ..data import get_label_names, register_custom
 from .held_out import check_held_out
@@ -43,7 +44,7 @@ def setup_cfg(
     custom = cfg.DATASETS.CUSTOM
     # A CSV lists only the labels that occur in it.
     if eval_only and custom.TEST.lower().endswith(".csv") and not custom.LABELS:
-        labels = checkpoint_labels(weights_path(cfg, resume))
+        labels = scored_labels(cfg, checkpoint_labels(weights_path(cfg, resume)))
         if labels:
             custom.LABELS, custom.TRAIN = labels, ""
     split = custom.SPLIT

@@ -8,7 +8,7 @@ from typing import Dict
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from ..checkpoint import load_model
+from ..checkpoint import load_model, scored_labels
 from ..data import get_label_names, get_test_dicts
 from ..errors import InputError
 from ..inference import SelectLabels, optimize_for_inference, set_precision
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def evaluate_checkpoint(cfg: CfgNode, resume: bool = False) -> Dict:
     """Evaluate MODEL.WEIGHTS on DATASETS.TEST; the results are also in OUTPUT_DIR/inference.
 
-    The model has the checkpoint's labels. With DATASETS.MATCH_LABELS_BY_NAME, its outputs are
-    selected by the label names of the data set.
+    The model has the checkpoint's labels, or those of TEST.LABELS. With
+    DATASETS.MATCH_LABELS_BY_NAME, its outputs are selected by the label names of the data set.
 
     Args:
         cfg: of `setup_cfg` with eval_only.
@@ -38,7 +38,7 @@ def evaluate_checkpoint(cfg: CfgNode, resume: bool = False) -> Dict:
         raise InputError("--eval-only: DATASETS.TEST is empty")
     path = weights_path(cfg, resume)
     label_names = get_label_names(cfg.DATASETS.TEST)
-    trained = checkpoint_labels(path)
+    trained = scored_labels(cfg, checkpoint_labels(path))
     chosen = match_labels(label_names, trained, cfg.DATASETS.MATCH_LABELS_BY_NAME, path)
     trained = trained or label_names
     model = load_model(_with_num_labels(cfg, len(trained)), trained, path=path, ema=cfg.TEST.EMA)

@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import transforms as T
 
-from ..checkpoint import load_model, read_checkpoint
+from ..checkpoint import load_model, read_checkpoint, scored_labels
 from ..config import add_ia_gcn_config, read_config
 from ..config_values import check_values
 from ..data.dataset_mapper import build_augmentation, convert_image, read_image
@@ -122,8 +122,9 @@ class MultiLabelPredictor:
 
     def _read(self, weights, config_file, opts, device, ema) -> None:
         content = read_checkpoint(weights)
-        self.label_names = _label_names(content, weights)
+        trained = _label_names(content, weights)
         cfg = _read_config(content, weights, config_file, opts)
+        self.label_names = scored_labels(cfg, trained)
         cfg.MODEL.WEIGHTS = weights
         cfg.MODEL.LABEL_HEAD.NUM_LABELS = len(self.label_names)
         cfg.MODEL.DEVICE = _check_device(device)

@@ -57,7 +57,7 @@ def sine_positions(
     dtype = torch.promote_types(features.dtype, torch.float32)
     rows = _sines(mask.any(dim=2).to(dtype), dim // 2, temperature)
     columns = _sines(mask.any(dim=1).to(dtype), dim // 2, temperature)
-    size = (len(mask), height, width, dim // 2)
+    size = (mask.shape[0], height, width, dim // 2)
     both = [rows[:, :, None].expand(size), columns[:, None].expand(size)]
     return torch.cat(both, dim=3).flatten(1, 2).to(features.dtype)
 
@@ -115,7 +115,7 @@ class MultiheadAttention(nn.Module):
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = map(F.linear, (queries, keys, values), weights, biases)
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        q = q.expand(len(k), -1, -1, -1)
+        q = q.expand(k.shape[0], -1, -1, -1)
         if mask is not None:
             mask = mask[:, None, None, :]
         dropout = self.dropout if self.training else 0.0

@@ -24,7 +24,7 @@ from ia_gcn.checkpoint import (
     load_model,
     read_checkpoint,
 )
-from ia_gcn.checkpoint.conversion import convert_checkpoint
+from ia_gcn.checkpoint.conversion import CONVERTERS, convert_checkpoint
 from ia_gcn.checkpoint.detectron2_zoo import convert_detectron2, detectron2_settings
 from ia_gcn.checkpoint.ml_gcn import edge_counts
 from ia_gcn.checkpoint.torchvision_resnet import torchvision_settings
@@ -33,9 +33,11 @@ from ia_gcn.config import add_ia_gcn_config
 from ia_gcn.data.datasets import COCO_LABELS, VOC_LABELS
 from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
+from tests.helpers.checkpoints import original_layout, randomize
 from tests.helpers.commands import run_script
 
 COMMAND = "convert"
+FORMATS = list(CONVERTERS)
 
 
 @pytest.fixture
@@ -88,16 +90,6 @@ def groups_of(out, title):
     groups = {name: int(n) for name, n in re.findall(r"^  (\S+).* \((\d+)\)$", match[2], re.M)}
     assert sum(groups.values()) == int(match[1])
     return groups
-
-
-@torch.no_grad()
-def randomize(network, seed=0):
-    """Norms, their statistics and biases that are not the defaults."""
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in network.state_dict().values():
-        if tensor.is_floating_point() and tensor.ndim == 1:
-            tensor.uniform_(0.5, 1.0, generator=generator)
-    return network.eval()
 
 
 def assert_same(actual, expected, tolerance):
@@ -461,27 +453,6 @@ def test_an_npz_of_one_array_is_taken(convert, ml_gcn, tmp_path):
 # -------------------------------------------------------------------------------- TResNet, ASL
 
 
-def original_layout(state):
-    """timm's TResNet as its authors' code has it, with inplace-ABN; its head is the same.
-
-    A block that halves the image blurs behind its 3×3, which then lies a level deeper.
-    """
-    generator = torch.Generator().manual_seed(0)
-    original = {}
-    for name, tensor in state.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        if name.endswith("bn.weight"):
-            sign = torch.randint(2, tensor.shape, generator=generator) * 2 - 1
-            tensor = (tensor - 1e-5) * sign
-        deeper = re.match(r"body\.(layer2\.0\.conv1|layer[34]\.0\.conv2)\.", name)
-        name = name.replace(".conv.", ".0.0." if deeper else ".0.")
-        name = name.replace(".bn.", ".0.1." if deeper else ".1.")
-        original[name] = tensor
-    original["body.layer2.0.conv1.1.op.filt"] = torch.ones(128, 1, 3, 3) / 9
-    return original
-
-
 @pytest.fixture(scope="module")
 def asl(tmp_path_factory):
     """A TResNet-M of timm's for COCO; and the file of an ASL checkpoint with its weights."""
@@ -538,7 +509,7 @@ def test_tresnet_gives_the_same_features(convert, asl):
     assert_same(actual, expected, 1e-4)
 
 
-@pytest.mark.parametrize("name", ["tresnet_m", "tresnet_l", "tresnet_xl"])
+@pytest.mark.parametrize("name", ["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l"])
 @pytest.mark.parametrize("layout", [original_layout, dict])
 def test_each_tresnet_is_told_and_all_of_it_used(name, layout):
     with torch.device("meta"):
@@ -809,7 +780,7 @@ def test_a_model_without_an_rpn(fails, convert, zoo):
 # ------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("name", ["torchvision", "ml_gcn", "asl", "tresnet", "detectron2"])
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("save", ["torch", "pickle"])
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".pth.tar"])
 def test_a_file_that_would_run_code_is_refused(fails, tmp_path, name, save, suffix):
@@ -870,7 +841,7 @@ def test_arrays_that_are_no_numbers_are_refused(fails, tmp_path):
         assert "source.pkl" in fails(source, "detectron2")
 
 
-@pytest.mark.parametrize("name", ["torchvision", "ml_gcn", "asl", "tresnet", "detectron2"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_checkpoint_of_another_format_is_refused(fails, tmp_path, name):
     source = tmp_path / "source.pth"
     torch.save({"weight": torch.zeros(3)}, source)
@@ -943,7 +914,7 @@ def test_help_names_formats_and_options(convert_main, capsys):
     with pytest.raises(SystemExit, match="0"):
         convert_main("--help")
     out = capsys.readouterr().out
-    for part in ("torchvision", "ml_gcn", "asl", "tresnet", "detectron2", "--allow-partial"):
+    for part in (*FORMATS, "--allow-partial"):
         assert part in out
     for part in ("--embeddings", "--labels", "--config-file"):
         assert part in out

@@ -73,6 +73,8 @@ KINDS = {
     "ml_gcn": ("ml_gcn", {"MODEL.LABEL_GCN.BIAS": True}),
     "ml_agcn": ("ml_agcn", {}),
     "c_tran": ("c_tran", {}),
+    "ml_decoder": ("ml_decoder", {"MODEL.ML_DECODER.NUM_GROUPS": 2}),
+    "query2label": ("query2label", {"MODEL.QUERY2LABEL.SELF_ATTENTION": True}),
     # So picky that of many images no region is left.
     "ia_gcn": (
         "ia_gcn_plus",
@@ -216,8 +218,11 @@ def test_proposals_are_detectron2s(sizes, pre_nms_topk, post_nms_topk, min_box_s
         ("ml_gcn", {"MODEL.GLOBAL_POOLING.NAME": "gem", "MODEL.LABEL_GCN.BIAS": True}),
         ("ml_agcn", {}),
         ("c_tran", {"MODEL.C_TRAN.POSITIONS": True}),
+        ("ml_decoder", {"MODEL.ML_DECODER.QUERIES": "words"}),
+        ("query2label", {}),
         # Of a size that the backbone pads.
         ("asl", {**FPN, "INPUT.IMAGE_SIZE": (72, 40)}),
+        ("query2label", {**FPN, "INPUT.IMAGE_SIZE": (72, 40)}),
         ("ml_gcn", {**FPN, "INPUT.IMAGE_SIZE": (72, 40), "MODEL.GLOBAL_POOLING.NAME": "mean"}),
         ("ia_gcn", {}),
         ("ia_gcn_plus", {"MODEL.REGION_GCN.READING": "regions"}),
@@ -272,7 +277,8 @@ def test_a_part_without_such_a_form_is_refused(error_line, config, options, key)
 
 
 SLOW_KINDS = [
-    pytest.param(kind, marks=pytest.mark.slow) for kind in ("linear", "ml_agcn", "c_tran")
+    pytest.param(kind, marks=pytest.mark.slow)
+    for kind in ("linear", "ml_agcn", "ml_decoder", "query2label", "c_tran")
 ]
 
 

@@ -17,6 +17,8 @@ def make_cfg(backbone, pooling="max", head="LinearHead"):
     cfg.MODEL.GLOBAL_POOLING.NAME = pooling
     cfg.MODEL.LABEL_HEAD.NAME = head
     cfg.MODEL.LABEL_HEAD.NUM_LABELS = NUM_LABELS
+    for keys in (cfg.MODEL.ML_DECODER, cfg.MODEL.QUERY2LABEL):
+        keys.DIM, keys.FFN_DIM = 16, 24
     return cfg
 
 

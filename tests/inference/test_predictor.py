@@ -66,6 +66,8 @@ def test_it_takes_weights_or_a_model_with_what_belongs_to_it(make_checkpoint):
         ("ml_gcn", ("INPUT.FORMAT", "BGR")),
         ("asl", ("TEST.IMS_PER_BATCH", 5)),
         ("ml_agcn", ("MODEL.LABEL_EMBEDDINGS.SOURCE", "names", "MODEL.LABEL_EMBEDDINGS.DIM", 7)),
+        ("ml_decoder", ("MODEL.ML_DECODER.QUERIES", "learned")),
+        ("query2label", ()),
         ("ia_gcn_plus", ("MODEL.REGION_BRANCH.EVAL_SAMPLES", 3)),
         ("ia_gcn_plus", ("TEST.IMS_PER_BATCH", 4)),
     ],

@@ -12,6 +12,7 @@ from ia_gcn.modeling import LABEL_HEAD_REGISTRY, LabelHead, MultiLabelRecognizer
 from tests.helpers.recognizers import NUM_LABELS, logits_of, make_cfg, make_inputs
 
 POOLINGS = ["max", "mean", "gem"]
+HEADS = ["LinearHead", "GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead", "CTranHead"]
 
 
 class LocalBackbone(Backbone):
@@ -98,7 +99,7 @@ def test_training_returns_the_loss():
     ("head", "pooling"),
     [
         *(("LinearHead", pooling) for pooling in POOLINGS),
-        *((head, "max") for head in ("GCNHead", "CSRAHead", "CTranHead")),
+        *((head, "max") for head in HEADS[1:]),
     ],
 )
 @pytest.mark.parametrize("backbone", ["CellBackbone", "PointBackbone"])
@@ -112,7 +113,7 @@ def test_images_of_different_sizes_keep_to_themselves(backbone, head, pooling, s
         torch.testing.assert_close(logits, torch.stack([alone[i] for i in order]))
 
 
-@pytest.mark.parametrize("head", ["LinearHead", "GCNHead", "CSRAHead", "CTranHead"])
+@pytest.mark.parametrize("head", HEADS)
 def test_images_of_one_size_keep_to_themselves_in_a_resnet(head):
     model = make_model(make_slim_resnet_cfg(head))
     inputs = make_inputs([(64, 96)] * 4)

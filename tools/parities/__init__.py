@@ -34,7 +34,7 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import nn
@@ -47,7 +47,8 @@ class Case(NamedTuple):
     """What is compared, for the table."""
     network: nn.Module
     """Called as network(images), or network(images, label_states) if there are some; it returns
-    logits (B, C), or {name: (B, C)} with `logits` and the names of our auxiliary logits."""
+    logits (B, C), or {name: (B, C)} with `logits` and the names of our auxiliary logits. After
+    `network.double()` it takes images in float64."""
     labels: List[str]
     """Names of the C outputs, in the network's order."""
     prepare: Callable[[torch.Tensor], torch.Tensor]
@@ -90,15 +91,14 @@ def from_0_to_1(images: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def randomize(network: nn.Module, *inputs: torch.Tensor, seed: int = 0) -> None:
+def randomize(network: nn.Module, inputs: Sequence[torch.Tensor], seed: int = 0) -> None:
     """Draw norms, their statistics and biases at random, and put the network into evaluation.
 
     The statistics of a batch norm are those of the images, each disturbed, so that features neither
     grow nor vanish on their way through a deep network.
 
     Args:
-        inputs: what the network is called with: images (B, 3, H, W), and label states, if there
-            are some.
+        inputs: what the network is called with, images first.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
@@ -108,8 +108,8 @@ def randomize(network: nn.Module, *inputs: torch.Tensor, seed: int = 0) -> None:
             size = torch.empty(parameter.shape).uniform_(0.1, 1.0, generator=generator)
             parameter.copy_(sign * size)
 
-    def measure(norm, inputs):
-        (features,) = inputs
+    def measure(norm, of_norm):
+        (features,) = of_norm
         spread = features.std(dim=(0, 2, 3))
         noise = torch.randn(2, len(spread), generator=generator)
         norm.running_mean.copy_(features.mean(dim=(0, 2, 3)) + 0.1 * noise[0] * spread)

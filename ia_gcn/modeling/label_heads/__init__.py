@@ -10,6 +10,7 @@ from .base import (
 from .c_tran import CTranHead
 from .csra import CSRAHead
 from .gcn import AdaptiveGCNHead, GCNHead
+from .label_queries import MLDecoderHead, Query2LabelHead
 from .linear import LinearHead
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "GCNHead",
     "LabelHead",
     "LinearHead",
+    "MLDecoderHead",
     "PooledHead",
+    "Query2LabelHead",
     "build_label_head",
     "head_in_features",
     "one_in_feature",

@@ -51,11 +51,14 @@ class LabelHead(nn.Module):
         in_features: names of the feature maps that it reads.
         uses: names of CONTEXT that it can use.
         needs: names of CONTEXT that it requires.
+        any_labels: whether it scores labels that it was not trained on, given their embeddings: no
+            other tensor of it depends on the labels.
     """
 
     in_features: Tuple[str, ...]
     uses: FrozenSet[str] = frozenset()
     needs: FrozenSet[str] = frozenset()
+    any_labels: bool = False
 
     def image_features(
         self, features: Dict[str, torch.Tensor], masks: Dict[str, torch.Tensor | None]

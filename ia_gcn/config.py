@@ -131,7 +131,7 @@ def _add_model_keys(cfg: CN) -> None:
 
     cfg.MODEL.LABEL_HEAD = CN()
     # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead, AdaptiveGCNHead, CSRAHead, MLDecoderHead,
-    # Query2LabelHead, ADDGCNHead, SSGRLHead, SALGLHead or TDRGHead.
+    # Query2LabelHead, CTranHead, ADDGCNHead, SSGRLHead, SALGLHead or TDRGHead.
     cfg.MODEL.LABEL_HEAD.NAME = "GCNHead"
     # The backbone's feature maps that the head reads. (): the deepest one.
     cfg.MODEL.LABEL_HEAD.IN_FEATURES = ()
@@ -190,6 +190,14 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.CSRA.TEMPERATURES = (1.0,)
     # λ: of the attended scores beside their mean over the image.
     cfg.MODEL.CSRA.ATTENTION_WEIGHT = 0.1
+
+    # The Transformer encoder over cells and labels, of CTranHead.
+    cfg.MODEL.C_TRAN = CN()
+    cfg.MODEL.C_TRAN.NUM_LAYERS = 3
+    # Heads of the attention, which divide the map's channels among them.
+    cfg.MODEL.C_TRAN.NUM_HEADS = 4
+    # Whether the cells get an encoding of their place. The published model has none.
+    cfg.MODEL.C_TRAN.POSITIONS = False
 
     # Queries that attend to the feature map, each with the classifiers of a group of labels: of
     # MLDecoderHead.
@@ -392,6 +400,10 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.RAND_AUGMENT_OPS = 0
     # How strong they are, 0 to 30.
     cfg.INPUT.RAND_AUGMENT_MAGNITUDE = 9
+    # Label-mask training: the largest share of its labels that a model is told of a training image,
+    # in [0, 1]. Their number is uniform from 0 to that share of C, and the loss is that of the
+    # others. C-Tran has 0.75; 0: none is known. For label heads that make use of known labels.
+    cfg.INPUT.KNOWN_LABELS = 0.0
     # Whether the mapper returns the boxes, as detectron2's `instances`.
     cfg.INPUT.WITH_BOXES = False
 
@@ -458,5 +470,11 @@ def _add_training_keys(cfg: CN) -> None:
     # Where ignored labels (VOC's difficult objects) count, as absent ones: nowhere, in_f1 (in all
     # measures but AP and mAP), or everywhere.
     cfg.TEST.IGNORED_LABELS = "nowhere"
+    # The share of each test image's labels that the model is told, in [0, 1]; the others are
+    # measured. 0: none.
+    cfg.TEST.KNOWN_LABELS = 0.0
+    # Which ones these are follows from this and the image's id. It is not SEED, so that trainings
+    # with several seeds are measured on the same labels.
+    cfg.TEST.KNOWN_LABELS_SEED = 0
     # Leave out test images without a label; DATALOADER.FILTER_EMPTY_ANNOTATIONS is for training.
     cfg.TEST.FILTER_EMPTY_ANNOTATIONS = False

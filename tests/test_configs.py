@@ -54,6 +54,7 @@ def make_batch(num_labels, size=64, batch=2):
         {
             "image": torch.randint(0, 256, (3, size, size), dtype=torch.uint8),
             "labels": torch.randint(0, 2, (num_labels,)).float(),
+            "label_states": torch.randint(-1, 2, (num_labels,)).float(),
             "file_name": f"{i}.png",
             "instances": Instances((size, size), gt_boxes=boxes),
         }

@@ -18,6 +18,8 @@ from ..data.datasets import COCO_LABELS, VOC_LABELS
 from ..errors import InputError
 from ..io.files import check_writable, write_atomically
 from .add_gcn import MASK, add_gcn_settings, convert_add_gcn
+from .c_tran import CLASSIFIER as IMAGENET_CLASSIFIER
+from .c_tran import c_tran_settings, convert_c_tran
 from .csra import convert_csra, csra_settings
 from .detectron2_zoo import (
     REGION_RES5,
@@ -314,6 +316,23 @@ def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     return Conversion(cfg, settings, tensors, expected, label_names=label_names, notes=notes)
 
 
+def from_c_tran(state: State, content: Dict, request: Request) -> Conversion:
+    settings = of_source(request, c_tran_settings, state)
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
+    label_names, order = model_order(labels)
+    cfg = model_config(request, "COCO/c_tran_R_101.yaml", settings, label_names)
+    return Conversion(
+        cfg,
+        settings,
+        of_source(request, convert_c_tran, state, order),
+        random_model(cfg).state_dict(),
+        [name for name in state if name.startswith(IMAGENET_CLASSIFIER)],
+        label_names=label_names,
+        notes=[describe_order(label_names, labels)],
+    )
+
+
 def embeddings_of(
     request: Request, cfg: CfgNode, label_names: Sequence[str], order: Sequence[int]
 ) -> Tuple[torch.Tensor, List[str]]:
@@ -442,6 +461,7 @@ CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
     "tdrg": from_tdrg,
     "asl": from_asl,
     "csra": from_csra,
+    "c_tran": from_c_tran,
     "ml_decoder": from_ml_decoder,
     "query2label": from_query2label,
     "tresnet": from_tresnet,
@@ -451,7 +471,7 @@ CONVERTERS: Dict[str, Callable[[State, Dict, Request], Conversion]] = {
 
 # Formats with labels; of these, those whose labels have embeddings, and a graph, in other files.
 WHOLE_MODELS = (
-    *("ml_gcn", "asl", "csra", "ml_decoder", "query2label"),
+    *("ml_gcn", "asl", "csra", "ml_decoder", "query2label", "c_tran"),
     *("add_gcn", "ssgrl", "salgl", "tdrg"),
 )
 WITH_EMBEDDINGS = ("ml_gcn", "ml_decoder", "ssgrl")

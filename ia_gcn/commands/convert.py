@@ -6,6 +6,7 @@ FORMAT says what SOURCE is:
   detectron2   a Faster R-CNN of detectron2's model zoo: backbone and RPN of an IA-GCN model
   ml_gcn       the published ML-GCN: the whole model
   asl          the published ASL, on a TResNet: the whole model
+  c_tran       C-Tran: the whole model
   csra         CSRA on a ResNet, of its authors or of mmpretrain: the whole model
   ml_decoder   the published ML-Decoder, on a TResNet: the whole model
   query2label  the published Query2Label, on a ResNet or TResNet: the whole model

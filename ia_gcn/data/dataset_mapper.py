@@ -23,6 +23,7 @@ from .augmentation import (
     Warp,
     interpolation_of,
 )
+from .known_labels import choose_known, draw_known
 
 
 class MultiLabelDatasetMapper:
@@ -32,7 +33,8 @@ class MultiLabelDatasetMapper:
         labels: indices of the labels that are present;
         ignored_labels: indices of those that are neither present nor absent (may be missing);
         annotations: boxes in detectron2's form (may be missing);
-        proposal_boxes and its companions, as `add_proposals` gives them (may be missing).
+        proposal_boxes and its companions, as `add_proposals` gives them (may be missing);
+        label_states: (C,) in {1, 0, -1 = unknown}, labels that are known (may be missing).
     """
 
     @configurable
@@ -46,6 +48,8 @@ class MultiLabelDatasetMapper:
         with_boxes: bool,
         proposal_topk: int = 0,
         min_proposal_size: float = 0,
+        known_labels: float = 0,
+        known_labels_seed: int = 0,
     ):
         """
         Args:
@@ -55,6 +59,9 @@ class MultiLabelDatasetMapper:
             with_boxes: whether training samples get `instances`.
             proposal_topk: the most `proposals` of an image that comes with some.
             min_proposal_size: leave out those with a side of no more pixels, after augmentation.
+            known_labels: share of the labels that are known, in training the largest one; 0: only
+                those of the dict's label_states.
+            known_labels_seed: of `choose_known`, for test images.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -63,9 +70,16 @@ class MultiLabelDatasetMapper:
         self.with_boxes = with_boxes
         self.proposal_topk = proposal_topk
         self.min_proposal_size = min_proposal_size
+        self.known_labels = known_labels
+        self.known_labels_seed = known_labels_seed
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
+        if not is_train and cfg.TEST.KNOWN_LABELS and cfg.TEST.IGNORED_LABELS != "nowhere":
+            raise InputError(
+                f"TEST.IGNORED_LABELS {cfg.TEST.IGNORED_LABELS} would measure the labels that are "
+                "known (TEST.KNOWN_LABELS) as absent ones: set it to nowhere"
+            )
         return {
             "is_train": is_train,
             "augmentations": build_augmentation(cfg, is_train),
@@ -78,6 +92,8 @@ class MultiLabelDatasetMapper:
                 else cfg.DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST
             ),
             "min_proposal_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+            "known_labels": (cfg.INPUT if is_train else cfg.TEST).KNOWN_LABELS,
+            "known_labels_seed": cfg.TEST.KNOWN_LABELS_SEED,
         }
 
     def __call__(self, dataset_dict: Dict) -> Dict:
@@ -87,6 +103,8 @@ class MultiLabelDatasetMapper:
                 image: (3, H, W) uint8 tensor, after augmentation;
                 height, width: of the image before augmentation, in pixels;
                 labels: (C,) float32 tensor in {1, 0, -1 = ignored};
+                label_states: (C,) in {1, 0, -1 = unknown}, where the dict has them, or known_labels
+                    is not 0; for a test image, `labels` are ignored where they are known;
                 instances: detectron2's Instances with gt_boxes and gt_classes, where asked for;
                 proposals: Instances with proposal_boxes and objectness_logits, best first, where
                     the dict has some.
@@ -104,7 +122,7 @@ class MultiLabelDatasetMapper:
         view = T.AugInput(image)
         transforms = self.augmentations(view)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
-        sample["labels"] = target_vector(dataset_dict, self.num_labels)
+        self.add_labels(sample, dataset_dict)
         image_size = view.image.shape[:2]
         utils.transform_proposals(
             sample,
@@ -127,6 +145,22 @@ class MultiLabelDatasetMapper:
             instances = utils.annotations_to_instances(annotations, image_size)
             sample["instances"] = utils.filter_empty_instances(instances)
         return sample
+
+    def add_labels(self, sample: Dict, dataset_dict: Dict) -> None:
+        """Give a sample its `labels`, and its `label_states` if they are to be drawn.
+
+        What a model is told is not measured: known labels of a test image are ignored.
+        """
+        labels = target_vector(dataset_dict, self.num_labels)
+        if self.known_labels and self.is_train:
+            sample["label_states"] = draw_known(labels, self.known_labels)
+        elif self.known_labels:
+            sample["label_states"] = choose_known(
+                labels, self.known_labels, sample["image_id"], self.known_labels_seed
+            )
+        if "label_states" in sample and not self.is_train:
+            labels = labels.masked_fill(torch.as_tensor(sample["label_states"]) >= 0, -1)
+        sample["labels"] = labels
 
 
 def read_image(file: str | BinaryIO, image_format: str = "RGB") -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import InputError
 from .augmentation import interpolation_of
-from .dataset_mapper import MultiLabelDatasetMapper, read_image, target_vector
+from .dataset_mapper import MultiLabelDatasetMapper, read_image
 
 PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode")
 
@@ -80,9 +80,11 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         left_out = ("labels", "ignored_labels", "annotations", *PROPOSAL_KEYS)
         sample = {key: value for key, value in dataset_dict.items() if key not in left_out}
         sample["height"], sample["width"] = image.shape[:2]
-        sample["labels"] = target_vector(dataset_dict, self.num_labels)
+        self.add_labels(sample, dataset_dict)
         proposals = {key: dataset_dict[key] for key in PROPOSAL_KEYS if key in dataset_dict}
-        sample["views"] = [self._view(image, view, proposals) for view in self.views]
+        states = {key: sample[key] for key in ("label_states",) if key in sample}
+        more = {**proposals, **states}
+        sample["views"] = [self._view(image, view, more) for view in self.views]
         return sample
 
     def _view(self, image: np.ndarray, augmentations: T.AugmentationList, proposals: Dict) -> Dict:

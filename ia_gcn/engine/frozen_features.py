@@ -7,18 +7,22 @@ region's feature.
 
 from __future__ import annotations
 
+import itertools
 from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Union
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer, hooks
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ..data.samplers import PositionSampler
+from ..data.known_labels import draw_known
+from ..data.samplers import PositionSampler, mix_seeds
 from ..errors import InputError
 from ..io.files import write_atomically
 from ..modeling import ImageFeatures, MultiLabelRecognizer
+from ..modeling.recognizer import ignore_known
 from .schedule import build_lr_scheduler, build_optimizer
 
 # In a file, in front of a feature map's name and of its mask's.
@@ -135,8 +139,9 @@ class HeadsOnFeatures(nn.Module):
             )
         if not self.training:
             return self.model.apply_heads(batch.features)[0]["logits"]
-        outputs, losses = self.model.apply_heads(batch.features, batch.targets)
-        return {**self.model.criterion(outputs, batch.targets), **losses}
+        targets = ignore_known(batch.targets, batch.features.label_states)
+        outputs, losses = self.model.apply_heads(batch.features, targets)
+        return {**self.model.criterion(outputs, targets), **losses}
 
     @torch.no_grad()
     def predict(self, features: FrozenFeatures, batch_size: int = 500) -> torch.Tensor:
@@ -150,10 +155,10 @@ def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatu
     """Train a recogniser's heads for SOLVER.MAX_ITER iterations.
 
     The images come in the order that a training on images with the same SEED has; there is no
-    augmentation.
+    augmentation. With INPUT.KNOWN_LABELS, labels are known as they are in such a training.
 
     Args:
-        cfg: of which SOLVER and SEED, 0 or more, count.
+        cfg: of which SOLVER, INPUT.KNOWN_LABELS and SEED, 0 or more, count.
         model: its label graph filled in.
         features: of the training set.
     Returns:
@@ -173,10 +178,20 @@ class _Batches:
     def __init__(self, features: FrozenFeatures, cfg: CfgNode):
         self.features = features
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH
+        self.seed, self.known_labels = cfg.SEED, cfg.INPUT.KNOWN_LABELS
         self.sampler = PositionSampler(len(features.targets), cfg.SEED)
 
     def __iter__(self) -> Iterator[FrozenFeatures]:
         order = iter(self.sampler)
         while True:
-            images = [next(order)[1] for _ in range(self.batch_size)]
-            yield self.features.pick(images)
+            places, images = zip(*itertools.islice(order, self.batch_size))
+            batch = self.features.pick(list(images))
+            if self.known_labels:
+                states = torch.stack(list(map(self._draw_known, batch.targets, places)))
+                batch = batch._replace(features=batch.features._replace(label_states=states))
+            yield batch
+
+    def _draw_known(self, targets: torch.Tensor, place: int) -> torch.Tensor:
+        """The states of an image's labels, a function of the seed and its place in the stream."""
+        random = np.random.RandomState(mix_seeds(self.seed, place))
+        return draw_known(targets, self.known_labels, random)

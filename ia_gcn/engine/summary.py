@@ -44,6 +44,12 @@ def data_summary(sizes: Dict[str, int], num_labels: int) -> str:
     return f"{', '.join(parts) or 'none'}, {num_labels} labels"
 
 
+def known_summary(cfg: CfgNode) -> str:
+    """How many labels of a test image are known; "" if none is."""
+    share = cfg.TEST.KNOWN_LABELS
+    return f", {share:.0%} of each image's known, the others measured" if share else ""
+
+
 def device_summary(model: nn.Module, precision: str) -> str:
     """The device by name, the precision, and how many processes there are."""
     device = next(model.parameters()).device
@@ -67,7 +73,7 @@ def training_summary(trainer) -> str:
             "model": model_summary(cfg, trainer.checkpointer.model),
             "weights": initial_weights(trainer),
             "data": data_summary({", ".join(cfg.DATASETS.TRAIN): num_images}, num_labels),
-            "tested on": data_summary(trainer.test_sizes, num_labels),
+            "tested on": data_summary(trainer.test_sizes, num_labels) + known_summary(cfg),
             "schedule": (
                 f"{solver.MAX_ITER:,} iterations of {solver.IMS_PER_BATCH} images "
                 f"({epochs:.3g} epochs), {solver.OPTIMIZER}, learning rate {solver.BASE_LR:g}, "
@@ -111,7 +117,7 @@ def evaluation_summary(cfg: CfgNode, model: nn.Module, weights: str, sizes: Dict
         {
             "model": model_summary(cfg, model),
             "weights": weights + (" (EMA)" if cfg.TEST.EMA else ""),
-            "data": data_summary(sizes, cfg.MODEL.LABEL_HEAD.NUM_LABELS),
+            "data": data_summary(sizes, cfg.MODEL.LABEL_HEAD.NUM_LABELS) + known_summary(cfg),
             "device": device_summary(model, cfg.TEST.PRECISION),
             "output": cfg.OUTPUT_DIR,
         },

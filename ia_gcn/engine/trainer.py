@@ -390,12 +390,15 @@ def describe_model(cfg: CfgNode) -> Dict[str, str]:
         backbone = cfg.MODEL.TIMM.NAME
     ema = " (EMA of the weights)" if cfg.TEST.EMA else ""
     views = len(cfg.TEST.AUG.SCALES) * (1 + cfg.TEST.AUG.FLIP) if cfg.TEST.AUG.ENABLED else 1
+    share = cfg.TEST.KNOWN_LABELS
+    known = {"Labels that were known": f"{share:.0%} of each image's, not measured"}
     return {
         "Model": f"{cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.LABEL_HEAD.NAME}",
         "Backbone": backbone,
         "Checkpoint": f"{cfg.MODEL.WEIGHTS}{ema}",
         "Image size": " × ".join(map(str, cfg.INPUT.IMAGE_SIZE)),
         "Views of an image": str(views),
+        **(known if share else {}),
     }
 
 

@@ -23,6 +23,8 @@ class SelectLabels(nn.Module):
 
     def forward(self, batched_inputs: List[Dict]) -> List[Dict[str, torch.Tensor]]:
         """
+        Args:
+            batched_inputs: of the model; label_states, where there are some, of the chosen labels.
         Returns:
             one dict per image of
                 scores: (c,) probabilities;
@@ -30,5 +32,13 @@ class SelectLabels(nn.Module):
         """
         return [
             {name: output[name][self.chosen] for name in ("scores", "logits")}
-            for output in self.model(batched_inputs)
+            for output in self.model(list(map(self._with_all_states, batched_inputs)))
         ]
+
+    def _with_all_states(self, image: Dict) -> Dict:
+        """Of labels that are not chosen, nothing is known."""
+        if "label_states" not in image:
+            return image
+        states = torch.full((self.model.num_labels,), -1.0)
+        states[self.chosen] = torch.as_tensor(image["label_states"]).float()
+        return {**image, "label_states": states}

@@ -74,6 +74,11 @@ class MultiLabelRecognizer(nn.Module):
         context = cls.available_context(cfg)
         _check_needs(cfg, head.needs - context)
         context &= head.uses | head.needs
+        if cfg.INPUT.KNOWN_LABELS and "label_states" not in context:
+            raise InputError(
+                f"INPUT.KNOWN_LABELS is {cfg.INPUT.KNOWN_LABELS}, and MODEL.LABEL_HEAD.NAME "
+                f"{cfg.MODEL.LABEL_HEAD.NAME} makes no use of labels that are known: set it to 0"
+            )
         return {
             "backbone": backbone,
             "label_head": head,
@@ -134,7 +139,8 @@ class MultiLabelRecognizer(nn.Module):
             batched_inputs: one dict per image, as `MultiLabelDatasetMapper` makes them:
                 image: (3, H, W), uint8 or float, sizes may differ;
                 labels: (C,) float in {1, 0, -1 = ignored}; in training only;
-                label_states: optional, (C,) in {1, 0, -1 = unknown}, for heads that use them.
+                label_states: optional, (C,) in {1, 0, -1 = unknown}, for heads that use them; in
+                    training, what such a head is told does not count in the losses.
         Returns:
             in training the losses of the criterion, loss_multi_label first; else one dict per
             image of
@@ -146,7 +152,7 @@ class MultiLabelRecognizer(nn.Module):
         if not self.training:
             outputs, _ = self.apply_heads(features)
             return self.describe(outputs, features)
-        targets = self.targets(batched_inputs)
+        targets = ignore_known(self.targets(batched_inputs), features.label_states)
         outputs, head_losses = self.apply_heads(features, targets)
         return {**self.criterion(outputs, targets), **head_losses, **losses}
 
@@ -254,6 +260,11 @@ class MultiLabelRecognizer(nn.Module):
         images = [x["image"].to(self.device) for x in batched_inputs]
         images = [(image - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
+
+
+def ignore_known(targets: torch.Tensor, label_states: torch.Tensor | None) -> torch.Tensor:
+    """Targets (B, C), ignored where label_states (B, C) say that the label head knows them."""
+    return targets if label_states is None else targets.masked_fill(label_states >= 0, -1)
 
 
 def build_label_graph(cfg: CfgNode, context: FrozenSet[str]) -> LabelGraph | None:

@@ -283,6 +283,23 @@ def test_only_what_is_selected_is_handed_out():
         assert torch.equal(output["scores"], output["logits"].sigmoid())
 
 
+def test_a_model_is_told_of_its_own_labels_in_its_own_order():
+    class Model(nn.Module):
+        num_labels = 4
+
+        def forward(self, batched_inputs):
+            values = [torch.as_tensor(x["label_states"]) for x in batched_inputs]
+            return [{"logits": v, "scores": v} for v in values]
+
+    told = torch.tensor([1.0, 0.0])
+    (output,) = SelectLabels(Model(), [2, 0])([{"image": 0, "label_states": told}])
+    assert output["logits"].tolist() == [1, 0]
+    (output,) = SelectLabels(Model(), [0, 1, 2, 3])([{"label_states": [1, -1, 0, -1]}])
+    assert output["logits"].tolist() == [1, -1, 0, -1]
+    (output,) = SelectLabels(Model(), [3, 1])([{"label_states": told}])
+    assert output["logits"].tolist() == [1, 0]
+
+
 def test_the_command(options, tmp_path):
     """Labels by name and several views at once."""
     views = {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": "(1.0, 1.5)"}

@@ -1,9 +1,14 @@
 """Heads on frozen features against the same recogniser on images."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+from ia_gcn.data.known_labels import draw_known
+from ia_gcn.data.samplers import PositionSampler, mix_seeds
 from ia_gcn.engine.frozen_features import (
     FrozenFeatures,
     HeadsOnFeatures,
@@ -91,6 +96,26 @@ def test_a_training_repeats_and_leaves_the_network_alone():
         assert losses[-1] < losses[0]
         ends.append(after)
     assert all(ends[0][name].equal(ends[1][name]) for name in ends[0])
+
+
+def test_label_mask_training_is_that_on_images():
+    """A head is told of the labels that the mapper would draw at the same place in the stream."""
+    options = {**PLAIN, "MODEL.LABEL_HEAD.NAME": "CTranHead", "INPUT.KNOWN_LABELS": 0.75}
+    cfg = make_cfg(options)
+    cfg.merge_from_list(["SEED", 5, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 3])
+    model = make_model(options, dtype=torch.float32)
+    features = extract_features(model, [make_inputs(batch=6)])
+    assert features.features.label_states is None
+    told = []
+    model.label_head.register_forward_pre_hook(
+        lambda head, args, kwargs: told.append(kwargs["label_states"].clone()), with_kwargs=True
+    )
+    train_heads(cfg, model, features)
+    stream = itertools.islice(PositionSampler(6, 5), 12)
+    for states, (place, image) in zip(torch.cat(told), stream):
+        np.random.seed(mix_seeds(5, place))
+        assert states.equal(draw_known(features.targets[image], 0.75))
+    assert (torch.cat(told) >= 0).any()
 
 
 def test_features_come_back_from_a_file(tmp_path):

@@ -70,6 +70,7 @@ KINDS = {
     "linear": ("asl", {"INPUT.FORMAT": "BGR"}),
     "ml_gcn": ("ml_gcn", {"MODEL.LABEL_GCN.BIAS": True}),
     "ml_agcn": ("ml_agcn", {}),
+    "c_tran": ("c_tran", {}),
     "ml_decoder": ("ml_decoder", {"MODEL.ML_DECODER.NUM_GROUPS": 2}),
     "query2label": ("query2label", {"MODEL.QUERY2LABEL.SELF_ATTENTION": True}),
     "add_gcn": ("add_gcn", {}),
@@ -218,6 +219,7 @@ def test_proposals_are_detectron2s(sizes, pre_nms_topk, post_nms_topk, min_box_s
         ("asl", {}),
         ("ml_gcn", {"MODEL.GLOBAL_POOLING.NAME": "gem", "MODEL.LABEL_GCN.BIAS": True}),
         ("ml_agcn", {}),
+        ("c_tran", {"MODEL.C_TRAN.POSITIONS": True}),
         ("ml_decoder", {"MODEL.ML_DECODER.QUERIES": "words"}),
         ("query2label", {}),
         ("add_gcn", {}),
@@ -283,7 +285,7 @@ def test_a_part_without_such_a_form_is_refused(error_line, config, options, key)
 SLOW_KINDS = [
     pytest.param(kind, marks=pytest.mark.slow)
     for kind in (
-        *("linear", "ml_agcn", "ml_decoder", "query2label"),
+        *("linear", "ml_agcn", "ml_decoder", "query2label", "c_tran"),
         *("add_gcn", "ssgrl", "salgl", "tdrg"),
     )
 ]

@@ -12,6 +12,8 @@ from ia_gcn.modeling import LABEL_HEAD_REGISTRY, LabelHead, MultiLabelRecognizer
 from tests.helpers.recognizers import NUM_LABELS, logits_of, make_cfg, make_inputs
 
 POOLINGS = ["max", "mean", "gem"]
+HEADS = ["LinearHead", "GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead", "CTranHead"]
+HEADS += ["ADDGCNHead"]
 
 
 class LocalBackbone(Backbone):
@@ -98,8 +100,7 @@ def test_training_returns_the_loss():
     ("head", "pooling"),
     [
         *(("LinearHead", pooling) for pooling in POOLINGS),
-        *((head, "max") for head in ("GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead")),
-        *((head, "max") for head in ("ADDGCNHead", "SSGRLHead", "SALGLHead")),
+        *((head, "max") for head in (*HEADS[1:], "SSGRLHead", "SALGLHead")),
     ],
 )
 @pytest.mark.parametrize("backbone", ["CellBackbone", "PointBackbone"])
@@ -113,9 +114,7 @@ def test_images_of_different_sizes_keep_to_themselves(backbone, head, pooling, s
         torch.testing.assert_close(logits, torch.stack([alone[i] for i in order]))
 
 
-@pytest.mark.parametrize(
-    "head", ["LinearHead", "GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead", "ADDGCNHead"]
-)
+@pytest.mark.parametrize("head", HEADS)
 def test_images_of_one_size_keep_to_themselves_in_a_resnet(head):
     model = make_model(make_slim_resnet_cfg(head))
     inputs = make_inputs([(64, 96)] * 4)
@@ -272,6 +271,27 @@ def test_label_states_are_those_of_the_inputs_and_else_unknown(monkeypatch):
     logits_of(model, inputs)
     expected = [[-1] * NUM_LABELS, [1, 0, -1, -1, 0]]
     assert model.label_head.context["label_states"].tolist() == expected
+
+
+def test_what_a_head_is_told_does_not_count_in_the_loss(monkeypatch):
+    model = context_model(monkeypatch, uses={"label_states"}).train()
+    inputs = make_inputs([(64, 64), (64, 64)], labels=True)
+    ignored = [{**x, "labels": x["labels"].clone()} for x in inputs]
+    inputs[0]["label_states"] = [1, 0, -1, -1, 0]
+    ignored[0]["labels"][[0, 1, 4]] = -1
+    assert model(inputs)["loss_multi_label"] == model(ignored)["loss_multi_label"]
+    # A head that knows nothing of it learns from all labels.
+    model = context_model(monkeypatch).train()
+    assert model(inputs)["loss_multi_label"] != model(ignored)["loss_multi_label"]
+
+
+def test_label_mask_training_of_a_head_that_makes_no_use_of_it_is_refused():
+    cfg = make_cfg("CellBackbone")
+    cfg.INPUT.KNOWN_LABELS = 0.5
+    with pytest.raises(InputError, match=r"INPUT\.KNOWN_LABELS is 0\.5.*NAME LinearHead makes no"):
+        make_model(cfg)
+    cfg.MODEL.LABEL_HEAD.NAME = "CTranHead"
+    make_model(cfg)
 
 
 def test_a_head_whose_needs_cannot_be_met_is_refused_with_both_keys(monkeypatch):

@@ -8,6 +8,7 @@ from .base import (
     head_in_features,
     one_in_feature,
 )
+from .c_tran import CTranHead
 from .csra import CSRAHead
 from .gcn import AdaptiveGCNHead, GCNHead
 from .label_queries import MLDecoderHead, Query2LabelHead
@@ -22,6 +23,7 @@ __all__ = [
     "ADDGCNHead",
     "AdaptiveGCNHead",
     "CSRAHead",
+    "CTranHead",
     "GCNHead",
     "LabelHead",
     "LinearHead",

@@ -221,6 +221,8 @@ def _read_config(
     keys = load_plain_yaml(content["config"], source)
     try:
         cfg.merge_from_other_cfg(CfgNode(keys))
+        # Which file is read is the user's choice, and not a checkpoint's.
+        cfg.TEST.LABELS = ""
         source = " ".join(map(str, opts))
         cfg.merge_from_list(list(opts))
     except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:

@@ -47,6 +47,13 @@ def test_a_predictor_scores_other_labels(checkpoint, labels_file):
     assert len({round(score, 6) for score in found.values()}) == 4
 
 
+def test_a_checkpoint_does_not_choose_a_file(make_cfg, labels_file):
+    path, _, _ = save_checkpoint(
+        make_cfg, *SHARED, config="ml_decoder", saved=("TEST.LABELS", labels_file)
+    )
+    assert MultiLabelPredictor(path, device="cpu").label_names == COLOURS
+
+
 def test_evaluation_on_data_with_other_labels(checkpoint, labels_file, tiny_coco, tmp_path):
     path, cfg = checkpoint
     data = tiny_coco(14, "other")

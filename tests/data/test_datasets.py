@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -381,9 +380,10 @@ BOMB = "<!DOCTYPE x [<!ENTITY e0 'boom boom '>{}]><annotation>&e10;</annotation>
 def test_voc_refuses_broken_xml(voc_root, xml, error_line):
     path = voc_root / "Annotations/000005.xml"
     path.write_text(xml)
-    start = time.monotonic()
-    assert str(path) in error_line(load_multilabel_voc, str(voc_root), "trainval")
-    assert time.monotonic() - start < 5
+    message = error_line(load_multilabel_voc, str(voc_root), "trainval")
+    assert str(path) in message
+    # Before any of it is expanded.
+    assert "DOCTYPE" in message or xml is not BOMB
 
 
 @pytest.mark.parametrize(

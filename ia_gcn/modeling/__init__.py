@@ -26,9 +26,11 @@ from .label_heads import (
 )
 from .losses import (
     MULTI_LABEL_LOSS_REGISTRY,
+    AsymmetricAngularLoss,
     AsymmetricLoss,
     MultiLabelBCE,
     MultiLabelCriterion,
+    asymmetric_angular_loss,
     asymmetric_loss,
     build_multi_label_loss,
     multi_label_bce,
@@ -55,6 +57,7 @@ __all__ = [
     "MULTI_LABEL_LOSS_REGISTRY",
     "AdaptiveGCNHead",
     "AdaptiveGraphConv",
+    "AsymmetricAngularLoss",
     "AsymmetricLoss",
     "CSRAHead",
     "CTranHead",
@@ -77,6 +80,7 @@ __all__ = [
     "Regions",
     "TimmBackbone",
     "VariationalROIHeads",
+    "asymmetric_angular_loss",
     "asymmetric_loss",
     "attention_graph",
     "build_label_head",

@@ -138,6 +138,12 @@ def _add_model_keys(cfg: CN) -> None:
     # C: number of labels. 0: as many as the data set has; the tools fill it in.
     cfg.MODEL.LABEL_HEAD.NUM_LABELS = 0
 
+    # Of LinearHead.
+    cfg.MODEL.LINEAR_HEAD = CN()
+    # s: logits s · cos θ of the angle between x and each classifier, for AsymmetricAngularLoss.
+    # OpenVINO's training extensions have 7; 0: a linear layer.
+    cfg.MODEL.LINEAR_HEAD.COSINE_SCALE = 0.0
+
     # A_S: the statistical label correlation matrix.
     cfg.MODEL.LABEL_GRAPH = CN()
     # τ: there is an edge i → j, of weight 1, if P(j|i) is at least this; in (0, 1]. 0: no
@@ -324,15 +330,17 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.FUSION.GLOBAL_WEIGHT = 0.8
 
     cfg.MODEL.LOSS = CN()
-    # A name in MULTI_LABEL_LOSS_REGISTRY: MultiLabelBCE or AsymmetricLoss.
+    # A name in MULTI_LABEL_LOSS_REGISTRY: MultiLabelBCE, AsymmetricLoss or AsymmetricAngularLoss.
     cfg.MODEL.LOSS.NAME = "MultiLabelBCE"
-    # γ+, γ-: focusing exponents for labels that are present and absent.
+    # γ+, γ-: focusing exponents for labels that are present and absent. AAM has 0 and 1.
     cfg.MODEL.LOSS.GAMMA_POS = 0.0
     cfg.MODEL.LOSS.GAMMA_NEG = 4.0
     # m: is subtracted from an absent label's probability, which is then at least 0.
     cfg.MODEL.LOSS.CLIP = 0.05
-    # Whether that weighting has a gradient; the published training has none.
+    # Whether the focusing of AsymmetricLoss has a gradient; the published training has none.
     cfg.MODEL.LOSS.FOCUSING_GRADIENT = False
+    # k: weight of the labels that are present in AsymmetricAngularLoss; 1 - k of those absent.
+    cfg.MODEL.LOSS.POSITIVE_WEIGHT = 0.8
     # Of a head's auxiliary losses, as "name=weight"; 1 for those not named.
     cfg.MODEL.LOSS.AUX_WEIGHTS = ()
     # Of the KL divergence of z from its prior; 1 in the paper.

@@ -251,6 +251,19 @@ MOOT = [
         "only AsymmetricLoss has them",
     ),
     Moot(
+        ("MODEL.LOSS.POSITIVE_WEIGHT",),
+        "MODEL.LOSS.NAME",
+        lambda name: name in ("MultiLabelBCE", "AsymmetricLoss"),
+        "only AsymmetricAngularLoss has it",
+    ),
+    Moot(
+        ("MODEL.LOSS.FOCUSING_GRADIENT",),
+        "MODEL.LOSS.NAME",
+        lambda name: name == "AsymmetricAngularLoss",
+        "its focusing always has a gradient",
+        harmless=(True,),
+    ),
+    Moot(
         ("MODEL.GLOBAL_POOLING.GEM_POWER",),
         "MODEL.GLOBAL_POOLING.NAME",
         lambda name: name in ("max", "mean"),

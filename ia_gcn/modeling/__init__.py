@@ -30,9 +30,11 @@ from .label_heads import (
 )
 from .losses import (
     MULTI_LABEL_LOSS_REGISTRY,
+    AsymmetricAngularLoss,
     AsymmetricLoss,
     MultiLabelBCE,
     MultiLabelCriterion,
+    asymmetric_angular_loss,
     asymmetric_loss,
     build_multi_label_loss,
     multi_label_bce,
@@ -60,6 +62,7 @@ __all__ = [
     "ADDGCNHead",
     "AdaptiveGCNHead",
     "AdaptiveGraphConv",
+    "AsymmetricAngularLoss",
     "AsymmetricLoss",
     "CSRAHead",
     "CTranHead",
@@ -85,6 +88,7 @@ __all__ = [
     "TDRGHead",
     "TimmBackbone",
     "VariationalROIHeads",
+    "asymmetric_angular_loss",
     "asymmetric_loss",
     "attention_graph",
     "build_label_head",

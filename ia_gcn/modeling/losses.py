@@ -146,10 +146,7 @@ def asymmetric_loss(
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     present = targets == 1
-    # 1 - p_m = min(σ(-x) + m, 1), added up in log space, where σ(-x) can't come out as 0.
-    log_clip = logits.new_full((), clip).log()
-    log_absent = torch.logaddexp(F.logsigmoid(-logits), log_clip).clamp(max=0)
-    log_likelihood = torch.where(present, F.logsigmoid(logits), log_absent)
+    log_likelihood = torch.where(present, F.logsigmoid(logits), log_absent(logits, clip))
     # At 0 a power below 1 has no derivative. Where a factor is this small, so is its logarithm.
     tiny = torch.finfo(logits.dtype).tiny
     focus_pos = (-logits).sigmoid().clamp(min=tiny) ** gamma_pos
@@ -158,6 +155,12 @@ def asymmetric_loss(
     if not focusing_gradient:
         focus = focus.detach()
     return -(focus * log_likelihood).masked_fill(targets < 0, 0).sum(1).mean()
+
+
+def log_absent(logits: torch.Tensor, clip: float) -> torch.Tensor:
+    """log min(σ(-x) + m, 1) of logits x, with m = `clip`."""
+    # Added up in log space, where σ(-x) can't come out as 0.
+    return torch.logaddexp(F.logsigmoid(-logits), logits.new_full((), clip).log()).clamp(max=0)
 
 
 @MULTI_LABEL_LOSS_REGISTRY.register()
@@ -171,11 +174,7 @@ class AsymmetricLoss(nn.Module):
             InputError: a number is out of range.
         """
         super().__init__()
-        for key, gamma in (("GAMMA_POS", gamma_pos), ("GAMMA_NEG", gamma_neg)):
-            if not 0 <= gamma < math.inf:
-                raise InputError(f"MODEL.LOSS.{key} must be 0 or more, got {gamma}")
-        if not 0 <= clip < 1:
-            raise InputError(f"MODEL.LOSS.CLIP must be in [0, 1), got {clip}")
+        check_asymmetry(gamma_pos, gamma_neg, clip)
         self.gamma_pos = gamma_pos
         self.gamma_neg = gamma_neg
         self.clip = clip
@@ -200,3 +199,86 @@ class AsymmetricLoss(nn.Module):
             self.clip,
             self.focusing_gradient,
         )
+
+
+def asymmetric_angular_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    gamma_pos: float = 0.0,
+    gamma_neg: float = 1.0,
+    clip: float = 0.05,
+    positive_weight: float = 0.8,
+) -> torch.Tensor:
+    """AAM (Sovrasov and Sidnev, VISAPP 2023): the sum over an image's labels, mean over images.
+
+    Of logits s · cos θ, where θ is the angle between an image's feature and a label's classifier.
+    With p = σ(logit) and q = min(1 - p + m, 1), a label that is present costs -k q^γ+ log p, one
+    that is absent -(1 - k) p^γ- log q, an ignored one 0. Unlike ASL, it weighs presence against
+    absence, its focusing factor of an absent label is that of p itself, and the factors have a
+    gradient.
+
+    That is what OpenVINO's training extensions compute, whose margin is in the probabilities. They
+    also divide by s, a constant factor, which makes no difference to Adam.
+
+    Args:
+        logits: (B, C) floats, see `LinearHead`.
+        targets: (B, C) in {1, 0, -1}.
+        gamma_pos, gamma_neg: γ+, γ-, 0 or more.
+        clip: m, in [0, 1).
+        positive_weight: k, in [0, 1].
+    Returns:
+        scalar; float32 where the logits have fewer bits, else of their dtype.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_q = log_absent(logits, clip)
+    # At 0 a power below 1 has no derivative. Where p is this small, so is log q.
+    p = logits.sigmoid().clamp(min=torch.finfo(logits.dtype).tiny)
+    cost_present = positive_weight * (gamma_pos * log_q).exp() * F.logsigmoid(logits)
+    cost_absent = (1 - positive_weight) * p**gamma_neg * log_q
+    costs = -torch.where(targets == 1, cost_present, cost_absent)
+    return costs.masked_fill(targets < 0, 0).sum(1).mean()
+
+
+@MULTI_LABEL_LOSS_REGISTRY.register()
+class AsymmetricAngularLoss(nn.Module):
+    """See `asymmetric_angular_loss`."""
+
+    @configurable
+    def __init__(self, *, gamma_pos: float, gamma_neg: float, clip: float, positive_weight: float):
+        """
+        Raises:
+            InputError: a number is out of range.
+        """
+        super().__init__()
+        check_asymmetry(gamma_pos, gamma_neg, clip)
+        self.gamma_pos = gamma_pos
+        self.gamma_neg = gamma_neg
+        self.clip = clip
+        self.positive_weight = positive_weight
+
+    @classmethod
+    def from_config(cls, cfg):
+        loss = cfg.MODEL.LOSS
+        return {
+            "gamma_pos": loss.GAMMA_POS,
+            "gamma_neg": loss.GAMMA_NEG,
+            "clip": loss.CLIP,
+            "positive_weight": loss.POSITIVE_WEIGHT,
+        }
+
+    def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return asymmetric_angular_loss(
+            logits, targets, self.gamma_pos, self.gamma_neg, self.clip, self.positive_weight
+        )
+
+
+def check_asymmetry(gamma_pos: float, gamma_neg: float, clip: float) -> None:
+    """
+    Raises:
+        InputError: a number is out of range.
+    """
+    for key, gamma in (("GAMMA_POS", gamma_pos), ("GAMMA_NEG", gamma_neg)):
+        if not 0 <= gamma < math.inf:
+            raise InputError(f"MODEL.LOSS.{key} must be 0 or more, got {gamma}")
+    if not 0 <= clip < 1:
+        raise InputError(f"MODEL.LOSS.CLIP must be in [0, 1), got {clip}")

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -352,6 +353,21 @@ def test_linear_head_is_a_product_and_a_bias():
     weight, bias = head.classifier.weight.tolist(), head.classifier.bias.tolist()
     expected = [
         [sum(w * v for w, v in zip(row, image)) + b for row, b in zip(weight, bias)]
+        for image in x.tolist()
+    ]
+    np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-10)
+
+
+def test_cosines_of_a_linear_head():
+    options = {"feature_dim": FEATURE_DIM, "num_labels": NUM_LABELS, "cosine_scale": 7.0}
+    head = on_vectors(LinearHead, **options).double()
+    assert head.classifier.bias is None
+    x = make_features(dtype=torch.float64)
+    expected = [
+        [
+            7 * sum(w * v for w, v in zip(row, image)) / math.hypot(*row) / math.hypot(*image)
+            for row in head.classifier.weight.tolist()
+        ]
         for image in x.tolist()
     ]
     np.testing.assert_allclose(head(x).tolist(), expected, rtol=1e-10)

@@ -15,7 +15,12 @@ from timm.loss import AsymmetricLossMultiLabel
 from ia_gcn import add_ia_gcn_config
 from ia_gcn.errors import InputError
 from ia_gcn.modeling import MultiLabelCriterion, build_multi_label_loss, multi_label_bce
-from ia_gcn.modeling.losses import AsymmetricLoss, asymmetric_loss
+from ia_gcn.modeling.losses import (
+    AsymmetricAngularLoss,
+    AsymmetricLoss,
+    asymmetric_angular_loss,
+    asymmetric_loss,
+)
 
 quick = settings(max_examples=60)
 
@@ -300,6 +305,70 @@ def test_autocast_changes_nothing():
         loss = asymmetric_loss(logits, targets, 1, 4, 0.05)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, expected)
+
+
+# AAM
+
+
+def loop_aam(logits, targets, gamma_pos, gamma_neg, clip, weight):
+    """The sum over an image's labels, as the formula is written; the mean over images."""
+    total = 0.0
+    for row, labels in zip(logits.tolist(), targets.tolist()):
+        for x, y in zip(row, labels):
+            p = sigmoid(x)
+            q = min(1 - p + clip, 1)
+            if y == 1:
+                total -= weight * q**gamma_pos * math.log(p)
+            elif y == 0:
+                total -= (1 - weight) * p**gamma_neg * math.log(q)
+    return total / len(logits)
+
+
+@quick
+@given(batches(), gammas, gammas, clips, st.floats(0, 1))
+def test_aam_is_the_loop(batch, gamma_pos, gamma_neg, clip, weight):
+    loss = asymmetric_angular_loss(*batch, gamma_pos, gamma_neg, clip, weight)
+    assert loss.shape == ()
+    expected = loop_aam(*batch, gamma_pos, gamma_neg, clip, weight)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05, 0.3])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 4.0])
+def test_aam_is_differentiated_as_a_whole(gamma, clip):
+    # None where q reaches 1, where it has a kink.
+    logits = torch.tensor([[-2.7, -0.4, 0.0, 1.3, 4.0, 0.7]], dtype=torch.float64)
+    targets = torch.tensor([[1.0, 0, 1, 0, 1, -1]])
+    assert torch.autograd.gradcheck(
+        lambda x: asymmetric_angular_loss(x, targets, gamma, gamma, clip), logits.requires_grad_()
+    )
+
+
+@pytest.mark.parametrize("dtype", [*HALVES_AND_SINGLE, torch.float64])
+def test_aam_and_its_gradient_stay_finite(dtype):
+    values = torch.tensor(EXTREMES).to(dtype)
+    for gamma, clip in itertools.product((0.0, 0.5, 4.0), (0.0, 0.05)):
+        logits = torch.cat([values, -values])[None].expand(3, -1).clone().requires_grad_()
+        targets = torch.tensor([[1.0], [0.0], [-1.0]]).expand(logits.shape)
+        loss = asymmetric_angular_loss(logits, targets, gamma, gamma, clip)
+        loss.backward()
+        assert loss.dtype == torch.promote_types(dtype, torch.float32)
+        assert loss.isfinite(), (gamma, clip)
+        assert logits.grad.isfinite().all(), (gamma, clip)
+        assert (logits.grad[2] == 0).all()
+
+
+def test_aam_takes_its_numbers_from_the_config():
+    cfg = get_cfg()
+    add_ia_gcn_config(cfg)
+    cfg.MODEL.LOSS.NAME = "AsymmetricAngularLoss"
+    cfg.MODEL.LOSS.GAMMA_POS, cfg.MODEL.LOSS.GAMMA_NEG = 2.0, 3.0
+    cfg.MODEL.LOSS.CLIP, cfg.MODEL.LOSS.POSITIVE_WEIGHT = 0.1, 0.6
+    loss = build_multi_label_loss(cfg)
+    assert type(loss) is AsymmetricAngularLoss
+    logits, targets = torch.tensor([[0.3, -2.0, 1.0]]), torch.tensor([[1.0, 0.0, -1.0]])
+    expected = loop_aam(logits, targets, 2.0, 3.0, 0.1, 0.6)
+    assert loss(logits, targets).item() == pytest.approx(expected, rel=1e-5)
 
 
 def asl_from_config(**keys):

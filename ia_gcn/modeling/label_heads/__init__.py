@@ -12,6 +12,8 @@ from .csra import CSRAHead
 from .gcn import AdaptiveGCNHead, GCNHead
 from .label_queries import MLDecoderHead, Query2LabelHead
 from .linear import LinearHead
+from .recurrent import RecurrentHead
+from .srn import SRNHead
 
 __all__ = [
     "CONTEXT",
@@ -25,6 +27,8 @@ __all__ = [
     "MLDecoderHead",
     "PooledHead",
     "Query2LabelHead",
+    "RecurrentHead",
+    "SRNHead",
     "build_label_head",
     "head_in_features",
     "one_in_feature",

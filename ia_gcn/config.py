@@ -131,7 +131,8 @@ def _add_model_keys(cfg: CN) -> None:
 
     cfg.MODEL.LABEL_HEAD = CN()
     # A name in LABEL_HEAD_REGISTRY: LinearHead, GCNHead, AdaptiveGCNHead, CSRAHead, MLDecoderHead,
-    # Query2LabelHead, CTranHead, ADDGCNHead, SSGRLHead, SALGLHead or TDRGHead.
+    # Query2LabelHead, CTranHead, ADDGCNHead, SSGRLHead, SALGLHead, TDRGHead, SRNHead or
+    # RecurrentHead.
     cfg.MODEL.LABEL_HEAD.NAME = "GCNHead"
     # The backbone's feature maps that the head reads. (): the deepest one.
     cfg.MODEL.LABEL_HEAD.IN_FEATURES = ()
@@ -204,6 +205,27 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.C_TRAN.NUM_HEADS = 4
     # Whether the cells get an encoding of their place. The published model has none.
     cfg.MODEL.C_TRAN.POSITIONS = False
+
+    # Convolutions over attention maps, of SRNHead.
+    cfg.MODEL.SRN = CN()
+    # Channels of the convolutions; the last one has four times as many.
+    cfg.MODEL.SRN.HIDDEN_DIM = 512
+    # G: height and width of the last one, and of the maps that it sees. ResNet's res4 has 14×14
+    # cells at 224×224 pixels; maps of another size are put on this grid.
+    cfg.MODEL.SRN.GRID_SIZE = 14
+
+    # The attention LSTM, of RecurrentHead.
+    cfg.MODEL.RECURRENT = CN()
+    # T: how often it looks at the image. RNN-Attention has 5.
+    cfg.MODEL.RECURRENT.STEPS = 5
+    # M: dimension of the LSTM.
+    cfg.MODEL.RECURRENT.HIDDEN_DIM = 512
+    # Dimension of the labels' embeddings, which are their classifiers.
+    cfg.MODEL.RECURRENT.EMBEDDING_DIM = 256
+    # Whether it is told, in each step, which label it has said before, as in CNN-RNN.
+    cfg.MODEL.RECURRENT.LABEL_FEEDBACK = False
+    # P: how many sequences of labels the beam search keeps, with LABEL_FEEDBACK.
+    cfg.MODEL.RECURRENT.BEAM_SIZE = 1
 
     # Queries that attend to the feature map, each with the classifiers of a group of labels: of
     # MLDecoderHead.

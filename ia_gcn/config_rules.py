@@ -264,6 +264,13 @@ MOOT = [
         harmless=(True,),
     ),
     Moot(
+        ("MODEL.RECURRENT.BEAM_SIZE",),
+        "MODEL.RECURRENT.LABEL_FEEDBACK",
+        lambda feedback: not feedback,
+        "without labels there is one path alone; set that to True",
+        harmless=(1,),
+    ),
+    Moot(
         ("MODEL.GLOBAL_POOLING.GEM_POWER",),
         "MODEL.GLOBAL_POOLING.NAME",
         lambda name: name in ("max", "mean"),

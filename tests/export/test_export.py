@@ -71,6 +71,8 @@ KINDS = {
     "ml_gcn": ("ml_gcn", {"MODEL.LABEL_GCN.BIAS": True}),
     "ml_agcn": ("ml_agcn", {}),
     "c_tran": ("c_tran", {}),
+    "srn": ("srn", {}),
+    "cnn_rnn": ("cnn_rnn", {}),
     "ml_decoder": ("ml_decoder", {"MODEL.ML_DECODER.NUM_GROUPS": 2}),
     "query2label": ("query2label", {"MODEL.QUERY2LABEL.SELF_ATTENTION": True}),
     "add_gcn": ("add_gcn", {}),
@@ -220,6 +222,9 @@ def test_proposals_are_detectron2s(sizes, pre_nms_topk, post_nms_topk, min_box_s
         ("ml_gcn", {"MODEL.GLOBAL_POOLING.NAME": "gem", "MODEL.LABEL_GCN.BIAS": True}),
         ("ml_agcn", {}),
         ("c_tran", {"MODEL.C_TRAN.POSITIONS": True}),
+        ("srn", {}),
+        ("rnn_attention", {}),
+        ("cnn_rnn", {}),
         ("ml_decoder", {"MODEL.ML_DECODER.QUERIES": "words"}),
         ("query2label", {}),
         ("add_gcn", {}),
@@ -285,7 +290,7 @@ def test_a_part_without_such_a_form_is_refused(error_line, config, options, key)
 SLOW_KINDS = [
     pytest.param(kind, marks=pytest.mark.slow)
     for kind in (
-        *("linear", "ml_agcn", "ml_decoder", "query2label", "c_tran"),
+        *("linear", "ml_agcn", "ml_decoder", "query2label", "c_tran", "srn", "cnn_rnn"),
         *("add_gcn", "ssgrl", "salgl", "tdrg"),
     )
 ]

@@ -12,8 +12,10 @@ from ia_gcn.modeling import LABEL_HEAD_REGISTRY, LabelHead, MultiLabelRecognizer
 from tests.helpers.recognizers import NUM_LABELS, logits_of, make_cfg, make_inputs
 
 POOLINGS = ["max", "mean", "gem"]
-HEADS = ["LinearHead", "GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead", "CTranHead"]
-HEADS += ["ADDGCNHead"]
+HEADS = [
+    *("LinearHead", "GCNHead", "CSRAHead", "MLDecoderHead", "Query2LabelHead", "CTranHead"),
+    *("ADDGCNHead", "RecurrentHead"),
+]
 
 
 class LocalBackbone(Backbone):

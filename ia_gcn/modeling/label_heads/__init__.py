@@ -13,8 +13,10 @@ from .csra import CSRAHead
 from .gcn import AdaptiveGCNHead, GCNHead
 from .label_queries import MLDecoderHead, Query2LabelHead
 from .linear import LinearHead
+from .recurrent import RecurrentHead
 from .scene_graph import SALGLHead
 from .semantic_graph import SSGRLHead
+from .srn import SRNHead
 from .tdrg import TDRGHead
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "MLDecoderHead",
     "PooledHead",
     "Query2LabelHead",
+    "RecurrentHead",
     "SALGLHead",
+    "SRNHead",
     "SSGRLHead",
     "TDRGHead",
     "build_label_head",

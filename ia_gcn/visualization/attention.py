@@ -66,9 +66,10 @@ def attend(
     if not (np.isfinite(scores).all() and np.isfinite(attention).all()):
         raise InputError(f"MODEL.WEIGHTS: the model's output for {name} is not finite")
     height, width = sample["image"].shape[-2:]
-    # The maps are of the deepest feature map that the head reads, which it may have pooled.
-    stride = model.backbone.output_shape()[model.label_head.in_features[-1]].stride
-    stride *= max(1, round(math.ceil(width / stride) / attention.shape[2]))
+    # The maps are as large as one of the feature maps that the head reads.
+    shapes = model.backbone.output_shape()
+    strides = [shapes[feature].stride for feature in model.label_head.in_features]
+    stride = min(strides, key=lambda stride: abs(math.ceil(width / stride) - attention.shape[2]))
     return AttendedImage(
         name=name,
         image=thumbnail(pixels),

@@ -51,6 +51,8 @@ class RecurrentHead(LabelHead):
     here the loss is that of the logits, as with any head.
     """
 
+    has_attention = True
+
     @configurable
     def __init__(
         self,

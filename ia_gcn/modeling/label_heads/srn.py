@@ -33,6 +33,8 @@ class SRNHead(LabelHead):
     convolutions over U, and no norm.
     """
 
+    has_attention = True
+
     @configurable
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Iterator
 from unittest import mock
 
@@ -19,12 +20,11 @@ REPLACED = "`.cuda()`, by nothing; ImageNet's weights, by random ones"
 
 
 def cases(folder: Path) -> Iterator[Case]:
-    """On COCO's labels, with label-mask training's states; the published size of images."""
+    """On COCO's labels, with label-mask training's states.
+
+    A quarter of the published 576×576 pixels will do: a cell does not know its place.
+    """
     c_tran = import_authors(folder, "models.CTran")
-    resnet101 = torchvision.models.resnet101()
-    with mock.patch("torchvision.models.resnet101", return_value=resnet101):
-        network = c_tran.CTranModel(len(COCO_LABELS), use_lmt=True)
-    network.forward = without_cuda(network.forward)
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(0, 2, (2, len(COCO_LABELS)), generator=generator).float()
     known = torch.rand(labels.shape, generator=generator) < 0.5
@@ -33,17 +33,26 @@ def cases(folder: Path) -> Iterator[Case]:
         ("half of the labels known", torch.where(known, labels, -1)),
     ]:
         yield Case(
-            name=f"ResNet-101, 576, {name}",
-            network=LogitsAlone(network),
+            name=f"ResNet-101, 288, {name}",
+            network=LogitsAlone(build(c_tran)),
             labels=COCO_LABELS,
             prepare=imagenet,
             checkpoint=lambda state: {
                 "epoch": 9,
                 "state_dict": {name.removeprefix("network."): state[name] for name in state},
             },
-            size=576,
+            size=288,
             label_states=states,
         )
+
+
+def build(c_tran: ModuleType) -> nn.Module:
+    """The network of the published options, which stays on the CPU."""
+    resnet101 = torchvision.models.resnet101()
+    with mock.patch("torchvision.models.resnet101", return_value=resnet101):
+        network = c_tran.CTranModel(len(COCO_LABELS), use_lmt=True)
+    network.forward = without_cuda(network.forward)
+    return network
 
 
 class LogitsAlone(nn.Module):

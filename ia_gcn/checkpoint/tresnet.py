@@ -40,7 +40,9 @@ def convert_tresnet(
     """
     # In float16, |w| and |w| + 1e-5 would be equal.
     state_dict = {
-        name: tensor.float() if tensor.is_floating_point() else tensor
+        name: tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+        if tensor.is_floating_point()
+        else tensor
         for name, tensor in state_dict.items()
         if not name.endswith(BLUR) and not name.startswith(CLASSIFIER)
     }

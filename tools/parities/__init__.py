@@ -52,7 +52,8 @@ class Case(NamedTuple):
     labels: List[str]
     """Names of the C outputs, in the network's order."""
     prepare: Callable[[torch.Tensor], torch.Tensor]
-    """Images (B, 3, H, W) uint8, RGB, as the network is trained to see them, float32."""
+    """Images (B, 3, H, W), RGB from 0 to 255, float32 or float64, as the network is trained to see
+    them, of the same dtype."""
     checkpoint: Callable[[Dict[str, torch.Tensor]], Dict[str, Any]] = lambda state: state
     """The network's state dict to the content of a file as the authors publish it."""
     arguments: Mapping[str, Any] = {}
@@ -87,8 +88,8 @@ def make_buffer(module: nn.Module, name: str) -> None:
 
 def imagenet(images: torch.Tensor) -> torch.Tensor:
     """ImageNet's mean and deviation, as torchvision's networks have them."""
-    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    mean = images.new_tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation = images.new_tensor([0.229, 0.224, 0.225])[:, None, None]
     return (images / 255 - mean) / deviation
 
 

@@ -9,7 +9,7 @@ from detectron2.utils.file_io import PathManager
 from ia_gcn.ablation.spec import read_spec
 from ia_gcn.checkpoint import read_checkpoint
 from ia_gcn.checkpoint.source import read_pickle
-from ia_gcn.checkpoint.source_labels import read_embeddings
+from ia_gcn.checkpoint.source_labels import read_matrix
 from ia_gcn.commands.predict import read_thresholds
 from ia_gcn.config import read_config
 from ia_gcn.data import label_embeddings
@@ -50,7 +50,7 @@ READERS = {
     "timm.pth": read_weights,
     "source.pkl": lambda path: read_pickle(path, path),
     "proposals.pkl": lambda path: add_proposals([], path),
-    "vectors.npy": lambda path: read_embeddings(path, 2),
+    "vectors.npy": lambda path: read_matrix("--embeddings", path, 2),
     "vectors.txt": lambda path: label_embeddings(["a"], path, 3),
     "vectors.npz": lambda path: label_embeddings(["a"], path, 3),
     "predictions.npz": read_predictions,

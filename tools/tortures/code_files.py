@@ -25,7 +25,7 @@ from safetensors.torch import save as save_safetensors
 
 from ia_gcn.checkpoint import read_checkpoint
 from ia_gcn.checkpoint.source import read_source, state_dict_of
-from ia_gcn.checkpoint.source_labels import read_embeddings
+from ia_gcn.checkpoint.source_labels import read_matrix
 from ia_gcn.config import read_config
 from ia_gcn.data import add_proposals
 from ia_gcn.errors import InputError
@@ -357,7 +357,7 @@ def make_npz(rng: random.Random) -> bytes:
 
 def read_npz(path: str) -> None:
     refusals = []
-    for read in (read_predictions, lambda path: read_embeddings(path, 2)):
+    for read in (read_predictions, lambda path: read_matrix("--embeddings", path, 2)):
         try:
             repr(read(path))
         except InputError as error:

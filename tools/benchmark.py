@@ -9,6 +9,8 @@ nothing else. What takes more than 60% of the available memory is not run.
 Examples:
   all comparisons of models and label graphs (minutes):
     tools/benchmark.py model
+  all label heads on the same feature maps (an hour):
+    tools/benchmark.py heads
   where a training step of IA-GCN goes:
     tools/benchmark.py profile
   the evaluator beside scikit-learn and torchmetrics:
@@ -35,6 +37,7 @@ import torch
 from benchmarks.arguments import positive
 from benchmarks.cpu import add_cpu
 from benchmarks.evaluator import add_evaluator
+from benchmarks.heads import add_heads
 from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
 from benchmarks.models import add_model
@@ -94,7 +97,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
-    for add in (add_model, add_profile, add_evaluator, add_scaling, add_loading, add_cpu):
+    adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
+    for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()
     try:

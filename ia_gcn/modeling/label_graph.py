@@ -179,7 +179,10 @@ class LabelGraph(nn.Module):
     def conditional_probabilities(self) -> torch.Tensor:
         """P with P[i, j] = P(j|i) and P[i, i] = 0, (C, C) float32; 0 where label i never occurs."""
         counts = self.label_counts.clamp(min=1)[:, None]
-        return (self.pair_counts.to(self.lcm.dtype) / counts).fill_diagonal_(0)
+        probabilities = self.pair_counts.to(self.lcm.dtype) / counts
+        # Not fill_diagonal_, which torch.onnx can't take.
+        itself = torch.eye(len(counts), dtype=torch.bool, device=counts.device)
+        return probabilities.masked_fill(itself, 0)
 
     def check_filled(self) -> None:
         """Refuse to train with a bare graph; in evaluation, warn once that it is bare.

@@ -7,10 +7,10 @@ import os
 import platform
 import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import median
 from typing import Callable, Dict, List, Mapping, NamedTuple
@@ -144,18 +144,21 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def measure_memory(threads: int, prepare: Callable[..., Callable], *args) -> Dict:
+def measure_memory(
+    threads: int, prepare: Callable[..., Callable], *args, seconds: float | None = None
+) -> Dict:
     """What a step takes, in a process of its own that has done nothing else.
 
     Args:
         threads: of torch.
         prepare: called there with `args`, it returns the step, a function of nothing.
+        seconds: how long that may take in all, with two steps; None: as long as it takes.
     Returns:
         what a row says of it:
             step_bytes: resident at the peak of two steps beyond what was before the first;
             peak_bytes: resident at that peak in all: with Python, libraries and what was prepared;
         nothing where the system doesn't say; or, if that is more than MEMORY_SHARE of the memory
-        that could be had,
+        that could be had, or takes longer,
             not_run: why.
     """
     available = read_bytes("/proc/meminfo", "MemAvailable")
@@ -165,7 +168,13 @@ def measure_memory(threads: int, prepare: Callable[..., Callable], *args) -> Dic
     context.set_forkserver_preload(["ia_gcn.engine", "sklearn.metrics"])
     try:
         with ProcessPoolExecutor(1, context) as pool:
-            found = pool.submit(peak_memory, threads, limit, prepare, args).result()
+            result = pool.submit(peak_memory, threads, limit, prepare, args)
+            try:
+                found = result.result(seconds)
+            except TimeoutError:
+                for process in active_children():
+                    process.kill()
+                return {"not_run": f"takes longer than {seconds:g} s"}
     except BrokenProcessPool:
         return {"not_run": "the process was killed; out of memory?"}
     if found is None:

@@ -20,7 +20,7 @@ from ..label_readout import LabelReadout
 from ..pooling import masked_mean
 from .base import LABEL_HEAD_REGISTRY, LabelHead, one_in_feature
 
-# The published code adds it to what it divides by.
+# What is divided by is no smaller. The published code adds it: to counts, that makes no difference.
 EPSILON = 1e-8
 
 
@@ -159,13 +159,12 @@ class SALGLHead(LabelHead):
 
     def graphs_of_images(self, scenes: torch.Tensor) -> torch.Tensor:
         """(B, C, C), of each image's scene, or of all weighted by p; p is (B, S)."""
-        graphs = self.pair_counts / (
-            self.pair_counts.diagonal(dim1=1, dim2=2)[:, :, None] + EPSILON
-        )
+        counts = self.pair_counts.diagonal(dim1=1, dim2=2)[:, :, None]
+        graphs = self.pair_counts / counts.clamp(min=EPSILON)
         if not self.self_edges:
             graphs = graphs * (1 - torch.eye(graphs.shape[1], device=graphs.device))
         if self.normalize:
-            graphs = graphs / (graphs.sum(dim=2, keepdim=True) + EPSILON)
+            graphs = graphs / graphs.sum(dim=2, keepdim=True).clamp(min=EPSILON)
         if self.soft_scenes:
             return torch.einsum("bs,sij->bij", scenes, graphs)
         return graphs[scenes.argmax(dim=1)]

@@ -105,11 +105,11 @@ def literal_logits(head, image):
     scenes = head.scene_classifier(tokens.mean(0)).softmax(0)
     graphs = []
     for counts in head.pair_counts:
-        graph = torch.stack([row / (row[i] + 1e-8) for i, row in enumerate(counts)])
+        graph = torch.stack([row / max(row[i], 1e-8) for i, row in enumerate(counts)])
         if not head.self_edges:
             graph = graph - graph.diag().diag()
         if head.normalize:
-            graph = torch.stack([row / (row.sum() + 1e-8) for row in graph])
+            graph = torch.stack([row / max(row.sum(), 1e-8) for row in graph])
         graphs.append(graph)
     graph = graphs[scenes.argmax()]
     if head.soft_scenes:

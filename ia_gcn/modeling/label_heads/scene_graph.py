@@ -20,7 +20,7 @@ from ..label_readout import LabelReadout
 from ..pooling import masked_mean
 from .base import LABEL_HEAD_REGISTRY, LabelHead, one_in_feature
 
-# What is divided by is no smaller. The published code adds it: to counts, that makes no difference.
+# What is divided by is no smaller. The published code adds it, a hundred millionth of a count.
 EPSILON = 1e-8
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 from contextlib import suppress
 
@@ -169,6 +170,27 @@ def test_the_metrics_are_those_of_an_uncut_run(make_cfg, tmp_path, cut_at):
     # Once more, with nothing left to do.
     run(cfg, resume=True)
     assert metrics(tmp_path / "cut") == metrics(uncut)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("aam", "csra", "srn", "rnn_attention", "cnn_rnn", "add_gcn", "tdrg", "salgl", "ssgrl"),
+        *("kggr", "c_tran", "query2label", "ml_decoder"),
+    ],
+)
+@pytest.mark.slow
+def test_each_head_goes_on_to_the_bit(make_cfg, tmp_path, head):
+    # Of 32×32 pixels, SSGRL would see a single cell.
+    opts = ("INPUT.IMAGE_SIZE", (96, 96), "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2)
+    cfg = make_cfg("run", *opts, config=head)
+    run(cfg)
+    expected = contents(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(Cut):
+        run(cfg, cut_at=2)
+    assert run(cfg, resume=True).start_iter == 2
+    assert_same(contents(tmp_path / "run"), expected)
 
 
 @pytest.mark.slow

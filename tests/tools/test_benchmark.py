@@ -8,9 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from benchmarks import cpu, evaluator, label_graph, loading, profiling, scaling
+from benchmarks import cpu, evaluator, heads, label_graph, loading, profiling, scaling
 from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
 from benchmarks.networks import (
+    CONFIGS,
     RESNETS,
     TRESNETS,
     Network,
@@ -18,12 +19,15 @@ from benchmarks.networks import (
     infer,
 )
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
 from PIL import Image
 
 from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
+from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import multi_label_metrics
 from ia_gcn.inference.precision import has_fast_bf16
+from ia_gcn.modeling import LABEL_HEAD_REGISTRY
 from ia_gcn.modeling.backbone import load_weights
 from tests.helpers.commands import run_process, run_script
 
@@ -70,6 +74,41 @@ def test_all_comparisons(tmp_path):
             assert row["ratio"] == pytest.approx(row["median_s"] / rows[0]["median_s"])
             assert f"| {row['name']} " in result.stdout
     assert "1.00" in result.stdout
+
+
+@pytest.mark.slow
+def test_heads_on_the_same_maps(tmp_path):
+    path = tmp_path / "heads.json"
+    names = ["ML-Decoder", "timm's MLDecoder", "C-Tran", "SALGL", "SSGRL"]
+    options = ["--labels", "3,7", "--only", ",".join(names), "--output", str(path)]
+    narrow = ["MODEL.ML_DECODER.DIM", "64", "MODEL.LABEL_EMBEDDINGS.SOURCE", "names"]
+    result = benchmark("heads", *TINY, *options, *narrow)
+    assert result.returncode == 0, result.stderr[-3000:]
+    tables = json.loads(path.read_text())["tables"]
+    titles = [table["title"].partition(" labels")[0] for table in tables]
+    assert titles == ["Inference: 3", "Training step: 3", "Inference: 7", "Training step: 7"]
+    for table in tables:
+        assert [row["name"] for row in table["rows"]] == names
+        assert all(row["median_s"] > 0 and row["step_bytes"] >= 0 for row in table["rows"])
+
+
+def test_all_heads_of_the_registry_are_compared():
+    compared = {
+        setup_cfg(str(CONFIGS / file), ["MODEL.DEVICE", "cpu"]).MODEL.LABEL_HEAD.NAME
+        for file in heads.HEADS.values()
+    }
+    ours = {name for name, head in LABEL_HEAD_REGISTRY if head.__module__.startswith("ia_gcn.")}
+    assert compared == ours
+
+
+def test_the_maps_are_those_of_both_networks():
+    expected = {name: (shape.channels, shape.stride) for name, shape in heads.SHAPES.items()}
+    for file in ("resnet101.yaml", "ml_decoder_tresnet_m.yaml"):
+        opts = ["MODEL.DEVICE", "cpu", "MODEL.TIMM.PRETRAINED", "False"]
+        opts += ["MODEL.RESNETS.OUT_FEATURES", "['res4', 'res5']"]
+        shapes = build_backbone(setup_cfg(str(CONFIGS / file), opts)).output_shape()
+        found = {name: (shape.channels, shape.stride) for name, shape in shapes.items()}
+        assert found.items() <= expected.items()
 
 
 def test_what_is_compared_is_run_in_turn():
@@ -163,6 +202,11 @@ def test_memory_that_was_freed_before_does_not_hide_that_of_the_step():
 def test_memory_of_a_step_that_fails_is_an_error():
     with pytest.raises(RuntimeError, match="negative"):
         measure_memory(1, partial, torch.ones, -1)
+
+
+def test_what_takes_too_long_is_not_run():
+    found = measure_memory(1, partial, time.sleep, 600, seconds=1)
+    assert found == {"not_run": "takes longer than 1 s"}
 
 
 def test_what_has_no_room_is_not_run():

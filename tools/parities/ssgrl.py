@@ -22,13 +22,22 @@ def cases(folder: Path) -> Iterator[Case]:
     torch.Tensor.cuda = lambda self: self
     published = import_authors(folder, "models")
     import_authors(folder, "ggnn").xrange = range
+
+    class Network(published.SSGRL):
+        def _apply(self, fn, *args):
+            # Tensors that are no buffers, which double() would leave in float32.
+            self._word_features = fn(self._word_features)
+            self.graph_net._in_matrix = fn(self.graph_net._in_matrix)
+            self.graph_net._out_matrix = fn(self.graph_net._out_matrix)
+            return super()._apply(fn, *args)
+
     rng = np.random.default_rng(0)
     graph = np.where(np.eye(80), 0, rng.random((80, 80)) ** 6)
     with tempfile.TemporaryDirectory() as files:
         words_file, graph_file = f"{files}/vectors.npy", f"{files}/prob_train.npy"
         np.save(words_file, rng.standard_normal((80, 300)))
         np.save(graph_file, graph)
-        network = published.SSGRL(2048, 2048, 3, graph_file, words_file, num_classes=80)
+        network = Network(2048, 2048, 3, graph_file, words_file, num_classes=80)
         yield Case(
             name="ResNet-101, 256",
             network=network,

@@ -9,8 +9,8 @@ DEMO_PROCESSES := $(shell command -v nvidia-smi >/dev/null && echo 1 || echo 2)
 demo: .venv/installed
 	$(BIN)/python datasets/prepare_digit_scenes.py
 	$(BIN)/python tools/train_net.py --config-file configs/DigitScenes/demo.yaml --num-gpus $(DEMO_PROCESSES)
-	$(BIN)/python tools/visualize_results.py output/demo
-	$(BIN)/python tools/visualize_regions.py output/demo
+	$(BIN)/python tools/visualize_results.py output/demo & \
+		$(BIN)/python tools/visualize_regions.py output/demo && wait $$!
 
 # A worker a core, at most 8. What a worker is ahead of another, it takes from it.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
@@ -38,12 +38,14 @@ format: .venv/installed
 clean:
 	rm -rf .venv output
 
-# Made once, and again when what it is made from changes. uv unpacks and compiles on all cores, and
-# does not know pip's settings: pip goes on where these name the only index that can be reached.
+# Made once, and again when what it is made from changes. uv unpacks on all cores, and does not know
+# pip's settings: pip goes on where these name the only index that can be reached. What is imported
+# is compiled then; to compile all of it would take longer than to download it.
+unexport PYTHONDONTWRITEBYTECODE
 .venv/installed: requirements.txt setup.py tools/install_detectron2.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --quiet uv==0.13.9
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.txt \
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements.txt \
 		|| $(BIN)/pip install --disable-pip-version-check --progress-bar off -r requirements.txt
 	$(BIN)/python tools/install_detectron2.py
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .

@@ -76,6 +76,7 @@ def load(path):
     return model, content["label_names"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["", "module."])
 @torch.no_grad()
 def test_it_gives_the_same_logits_by_label(tmp_path, network, source, prefix):

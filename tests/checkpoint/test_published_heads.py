@@ -119,6 +119,7 @@ def save_add_gcn(resnet, num_labels, path, **changes):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [sorted(COCO_LABELS), VOC_LABELS])
 def test_add_gcn(tmp_path, resnet18, labels):
     source, output = tmp_path / "checkpoint_best.pth", tmp_path / "model.pth"
@@ -205,6 +206,7 @@ def ssgrl(resnet18, tmp_path):
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [COCO_LABELS, sorted(VOC_LABELS, reverse=True)])
 def test_ssgrl(tmp_path, ssgrl, labels):
     network, files = ssgrl(len(labels))
@@ -291,6 +293,7 @@ class PublishedSALGL(nn.Module):
         return (f * self.classifier.weight).sum(2) + self.classifier.bias
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("both_directions", [False, True])
 def test_salgl(tmp_path, resnet18, both_directions):
     torch.manual_seed(1)
@@ -392,6 +395,7 @@ def released_name(name):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("released", [False, True])
 def test_tdrg(tmp_path, resnet18, released):
     torch.manual_seed(1)

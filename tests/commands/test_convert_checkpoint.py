@@ -299,6 +299,7 @@ def test_ml_gcn_on_coco_gives_the_same_logits_by_label(convert, ml_gcn, tmp_path
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eval_only_of_a_converted_ml_gcn(ml_gcn, tmp_path, tiny_coco, repository, monkeypatch):
     """On labels that no data set has, in the source's order; converted from the command line."""
     data = tiny_coco(3)
@@ -413,6 +414,7 @@ def test_labels_that_can_not_be_told_or_do_not_fit(fails, ml_gcn, tmp_path):
     assert "twice" in fails(source, "ml_gcn", *given, "--labels", none)
 
 
+@pytest.mark.slow
 def test_embeddings_that_do_not_fit(fails, ml_gcn, tmp_path):
     ml_gcn(20)
     source = tmp_path / "checkpoint.pth.tar"
@@ -471,6 +473,7 @@ def counterless(network):
     return [name for name in network.state_dict() if not name.endswith("num_batches_tracked")]
 
 
+@pytest.mark.slow
 def test_asl_gives_the_same_logits_by_label(convert, asl):
     network, source = asl
     path, out = convert(source, "asl")
@@ -491,6 +494,7 @@ def test_asl_gives_the_same_logits_by_label(convert, asl):
     assert_same(actual, expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_tresnet_gives_the_same_features(convert, asl):
     network, source = asl
     path, out = convert(source, "tresnet")
@@ -509,6 +513,7 @@ def test_tresnet_gives_the_same_features(convert, asl):
     assert_same(actual, expected, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tresnet_m", "tresnet_l", "tresnet_xl", "tresnet_v2_l"])
 @pytest.mark.parametrize("layout", [original_layout, dict])
 def test_each_tresnet_is_told_and_all_of_it_used(name, layout):

@@ -237,6 +237,7 @@ def query2label(num_labels=80, **options):
     return network, {"epoch": 7, "arch": "Q2L", "state_dict": state, "best_mAP": 84.9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"dim": 64, "project": True}])
 def test_query2label_gives_the_same_logits(convert, options):
     network, content = query2label(**options)
@@ -283,6 +284,7 @@ def test_what_is_no_query2label_checkpoint_is_refused(convert):
 # ----------------------------------------------------------------------------------------- CSRA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["mmpretrain", "authors"])
 @pytest.mark.parametrize("temperatures", [[1.0], [1.0, 99.0]])
 def test_csra_gives_the_same_logits(convert, layout, temperatures):

@@ -129,6 +129,7 @@ def pixels_of(path):
 # ------------------------------------------------------------------------ what it says of an image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [
@@ -167,6 +168,7 @@ def test_the_figure_of_an_ia_gcn_is_that_of_visualize_regions(make_checkpoint, p
     assert (np.asarray(other) != expected).any()
 
 
+@pytest.mark.slow
 def test_a_label_graph_is_of_the_likeliest_labels(tmp_path):
     rng = np.random.default_rng(0)
     pairs = rng.integers(0, 20, (30, 30))
@@ -271,6 +273,7 @@ def test_the_network_has_a_name(name, keys):
 # ----------------------------------------------------------------------------------------- the page
 
 
+@pytest.mark.slow
 @needs_gradio
 @pytest.mark.parametrize(
     "config", ["ml_gcn", *(pytest.param(n, marks=pytest.mark.slow) for n in ("asl", "ia_gcn_plus"))]

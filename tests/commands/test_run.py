@@ -49,6 +49,7 @@ sys.exit(run("it", work))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after_in_parent"])
 def test_a_signal_during_a_fork_is_not_lost(moment):
     outcome = run_process("-c", SIGNAL_AT_FORK, moment)

@@ -41,6 +41,7 @@ def read_metrics(folder):
     return json.loads((folder / "inference/custom_test/metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_learns_and_an_evaluation_of_the_checkpoint_says_the_same(options, tmp_path):
     result = train_net(*CONFIG, *options())
     assert result.returncode == 0, result.stderr[-3000:]
@@ -97,6 +98,7 @@ def test_missing_images_are_named_before_training_starts(options, tmp_path, spli
     assert "Training" not in result.stdout
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_skipped_up_to_a_limit(options, tmp_path):
     for number in (3, 8, 9):
         (tmp_path / f"test/images/{number:06d}.png").write_bytes(b"\x89PNG\r\n truncated")

@@ -394,6 +394,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.slow
 @NO_WARNINGS
 @pytest.mark.parametrize(
     "recognition",
@@ -445,6 +446,7 @@ def test_all_of_a_row_is_drawn(tmp_path):
         assert (draw(**changes) != usual).any()
 
 
+@pytest.mark.slow
 def test_all_of_the_label_graph_is_drawn(tmp_path):
     thirds = []
     graph = make_recognition().label_graph

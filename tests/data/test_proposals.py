@@ -106,6 +106,7 @@ def train_net(tiny_coco, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_on_a_file_of_proposals(train_net, tmp_path):
     boxes = collections.defaultdict(list)
     for annotation in json.loads(Path(train_net.data.json_file).read_text())["annotations"]:

@@ -118,6 +118,7 @@ class SaveBeforeEvaluation(HookBase):
             raise Cut
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_state", [True, False])
 def test_an_evaluation_that_a_checkpoint_owes_comes_first(make_cfg, tmp_path, evaluated, has_state):
     opts = ("SOLVER.MAX_ITER", 23, "TEST.EVAL_PERIOD", 20, "SOLVER.CHECKPOINT_PERIOD", 100)
@@ -256,6 +257,7 @@ def assert_same(found, expected, where=""):
         assert found == expected, where
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["evaluation", "truncated", "missing", "not named"])
 def test_the_end_of_a_training_is_completed(make_cfg, monkeypatch, tmp_path, cut):
     # Where it is cut must not show in the config.
@@ -308,6 +310,7 @@ def cut_run(make_cfg, *opts):
     return cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -47,6 +47,7 @@ def _handlers_are_put_back():
     assert [signal.getsignal(signum) for signum in SIGNALS] == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", SIGNALS)
 @pytest.mark.parametrize(
     "iteration", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 4, 5))]
@@ -99,6 +100,7 @@ class Evaluated(Trainer):
         return super().evaluate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "iteration", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 7))]
 )

@@ -93,6 +93,7 @@ def test_an_rpn_frozen_at_random_is_refused(make_cfg, tmp_path):
         run(make_cfg("run", "MODEL.RPN.FROZEN", True, *weights, config="ia_gcn"))
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_makes_no_difference_even_midway(make_cfg):
     uncut = run(make_cfg("uncut"))
     with_workers = make_cfg("cut", "DATALOADER.NUM_WORKERS", 2)
@@ -115,6 +116,7 @@ def test_a_run_without_a_seed_keeps_the_one_it_drew(make_cfg):
         assert torch.equal(a["image"], b["image"])
 
 
+@pytest.mark.slow
 def test_other_seeds_give_other_runs(make_cfg):
     runs = [run(make_cfg(f"seed{seed}", "SEED", seed)) for seed in (1, 2)]
     weights = [trainer.model.label_head.layers[0].weight for trainer in runs]

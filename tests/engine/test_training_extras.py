@@ -65,6 +65,7 @@ def test_the_ema_does_not_touch_the_training(make_cfg):
     assert_same_state(run(make_cfg("with", *EMA)), run(make_cfg("without")))
 
 
+@pytest.mark.slow
 def test_the_ema_survives_a_resume_to_the_bit(make_cfg):
     uncut = run(make_cfg("uncut", *EMA))
     cfg = make_cfg("cut", *EMA)
@@ -164,6 +165,7 @@ def test_a_part_holds_no_more_images_than_its_share(make_cfg):
     assert sizes == [2, 2]  # of 4 images
 
 
+@pytest.mark.slow
 def test_parts_of_ia_gcn(make_cfg):
     trainer = run(make_cfg("run", "SOLVER.ACCUMULATE_STEPS", 2, config="ia_gcn_plus"))
     assert trainer.iter == trainer.max_iter
@@ -190,6 +192,7 @@ def test_mixed_precision_trains_the_same_weights_nearly(make_cfg):
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opts", [BF16, (*BF16, "MODEL.CHANNELS_LAST", False)])
 def test_mixed_precision_resumes(make_cfg, opts):
     opts = (*opts, "TEST.EVAL_PERIOD", 0)
@@ -235,6 +238,7 @@ def test_a_model_is_trained_with_channels_last(make_cfg):
 
 
 # A fused Adam goes through weights and its state as they lie in memory.
+@pytest.mark.slow
 @pytest.mark.parametrize("written", [True, False])
 def test_a_checkpoint_of_the_other_layout_is_resumed(make_cfg, written):
     opts = (

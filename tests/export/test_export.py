@@ -368,6 +368,7 @@ def test_metadata(exported):
 # ------------------------------------------------------------------------------------- predictions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "ia_gcn"])
 def test_the_predictor_says_what_the_checkpoints_says(exported, tmp_path, kind):
     path, weights, _ = exported(kind)
@@ -630,6 +631,7 @@ def test_opsets_are_of_onnx_alone(main, capsys):
     assert "--opset: only ONNX has operator sets" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_onnx_files_that_can_not_be_used_are_one_line(exported, tmp_path, error_line):
     path, _, _ = exported("linear")
     assert "no such file" in error_line(OnnxPredictor, tmp_path / "none.onnx")

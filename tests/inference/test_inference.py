@@ -111,6 +111,7 @@ def count_batch_norms(model):
     return sum(isinstance(module, BATCH_NORMS) for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "opts", "norms", "left"),
     [

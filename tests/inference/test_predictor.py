@@ -386,6 +386,7 @@ def test_what_is_no_image_is_refused(make_checkpoint, error_line, image):
     assert "an image is" in error_line(p, image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_unreadable_files_are_named(make_checkpoint, tmp_path, name):
     p = MultiLabelPredictor(make_checkpoint()[0])

@@ -70,6 +70,7 @@ def test_each_name_that_does_not_exist_is_found(findings, old, new, expected):
     assert findings(GOOD.replace(old, new)) == [expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -51,6 +51,7 @@ def at_the_root(monkeypatch, repository):
     monkeypatch.chdir(repository)
 
 
+@pytest.mark.slow
 def test_the_same_function_passes():
     found = parity.compare("csra", case(Network), rounds=1)
     assert found.passed

@@ -53,6 +53,7 @@ def crash(image, image_format):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hole", "outcome"), [(bgr, "raised"), (crash, "crashed")])
 def test_a_hole_in_the_exported_models_reader_is_found(tmp_path, monkeypatch, hole, outcome):
     monkeypatch.setattr(onnx_predictor, "convert_file", hole)
@@ -63,6 +64,7 @@ def test_a_hole_in_the_exported_models_reader_is_found(tmp_path, monkeypatch, ho
     assert len(list((tmp_path / "images-found").iterdir())) == len(found)
 
 
+@pytest.mark.slow
 def test_a_format_for_which_pillow_runs_a_program_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FORMATS", ["EPS"])
     found = [trial for trial in trials(tmp_path, 8) if trial.is_finding]

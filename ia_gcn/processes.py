@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -43,11 +44,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_ignored_in(frame: FrameType | None) -> bool:
-    """Whether Python would only print an exception that is raised now, and go on: in a destructor,
-    and in functions that it calls around a fork."""
-    while frame is not None and frame.f_code.co_name != "__del__":
+    """Whether an exception that is raised now would only be printed by Python, or another because
+    of it: in a destructor, in functions that are called around a fork, and where torch begins to
+    load data, as it can't destroy a loader that is half made."""
+    while frame is not None and not _is_fragile(frame):
         frame = frame.f_back
     return _forking or frame is not None
+
+
+def _is_fragile(frame: FrameType) -> bool:
+    name, module = frame.f_code.co_name, frame.f_globals.get("__name__")
+    return name == "__del__" or (name, module) == ("__init__", "torch.utils.data.dataloader")
 
 
 def raise_stopped(signum: int) -> None:
@@ -150,3 +157,14 @@ def leave_signals_to_parent(worker_id: int) -> None:
         os._exit(0)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def ignore_lost_parent() -> None:
+    """In a process that loads data, let a parent that is gone while it fetches a tensor be nothing
+    to print."""
+
+    def print_others(kind, error, traceback):
+        if not issubclass(kind, (EOFError, ConnectionError)):
+            sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = print_others

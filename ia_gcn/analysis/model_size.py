@@ -74,7 +74,8 @@ def analyze_model(
         )
     cfg = without_weights(cfg)
     torch.manual_seed(0)
-    model = build_model(cfg)
+    # What a view of a parameter is given to, the counter would want the gradient of.
+    model = build_model(cfg).requires_grad_(False)
     image = random_image(height, width, cfg.MODEL.REGION_BRANCH.NUM_REGIONS)
     prepare(model, image)
     per_image, once = count_multiply_adds(model, image)
@@ -130,7 +131,8 @@ def random_image(height: int, width: int, num_regions: int) -> List[Dict]:
 def prepare(model: nn.Module, image: List[Dict]) -> None:
     """Fill the label graph, fit the batch norms to the image, and go to evaluation mode.
 
-    With the norms of random weights, activations overflow, and an RPN finds no regions in them.
+    With the norms of random weights, activations overflow, and an RPN finds no regions in them. The
+    norms also get the image's reflection: those of pooled features need two images.
     """
     graph = model.label_graph
     if graph is not None:
@@ -141,7 +143,8 @@ def prepare(model: nn.Module, image: List[Dict]) -> None:
     for module in model.eval().modules():
         if isinstance(module, _BatchNorm):
             module.train().momentum = 1.0
-    model(image)
+    reflection = {**image[0], "image": image[0]["image"].flip(2)}
+    model([*image, reflection])
     model.eval()
 
 

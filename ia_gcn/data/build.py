@@ -22,7 +22,7 @@ from torch.utils.data._utils import signal_handling
 from ..errors import InputError, ProcessDied
 from ..io.images import UnreadableImage
 from ..label_names import check_label_name, describe_mismatch
-from ..processes import blocked_stop_signals, leave_signals_to_parent
+from ..processes import blocked_stop_signals, ignore_lost_parent, leave_signals_to_parent
 from .dataset_mapper import MultiLabelDatasetMapper
 from .datasets.vg500 import read_label_file
 from .proposals import add_proposals
@@ -434,6 +434,7 @@ def _start_worker(worker_id: int) -> None:
     # it shares with its parent, some 100 MB, once in an hour or two.
     gc.freeze()
     leave_signals_to_parent(worker_id)
+    ignore_lost_parent()
 
 
 def available_processors() -> int:

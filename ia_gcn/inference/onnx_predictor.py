@@ -96,12 +96,14 @@ class OnnxPredictor:
             if type(names) is not list or not all(type(name) is str for name in names):
                 raise ValueError("label_names must be a list of names")
             self.label_names: List[str] = names
-            inputs = {value.name: value.shape for value in self.session.get_inputs()}
+            inputs = {value.name: value for value in self.session.get_inputs()}
             outputs = {value.name: value.shape for value in self.session.get_outputs()}
             if outputs["scores"][1] != len(names):
                 raise ValueError("label_names")
-            if inputs["images"][1:] != [3, *self.view.size[::-1]]:
+            if inputs["images"].shape[1:] != [3, *self.view.size[::-1]]:
                 raise ValueError("size")
+            if inputs["images"].type != "tensor(uint8)":
+                raise ValueError("images must be uint8")
         # A RecursionError is of JSON that is nested deeply.
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
@@ -144,8 +146,17 @@ class OnnxPredictor:
         yield None, Lock()
 
     def run(self, images: np.ndarray) -> Dict[str, np.ndarray]:
-        """The model's outputs by name, for images (B, 3, H, W) uint8."""
-        return dict(zip(self.outputs, self.session.run(None, {"images": images})))
+        """The model's outputs by name, for images (B, 3, H, W) uint8.
+
+        Raises:
+            InputError: onnxruntime can't run the model on them.
+        """
+        try:
+            values = self.session.run(None, {"images": images})
+        except Exception as error:  # its exceptions have no common class but this
+            reason = " ".join(str(error).split())[:500]
+            raise InputError(f"{self.path}: onnxruntime can't run it: {reason}") from None
+        return dict(zip(self.outputs, values))
 
     def _describe(self, sample: Dict, scores: np.ndarray, outputs: Dict) -> Prediction:
         regions = None

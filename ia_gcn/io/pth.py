@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickletools
 import re
 import warnings
 import zipfile
-from typing import Any, Dict
+from typing import Any, BinaryIO, Dict, Iterator
 
 import torch
 
@@ -18,6 +19,10 @@ REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 # Bytes of a tensor that the file holds a part of, repeated: it takes no memory until it is copied.
 MAX_EXPANDED = 2**28
+
+# Integers of more than 32 bits are numbers of elements and seeds: there are few. Of many, a file
+# could make keys of the same hash, and a dict of them takes a time that grows with their square.
+MAX_LARGE_INTEGERS = 1000
 
 
 def read_pth(path: str, shown: str) -> Any:
@@ -33,6 +38,8 @@ def read_pth(path: str, shown: str) -> Any:
     try:
         check_regular(path)
         _check_size(path)
+        for pickled in _pickles(path):
+            _check_integers(pickled)
         with warnings.catch_warnings():
             # Of old formats and of kinds of tensors, which are refused below.
             warnings.simplefilter("ignore")
@@ -122,6 +129,37 @@ def _check_size(path: str) -> None:
         size = sum(entry.file_size for entry in file.infolist())
     if size > os.path.getsize(path):
         raise ValueError(f"its parts are of {size} bytes, more than the file")
+
+
+def _pickles(path: str) -> Iterator[BinaryIO]:
+    """The pickles that torch runs, one after the other."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith("data.pkl"):
+                    with archive.open(entry) as file:
+                        yield file
+    else:
+        with open(path, "rb") as file:
+            # torch before 1.6: a magic number, a version, the system, the content, and the names of
+            # the storages, which follow.
+            for _ in range(5):
+                yield file
+
+
+def _check_integers(pickled: BinaryIO) -> None:
+    left = MAX_LARGE_INTEGERS
+    instructions = pickletools.genops(pickled)
+    while True:
+        try:
+            _, argument, _ = next(instructions)
+        # It ends, or is damaged: torch's machine comes no further than here, and says so.
+        except Exception:
+            return
+        if isinstance(argument, int) and abs(argument) >= 2**32:
+            left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MAX_LARGE_INTEGERS} integers of over 32 bits")
 
 
 def _reason(error: Exception) -> str:

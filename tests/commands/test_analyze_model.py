@@ -60,12 +60,15 @@ def build_prepared(name, size, *opts):
 
 # ------------------------------------------------------------------------------------ parameters
 
-# In millions: #params of ML-AGCN's Tables 1 (COCO) and 2 (VG-500), arXiv:2301.04494.
+# In millions: #params of ML-AGCN's Tables 1 (COCO) and 2 (VG-500), arXiv:2301.04494; that of
+# ADD-GCN is of its published network.
 PUBLISHED = {
     "COCO/ml_gcn_1l_R_101": 43.1,
     "COCO/ml_gcn_R_101": 44.9,
     "COCO/asl_tresnet_m": 29.5,
     "COCO/asl_tresnet_l": 53.8,
+    "COCO/add_gcn_R_101": 48.2,
+    "COCO/ssgrl_R_101": 92.2,
     "COCO/iml_gcn_1l": 29.5,
     "COCO/iml_gcn_2l": 31.5,
     "COCO/ml_agcn_1l": 29.9,
@@ -239,6 +242,20 @@ def test_a_model_without_an_rpn_is_given_regions():
     assert len(boxes) == 20
     assert boxes.nonempty().all()
     assert boxes.inside_box((64, 64)).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("aam", "add_gcn", "c_tran", "cnn_rnn", "csra", "kggr", "ml_decoder", "query2label"),
+        *("rnn_attention", "salgl", "srn", "ssgrl", "tdrg"),
+    ],
+)
+def test_every_head_has_a_size(name):
+    cfg = setup_cfg(config(f"DigitScenes/{name}"), ["MODEL.DEVICE", "cpu"])
+    size = analyze_model(cfg, rounds=0)
+    assert 0 < size.parameters["label_head"] < size.parameters["total"]
+    assert size.per_image > 0
 
 
 def test_the_first_pass_is_not_timed(monkeypatch):

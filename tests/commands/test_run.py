@@ -56,6 +56,49 @@ def test_a_signal_during_a_fork_is_not_lost(moment):
     assert (outcome.returncode, outcome.stderr) == (143, "it: interrupted\n")
 
 
+SIGNAL_AT_ITER = """
+import os, signal, sys, time
+from torch.utils.data import DataLoader
+from ia_gcn.commands.common import run
+
+class Batches:
+    def __iter__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return iter([[0], [1]] * 1000)
+
+def work():
+    for _ in DataLoader([0.0, 1.0], batch_sampler=Batches(), num_workers=1):
+        time.sleep(0.1)
+
+sys.exit(run("it", work))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_loader_is_made_comes_after_it():
+    outcome = run_process("-c", SIGNAL_AT_ITER)
+    assert (outcome.returncode, outcome.stderr) == (143, "it: interrupted\n")
+
+
+LOST_PARENT = """
+import os, sys, time
+from multiprocessing import process, resource_sharer
+from multiprocessing.connection import Client
+from ia_gcn.processes import ignore_lost_parent
+
+ignore_lost_parent()
+address, _ = resource_sharer.DupFd(os.dup(1))._id
+Client(address, authkey=process.current_process().authkey).close()
+time.sleep(0.5)
+sys.excepthook(ValueError, ValueError("another"), None)
+"""
+
+
+def test_a_parent_that_is_gone_is_nothing_to_print():
+    outcome = run_process("-c", LOST_PARENT)
+    assert (outcome.returncode, outcome.stderr) == (0, "ValueError: another\n")
+
+
 class Hit:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -650,8 +650,14 @@ def test_onnx_files_that_can_not_be_used_are_one_line(exported, tmp_path, error_
         onnx.save(stranger, tmp_path / "stranger.onnx")
         line = error_line(OnnxPredictor, tmp_path / "stranger.onnx")
         assert "stranger.onnx was not written by tools/export_model.py" in line
+    (images,) = model.graph.input
+    images.type.tensor_type.elem_type = onnx.TensorProto.INT32
+    onnx.save(model, tmp_path / "int.onnx")
+    assert "int.onnx" in error_line(OnnxPredictor, tmp_path / "int.onnx")
     with pytest.raises(InputError, match="device abacus"):
         OnnxPredictor(path, device="abacus")
+    with pytest.raises(InputError, match="can't run it"):
+        OnnxPredictor(path).run(noise(1)[:, :, :-1])
 
 
 def test_scores_that_are_not_finite_are_refused(exported, tmp_path):

@@ -134,3 +134,24 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path, error_line):
         for name, data in parts.items():
             file.writestr(name, data)
     assert "more than the file" in error_line(read_pth, path, "a.pth")
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_many_keys_of_the_same_hash_are_refused_before_they_are_looked_up(
+    tmp_path, monkeypatch, error_line, new
+):
+    keys = {i * (2**61 - 1): None for i in range(1500)}
+    torch.save({"x": keys}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    # Of a hundred times as many, torch would be at it for minutes.
+    monkeypatch.setattr(torch, "load", None)
+    line = error_line(read_pth, str(tmp_path / "a.pth"), "a.pth")
+    assert "1000 integers of over 32 bits" in line
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+def test_some_large_integers_are_read(tmp_path, new):
+    content = {"seeds": [2**63 + i for i in range(900)], "x": torch.ones(3)}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+    found = read_pth(str(tmp_path / "a.pth"), "a.pth")
+    assert found["seeds"] == content["seeds"]
+    assert torch.equal(found["x"], content["x"])

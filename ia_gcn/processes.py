@@ -80,6 +80,8 @@ def on_stop_signals(
 ) -> Iterator[None]:
     """Handle signals that ask for an end; one that the process ignores stays ignored.
 
+    Afterwards the handlers are those of before; after a signal, from SAME_SIGNAL on.
+
     Python has signal handlers in the main thread only: in another one, nothing is changed.
 
     Args:
@@ -118,7 +120,20 @@ def on_stop_signals(
     finally:
         over = True
         for signum, handler in before.items():
-            signal.signal(signum, handler or signal.SIG_DFL)
+            handler = handler or signal.SIG_DFL
+            signal.signal(signum, handler if received is None else _later(handler, received))
+
+
+def _later(handler, received: float) -> Callable[[int, FrameType | None], None]:
+    """What takes the place of a handler after a signal that came at `received`: the same signal
+    again changes nothing, not even while the process ends, and another one goes to the handler."""
+
+    def handle(signum, frame):
+        if time.monotonic() - received >= SAME_SIGNAL:
+            signal.signal(signum, handler)
+            os.kill(os.getpid(), signum)
+
+    return handle
 
 
 @contextmanager

@@ -11,22 +11,59 @@ from ia_gcn.errors import ProcessDied, Stopped
 from tests.helpers.commands import run_process
 
 
+@pytest.fixture(autouse=True)
+def _same_handlers():
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.getsignal(signum) for signum in signals}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_in_a_line_and_128_more_than_its_number(signum, capsys):
-    before = signal.getsignal(signum)
     assert run("it", lambda: os.kill(os.getpid(), signum)) == 128 + signum
     assert run("it", lambda: os.kill(os.getpid(), signum), "do it again") == 128 + signum
     assert capsys.readouterr().err == "it: interrupted\nit: interrupted; do it again\n"
-    assert signal.getsignal(signum) == before
 
 
 def test_a_command_may_name_other_signals(capsys):
     signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(signum) for signum in signals]
     status = run("it", lambda: os.kill(os.getpid(), signal.SIGHUP), signals=signals)
     assert status == 128 + signal.SIGHUP
     assert capsys.readouterr().err == "it: interrupted\n"
-    assert [signal.getsignal(signum) for signum in signals] == before
+
+
+@pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])
+def test_the_handlers_of_before_come_back(monkeypatch, signals):
+    monkeypatch.setattr("ia_gcn.processes.SAME_SIGNAL", 0.3)
+    got = []
+    signal.signal(signal.SIGTERM, lambda *_: got.append("the one of before"))
+    run("it", lambda: [os.kill(os.getpid(), signum) for signum in signals])
+    if signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The same again, while the process ends.
+        assert not got
+        time.sleep(0.4)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert got == ["the one of before"]
+
+
+SIGNAL_AT_EXIT = """
+import atexit, os, signal, sys
+from ia_gcn.commands.common import run
+
+def hit():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+atexit.register(hit)
+sys.exit(run("it", hit))
+"""
+
+
+def test_a_signal_that_comes_twice_does_not_cut_the_end():
+    outcome = run_process("-c", SIGNAL_AT_EXIT)
+    assert (outcome.returncode, outcome.stderr) == (143, "it: interrupted\n")
 
 
 # Python leaves out what functions raise that it calls around a fork; logging has one, for example.

@@ -40,7 +40,7 @@ clean:
 
 # Made once, and again when what it is made from changes. uv unpacks on all cores, and does not know
 # pip's settings: pip goes on where these name the only index that can be reached. What is imported
-# is compiled then; to compile all of it would take longer than to download it.
+# is compiled then: to compile all of it takes as long as the rest of the installation.
 unexport PYTHONDONTWRITEBYTECODE
 .venv/installed: requirements.txt setup.py tools/install_detectron2.py
 	$(PYTHON) -m venv .venv

@@ -9,7 +9,7 @@ nothing else. What takes more than 60% of the available memory is not run.
 Examples:
   all comparisons of models and label graphs (minutes):
     tools/benchmark.py model
-  all label heads on the same feature maps (an hour):
+  all label heads on the same feature maps:
     tools/benchmark.py heads
   where a training step of IA-GCN goes:
     tools/benchmark.py profile

@@ -318,6 +318,22 @@ def _add_model_keys(cfg: CN) -> None:
     # image's scores then depend on its batch, and training is refused.
     cfg.MODEL.TDRG.ATTENTION = "image"
 
+    # P(label | other labels), which a recogniser's logits are combined with.
+    cfg.MODEL.LABEL_PRIOR = CN()
+    # PairwisePrior: a regression of each label on the others; ThemePrior: a mixture of themes; "":
+    # none. tools/fit_label_prior.py adds one to a checkpoint and sets these keys.
+    cfg.MODEL.LABEL_PRIOR.NAME = ""
+    # Whether it is trained along, from a fit to the training labels on. A training needs True.
+    cfg.MODEL.LABEL_PRIOR.TRAINED = False
+    # In such a training, the share of the labels whose evidence is hidden at random.
+    cfg.MODEL.LABEL_PRIOR.HIDDEN_EVIDENCE = 0.5
+    # K: of ThemePrior.
+    cfg.MODEL.LABEL_PRIOR.NUM_THEMES = 64
+    # Of PairwisePrior: how many other labels each one is regressed on; 0: all.
+    cfg.MODEL.LABEL_PRIOR.NUM_NEIGHBORS = 0
+    # Steps of mean field, of PairwisePrior.
+    cfg.MODEL.LABEL_PRIOR.STEPS = 15
+
     # The region branch of InstanceAwareRecognizer, beside MODEL.PROPOSAL_GENERATOR, MODEL.RPN,
     # MODEL.ROI_HEADS and the pooler's keys in MODEL.ROI_BOX_HEAD, which are detectron2's.
     cfg.MODEL.REGION_BRANCH = CN()

@@ -238,6 +238,12 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             in_training = "trainer" in self.checkpointables
             hint = "; MODEL.TRANSFER True loads the tensors that fit" if in_training else ""
             raise InputError(f"the data set {mismatch} than MODEL.WEIGHTS {self._path}{hint}")
+        has_prior = any(name.startswith("label_prior.") for name in checkpoint["model"])
+        if has_prior and self.model.label_prior is None and "trainer" not in self.checkpointables:
+            raise InputError(
+                f"MODEL.WEIGHTS: {self._path} has a label prior: use the config that "
+                "tools/fit_label_prior.py wrote beside it, or set MODEL.LABEL_PRIOR as in there"
+            )
         incompatible = super()._load_model(checkpoint)
         self.missing = list(incompatible.missing_keys)
         if "ema" in self.checkpointables:

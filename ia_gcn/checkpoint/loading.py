@@ -61,6 +61,8 @@ def load_model(
     checkpointer = MultiLabelCheckpointer(
         model, label_names=label_names, load_ema=ema, other_labels=other_labels
     )
+    if other_labels and model.label_prior is not None:
+        raise InputError(f"TEST.LABELS: the label prior in {path} is of the labels of its training")
     checkpointer.load(path)
     checkpointer.check_complete()
     return model.eval()

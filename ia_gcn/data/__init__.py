@@ -16,6 +16,7 @@ from .datasets import (
     register_multilabel_voc,
 )
 from .label_embeddings import glove_embeddings, label_embeddings, name_embeddings
+from .label_matrices import label_matrices
 from .label_statistics import (
     LabelGraphSummary,
     LabelStatistics,
@@ -46,6 +47,7 @@ __all__ = [
     "get_test_dicts",
     "glove_embeddings",
     "label_embeddings",
+    "label_matrices",
     "name_embeddings",
     "register_custom",
     "register_multilabel_coco",

@@ -28,11 +28,13 @@ from ..data import (
     get_label_names,
     get_test_dicts,
     label_embeddings,
+    label_matrices,
 )
 from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError, TrainingDiverged
 from ..evaluation import MultiLabelEvaluator, summary_line
 from ..inference.test_time_augmentation import MultiLabelTTA
+from ..modeling.label_prior_fit import LabelSets, fit_like
 from .accumulation import AccumulatingTrainer, choose_amp_dtype
 from .held_out import write_split
 from .hooks import (
@@ -92,6 +94,7 @@ class Trainer(DefaultTrainer):
         seed_all_rng(self.seed)
         model = self.build_model(cfg)
         fill_label_graph(cfg, model, data_loader.dataset, label_names)
+        fill_label_prior(cfg, model, data_loader.dataset)
         optimizer = self.build_optimizer(cfg, model)
         decay = cfg.SOLVER.EMA_DECAY
         if not 0 <= decay < 1:
@@ -439,6 +442,25 @@ def fill_label_graph(
         label_names, source.SOURCE, source.DIM, source.ALIASES, source.NORM
     )
     graph.fill(*statistics, embeddings)
+
+
+def fill_label_prior(cfg: CfgNode, model: nn.Module, dataset: Sequence[Dict]) -> None:
+    """Fit a recogniser's label prior, if it has one, to the labels of the training set.
+
+    Raises:
+        InputError: it is not to be trained.
+    """
+    prior = model.label_prior
+    if prior is None:
+        return
+    if not cfg.MODEL.LABEL_PRIOR.TRAINED:
+        raise InputError(
+            f"MODEL.LABEL_PRIOR.NAME is {cfg.MODEL.LABEL_PRIOR.NAME}: a training needs "
+            "MODEL.LABEL_PRIOR.TRAINED True; tools/fit_label_prior.py adds a prior to a model that "
+            "is trained"
+        )
+    labels = LabelSets.of(*label_matrices(dataset, cfg.MODEL.LABEL_HEAD.NUM_LABELS))
+    prior.load_state_dict(fit_like(prior, labels).state_dict())
 
 
 def use_buffers_of_main_process(model: nn.Module) -> None:

@@ -186,7 +186,7 @@ class InstanceAwareRecognizer(MultiLabelRecognizer):
             boxes = [x["instances"].to(self.device) for x in batched_inputs]
         return self.proposal_generator(images, features, boxes)
 
-    def apply_heads(
+    def score_features(
         self, features: ImageFeatures, targets: torch.Tensor | None = None
     ) -> Tuple[Dict[str, torch.Tensor], Dict[str, torch.Tensor]]:
         """As `MultiLabelRecognizer` does; the outputs are means over the draws of z.

@@ -17,6 +17,7 @@ from ..errors import InputError
 from .features import ImageFeatures
 from .label_graph import LabelGraph
 from .label_heads import LabelHead, build_label_head
+from .label_prior import LabelPrior, build_label_prior
 from .losses import MultiLabelCriterion
 from .pooling import valid_cells
 
@@ -25,8 +26,11 @@ from .pooling import valid_cells
 class MultiLabelRecognizer(nn.Module):
     """Backbone → feature maps → label head → one logit per label → criterion, or scores.
 
+    With a label prior, the logits are those of the head and the prior together.
+
     Attributes:
         label_graph: a `LabelGraph`, or None where no head asks for one.
+        label_prior: a `LabelPrior`, or None.
         has_regions: whether there is a region branch.
         network: names of the modules that compute the features, before the heads.
     """
@@ -44,6 +48,7 @@ class MultiLabelRecognizer(nn.Module):
         criterion: nn.Module,
         num_labels: int,
         context: FrozenSet[str] = frozenset(),
+        label_prior: LabelPrior | None = None,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
     ):
@@ -55,6 +60,7 @@ class MultiLabelRecognizer(nn.Module):
             criterion: outputs of the head and targets (B, C) to losses by name.
             num_labels: C.
             context: names of the head's further inputs, see `LabelHead`.
+            label_prior: see `LabelPrior`; None: the head's logits are the model's.
             pixel_mean, pixel_std: of each channel, in INPUT.FORMAT's order and the image's units.
         """
         super().__init__()
@@ -64,6 +70,7 @@ class MultiLabelRecognizer(nn.Module):
         self.criterion = criterion
         self.num_labels = num_labels
         self.context = context
+        self.label_prior = label_prior
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -74,7 +81,8 @@ class MultiLabelRecognizer(nn.Module):
         context = cls.available_context(cfg)
         _check_needs(cfg, head.needs - context)
         context &= head.uses | head.needs
-        if cfg.INPUT.KNOWN_LABELS and "label_states" not in context:
+        has_prior = bool(cfg.MODEL.LABEL_PRIOR.NAME)
+        if cfg.INPUT.KNOWN_LABELS and "label_states" not in context and not has_prior:
             raise InputError(
                 f"INPUT.KNOWN_LABELS is {cfg.INPUT.KNOWN_LABELS}, and MODEL.LABEL_HEAD.NAME "
                 f"{cfg.MODEL.LABEL_HEAD.NAME} makes no use of labels that are known: set it to 0"
@@ -86,6 +94,7 @@ class MultiLabelRecognizer(nn.Module):
             "criterion": MultiLabelCriterion(cfg),
             "num_labels": cfg.MODEL.LABEL_HEAD.NUM_LABELS,
             "context": context,
+            "label_prior": build_label_prior(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -125,6 +134,11 @@ class MultiLabelRecognizer(nn.Module):
     def has_attention(self) -> bool:
         """Whether it says what each label looked at."""
         return self.label_head is not None and self.label_head.has_attention
+
+    @property
+    def takes_known_labels(self) -> bool:
+        """Whether the label_states of an image have an effect on its scores."""
+        return "label_states" in self.context or self.label_prior is not None
 
     @property
     def parts_to_load(self) -> Tuple[str, ...]:
@@ -192,7 +206,7 @@ class MultiLabelRecognizer(nn.Module):
             for name, features in maps.items()
         }
         states = None
-        if "label_states" in self.context and any("label_states" in x for x in batched_inputs):
+        if self.takes_known_labels and any("label_states" in x for x in batched_inputs):
             unknown = torch.full((self.num_labels,), -1.0)
             states = [torch.as_tensor(x.get("label_states", unknown)) for x in batched_inputs]
             states = torch.stack(states).to(self.device)
@@ -207,8 +221,19 @@ class MultiLabelRecognizer(nn.Module):
             features: of B images.
             targets: (B, C) in {1, 0, -1 = ignored}; in training only.
         Returns:
-            the outputs, see `LabelHead`; and losses beside those of the criterion.
+            the outputs, see `LabelHead`, with the label prior's logits if there is one; and losses
+            beside those of the criterion.
         """
+        outputs, losses = self.score_features(features, targets)
+        if self.label_prior is not None:
+            logits = self.label_prior(outputs["logits"], features.label_states)
+            outputs = {**outputs, "logits": logits}
+        return outputs, losses
+
+    def score_features(
+        self, features: ImageFeatures, targets: torch.Tensor | None = None
+    ) -> Tuple[Dict[str, torch.Tensor], Dict[str, torch.Tensor]]:
+        """`apply_heads` without the label prior."""
         return self.apply_label_head(features, targets), {}
 
     def apply_label_head(

@@ -122,6 +122,11 @@ class MultiLabelRecognizer(nn.Module):
         return False
 
     @property
+    def takes_known_labels(self) -> bool:
+        """Whether `label_states` of an image make a difference to its other labels."""
+        return "label_states" in self.context
+
+    @property
     def has_attention(self) -> bool:
         """Whether it says what each label looked at."""
         return self.label_head is not None and self.label_head.has_attention
@@ -192,7 +197,7 @@ class MultiLabelRecognizer(nn.Module):
             for name, features in maps.items()
         }
         states = None
-        if "label_states" in self.context and any("label_states" in x for x in batched_inputs):
+        if self.takes_known_labels and any("label_states" in x for x in batched_inputs):
             unknown = torch.full((self.num_labels,), -1.0)
             states = [torch.as_tensor(x.get("label_states", unknown)) for x in batched_inputs]
             states = torch.stack(states).to(self.device)

@@ -416,15 +416,16 @@ def test_the_check_starts_from_files(checkpoint, tmp_path, any_batch):
     files = [tmp_path / "a.jpg", tmp_path / "b.png"]
     for file, photo in zip(files, load_sample_images().images):
         Image.fromarray(photo).save(file)
-    expected = evaluate_files(p, files)
+    states = np.full((2, 3), -1, np.int8)
+    expected = evaluate_files(p, files, states)
     preprocessing = describe(p.cfg, p.label_names)["preprocessing"]
 
-    def run(images):
+    def run(images, label_states):
         return np.stack([result["logits"].numpy() for result in evaluate(p.model, images)])
 
     def difference(**changed):
         exported = ExportedModel(ImageView({**preprocessing, **changed}), run)
-        return largest_difference(exported, files, expected, any_batch)
+        return largest_difference(exported, files, states, expected, any_batch)
 
     assert difference() <= 1e-5
     for changed in ({"interpolation": "nearest"}, {"interpolation": "box"}, {"format": "BGR"}):

@@ -76,7 +76,7 @@ class Input(NamedTuple):
     """A file to predict."""
 
     file: str | BinaryIO
-    known: Dict[str, bool] = {}
+    known: Dict[str, bool] | None = None
     """What is known of this image, before --known."""
     place: str = ""
     """Where that was read, for a message."""
@@ -104,7 +104,7 @@ def predict(args: argparse.Namespace) -> int:
     results = predict_files(
         predictor,
         files,
-        known=({**known_of_all, **item.known} for item in inputs),
+        known=({**known_of_all, **(item.known or {})} for item in inputs),
         batch_size=args.batch_size,
         num_workers=args.num_workers,
     )
@@ -172,8 +172,8 @@ def read_line(line: bytes, place: str) -> Input:
     # A RecursionError is of JSON that is nested deeply.
     except (KeyError, RecursionError, ValueError):
         raise InputError(
-            f'{place} begins with {{ and is not {{"file": "a.jpg", "known": {{"fork": true}}}}; the '
-            "name of a file that begins so is written as ./{"
+            f'{place} begins with {{ and is not {{"file": "a.jpg", "known": {{"fork": true}}}}; '
+            "the name of a file that begins so is written as ./{"
         ) from None
     return Input(file, known, place)
 

@@ -522,5 +522,8 @@ def _add_training_keys(cfg: CN) -> None:
     # Which ones these are follows from this and the image's id. It is not SEED, so that trainings
     # with several seeds are measured on the same labels.
     cfg.TEST.KNOWN_LABELS_SEED = 0
+    # Whether these count, with the model's own scores, in all measures but AP and mAP, as in
+    # C-Tran's code: a model that makes use of them is then measured on what it was told.
+    cfg.TEST.KNOWN_LABELS_IN_F1 = False
     # Leave out test images without a label; DATALOADER.FILTER_EMPTY_ANNOTATIONS is for training.
     cfg.TEST.FILTER_EMPTY_ANNOTATIONS = False

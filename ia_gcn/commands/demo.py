@@ -4,7 +4,8 @@ Needs gradio: pip install gradio. The page is at http://127.0.0.1:7860, and only
 reach it unless --host is given. It loads nothing from other machines. Uploaded images are kept in a
 folder that only you can read, and are deleted after an hour and at the end. For an IA-GCN it shows
 the figure of tools/visualize_regions.py; for an ML-GCN or ML-AGCN, the statistical label graph of
-the image's likeliest labels.
+the image's likeliest labels. For a model that takes known labels, such as C-Tran, a click on a
+label says that it is in the image, a second one that it is not: the other labels follow.
 
 Examples:
   tools/demo_app.py --weights output/demo/model_best.pth

@@ -1,7 +1,9 @@
 """Write a trained model as one file that runs without ia_gcn and detectron2: ONNX or torch.export.
 
 The input is `images`, (B, 3, H, W) uint8 at INPUT.IMAGE_SIZE in INPUT.FORMAT; the normalisation is
-part of the model. Its outputs are
+part of the model. A model that takes known labels, such as C-Tran, has a second one,
+`label_states`, (B, C) int8: 1 for a label that is known to be there, 0 not to be there, -1 for one
+that is unknown. The outputs are
   scores (B, C): probabilities; and logits (B, C)
 and of a model with a region branch, on a batch of one, for N regions, best first by objectness
   boxes (N, 4): x0, y0, x1, y1 in pixels of the input; weights (N,); region_scores (N, C);
@@ -11,7 +13,8 @@ Of a model without one, a batch may have any number of images.
 Before saving, the file is read again and run, by onnxruntime or torch, on image files, with its own
 preprocessing: its logits must equal the model's within 1e-4, or there is no file. Label names,
 preprocessing and origin are in ONNX's metadata as JSON, by the names label_names, preprocessing and
-made_by; with torch.export, they are in the extra file metadata.json.
+made_by, and label_states says what these are where there are some; with torch.export, all of it is
+in the extra file metadata.json.
 
 ONNX needs pip install 'ia_gcn[export]'. tools/predict.py runs an ONNX file with onnxruntime,
 without torch and detectron2. torch.export.load unpickles what a file contains: only load files that

@@ -4,6 +4,12 @@ INPUT is a file; a folder, for all images in it and below; a pattern such as 'ph
 for standard input: an image, or a list of files, one a line. URLs are not downloaded. A file
 that is named twice is predicted twice.
 
+A C-Tran can be told which labels are there and which are not, and uses it for the others: with
+--known for all images, and for one image with a line of the list that is JSON
+  {"file": "a.jpg", "known": {"fork": true, "cup": false}}
+and comes before --known. Their probabilities are 1 and 0, and the image's record has the same
+"known".
+
 Writes a record for each image, in the order given, as JSON Lines
   {"file": "a.jpg", "labels": [{"label": "cat", "probability": 0.93}, ...]}
 with the highest probability first, or as CSV: file,label,probability,error with a line for each
@@ -26,6 +32,8 @@ Examples:
     find . -name '*.png' | tools/predict.py --weights model.pth - --threshold 0
   an image of another program's:
     curl -sL https://example.org/photo.jpg | tools/predict.py --weights model.onnx -
+  what else is in a photo that shows a fork and no cup:
+    tools/predict.py --weights c_tran.pth photo.jpg --known fork=yes --known cup=no
 """
 
 from __future__ import annotations
@@ -40,7 +48,7 @@ from collections import Counter
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, Iterator, List, Sequence, TextIO
+from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Sequence, TextIO, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -49,6 +57,7 @@ from ..errors import InputError
 from ..extensions import import_extensions
 from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
 from ..inference.files import default_workers, map_ahead
+from ..inference.known_labels import check_known
 from ..io.files import write_text_atomically
 from ..io.images import source_name, turn_to_decode
 from ..io.inputs import check_regular
@@ -63,14 +72,29 @@ from .common import (
 )
 
 
+class Input(NamedTuple):
+    """A file to predict."""
+
+    file: str | BinaryIO
+    known: Dict[str, bool] | None = None
+    """What is known of this image, before --known."""
+    place: str = ""
+    """Where that was read, for a message."""
+
+
 def predict(args: argparse.Namespace) -> int:
     """Returns the exit status: 1 if a file could not be read."""
-    files = find_inputs(args.inputs)
+    inputs = find_inputs(args.inputs)
+    files = [item.file for item in inputs]
     names = [source_name(file) for file in files]
     drawings = drawing_paths(args.draw, names) if args.draw else []
     check_overwrites_none([args.output, *drawings] if args.output else drawings, names)
     import_extensions(args.imports)
     predictor = load_predictor(args)
+    known_of_all = dict(args.known)
+    check_known(predictor, known_of_all, "--known")
+    for item in inputs:
+        check_known(predictor, item.known, item.place)
     share_freed_memory()
     threshold = np.full(len(predictor.label_names), args.threshold)
     if args.thresholds:
@@ -78,7 +102,11 @@ def predict(args: argparse.Namespace) -> int:
             threshold[predictor.label_names.index(label)] = value
 
     results = predict_files(
-        predictor, files, batch_size=args.batch_size, num_workers=args.num_workers
+        predictor,
+        files,
+        known=({**known_of_all, **(item.known or {})} for item in inputs),
+        batch_size=args.batch_size,
+        num_workers=args.num_workers,
     )
     if args.draw:
         os.makedirs(args.draw, exist_ok=True)
@@ -98,30 +126,56 @@ def predict(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def find_inputs(inputs: Sequence[str]) -> List[str | BinaryIO]:
+def find_inputs(inputs: Sequence[str]) -> List[Input]:
     """The files that INPUT... stands for, in order.
 
     A name without a file or image is returned itself, and becomes a record with the error.
 
     Raises:
-        InputError: one is a URL.
+        InputError: one is a URL, or a line of standard input begins with { and is not of its form.
     """
-    files: List[str | BinaryIO] = []
+    files: List[Input] = []
     for name in inputs:
-        files += read_standard_input() if name == "-" else find_images(name)
+        files += read_standard_input() if name == "-" else map(Input, find_images(name))
     return files
 
 
-def read_standard_input() -> List[str | BinaryIO]:
+def read_standard_input() -> List[Input]:
     """The files that are listed there, or the one image whose bytes are there."""
     content = sys.stdin.buffer.read()
     # Images have this byte, and names of files can't.
     if b"\0" in content:
         image = io.BytesIO(content)
         image.name = "-"
-        return [image]
-    # Names of files need not be text.
-    return [os.fsdecode(line) for line in content.splitlines() if line]
+        return [Input(image)]
+    lines = enumerate(content.splitlines(), start=1)
+    return [read_line(line, f"standard input, line {number}") for number, line in lines if line]
+
+
+def read_line(line: bytes, place: str) -> Input:
+    """A name of a file, or JSON with one and with known labels.
+
+    Raises:
+        InputError: the line begins with { and is not {"file": name, "known": {label: true or
+            false}}, of which known may be missing.
+    """
+    if not line.startswith(b"{"):
+        # Names of files need not be text.
+        return Input(os.fsdecode(line))
+    try:
+        record = json.loads(line)
+        file, known = record.pop("file"), record.pop("known", {})
+        # A name that is not text has escapes, as in what `open_output` writes.
+        usable = isinstance(file, str) and file and b"\0" not in os.fsencode(file)
+        if record or not usable or not isinstance(known, dict):
+            raise ValueError
+    # A RecursionError is of JSON that is nested deeply.
+    except (KeyError, RecursionError, ValueError):
+        raise InputError(
+            f'{place} begins with {{ and is not {{"file": "a.jpg", "known": {{"fork": true}}}}; '
+            "the name of a file that begins so is written as ./{"
+        ) from None
+    return Input(file, known, place)
 
 
 def load_predictor(args: argparse.Namespace):
@@ -249,6 +303,14 @@ def read_thresholds(path: str, label_names: Sequence[str]) -> Dict[str, float]:
     return thresholds
 
 
+def known_label(text: str) -> Tuple[str, bool]:
+    """An argparse type: LABEL=yes or LABEL=no."""
+    label, _, there = text.rpartition("=")
+    if not label or there not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text} is neither LABEL=yes nor LABEL=no")
+    return label, there == "yes"
+
+
 def drawing_paths(folder: str, files: Sequence[str]) -> List[str]:
     """A PNG for each file, of its name; a number makes it another than those before it."""
     taken, numbers, paths = set(), Counter(), []
@@ -293,6 +355,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--top-k", type=positive_int, metavar="K", help="of those, the K likeliest labels at most"
+    )
+    parser.add_argument(
+        "--known",
+        type=known_label,
+        action="append",
+        default=[],
+        metavar="LABEL=yes|no",
+        help="this label is, or is not, in the images; may be given several times",
     )
     parser.add_argument("--regions", action="store_true", help="write boxes and weights (jsonl)")
     parser.add_argument("--draw", metavar="DIR", help="draw images with their labels there")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data.dataset_mapper import read_image
 from ..inference import MultiLabelPredictor, Prediction
+from ..inference.known_labels import KnownLabels, check_known, hold_known, with_known
 from ..io.images import turn_to_decode
 from ..modeling import LabelGraph
 from ..visualization import (
@@ -41,20 +42,25 @@ class Description(NamedTuple):
     model that has none of them."""
 
 
-def describe_image(predictor: MultiLabelPredictor, image: str, threshold: float) -> Description:
+def describe_image(
+    predictor: MultiLabelPredictor, image: str, threshold: float, known: KnownLabels | None = None
+) -> Description:
     """Run a model on an image.
 
     Args:
         predictor: of the model.
         image: a file.
         threshold: the least probability of a label.
+        known: labels that are known of it, see `MultiLabelPredictor`.
     Raises:
         UnreadableImage: the file is no image.
-        InputError: the model's output is not finite.
+        InputError: the model's output is not finite; the model makes no use of known labels, or has
+            no label of a name.
     """
+    check_known(predictor, known)
     names, figure = predictor.label_names, None
     with turn_to_decode(image):
-        view = predictor.view(image)
+        view = with_known(predictor.view(image), known, names)
         drawn = predictor.has_regions or predictor.model.has_attention
         pixels = thumbnail(read_image(image)) if drawn else None
     name = os.path.basename(image)
@@ -75,7 +81,8 @@ def describe_image(predictor: MultiLabelPredictor, image: str, threshold: float)
         graph = statistical_graph(predictor)
         if graph is not None:
             figure = draw_graph(graph, scores, names)
-    return Description(Prediction(names, scores, None).above(threshold), figure)
+    labels = Prediction(names, hold_known(view, scores), None).above(threshold)
+    return Description(labels, figure)
 
 
 def figure_title(predictor: MultiLabelPredictor) -> str:

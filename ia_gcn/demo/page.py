@@ -7,7 +7,7 @@ import os
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterator, Sequence
+from typing import TYPE_CHECKING, Dict, Iterator, List, Sequence
 
 from ..errors import InputError
 from ..inference import MultiLabelPredictor
@@ -49,7 +49,12 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
     gr = import_gradio()
     names = predictor.label_names
 
-    def run(image: Dict | None, threshold: float):
+    def run(
+        image: Dict | None,
+        threshold: float,
+        present: Sequence[str] = (),
+        absent: Sequence[str] = (),
+    ):
         file = image and image["path"]
         if not file:
             return None, None
@@ -57,7 +62,8 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
         if not Path(file).resolve().is_relative_to(uploads):
             raise gr.Error("this image was not uploaded here", print_exception=False)
         try:
-            labels, figure = describe_image(predictor, file, threshold)
+            known = known_of(present, absent)
+            labels, figure = describe_image(predictor, file, threshold, known)
         except UnreadableImage as error:
             # Do not show where gradio stored the file, nor what it made of its name.
             name = os.path.basename(str(image.get("orig_name") or file))
@@ -87,6 +93,7 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
                 )
             with gr.Column(elem_id="result"):
                 labels = gr.Label(label="Labels", show_heading=False)
+                known = add_known(labels, names) if predictor.takes_known_labels else []
             title = figure_title(predictor)
             figure = gr.Image(
                 label=title,
@@ -99,18 +106,61 @@ def build_page(predictor: MultiLabelPredictor, examples: Sequence[str] = ()) -> 
             if examples:
                 with gr.Column(elem_id="examples"):
                     gr.Examples(list(examples), image, cache_examples=False)
+        if known:
+            # What is known of one image is not known of the next one.
+            image.change(None, None, known, js="() => [[], []]")
         gr.on(
-            [image.change, threshold.release],
+            [image.change, threshold.release, *(labels.change for labels in known)],
             run,
-            [image, threshold],
+            [image, threshold, *known],
             [labels, figure],
             api_name="describe",
             # gradio would read the file, fail with a stack trace, and convert what it can read.
             preprocess=False,
             # matplotlib, which draws the figures, is not made for several threads.
             concurrency_limit=1,
+            # Of what changes while the model runs, the last change is not lost.
+            trigger_mode="always_last",
         )
     return page
+
+
+def add_known(labels: gradio.Label, names: List[str]) -> List[gradio.Dropdown]:
+    """Add the lists of labels that are known to be in the image, and not to be in it.
+
+    A click on a label puts it into the first list, from there into the second one, and from there
+    out of it.
+    """
+    gr = import_gradio()
+
+    def click(present, absent, event):
+        name = event.value
+        if name in present:
+            return [x for x in present if x != name], [*absent, name]
+        if name in absent:
+            return present, [x for x in absent if x != name]
+        return [*present, name], absent
+
+    # By its type, gradio knows which argument is the click; here a name would be text to it.
+    click.__annotations__ = {"event": gr.SelectData}
+    known = [
+        gr.Dropdown(names, value=[], multiselect=True, label=f"Known {where} the image", info=info)
+        for where, info in [("in", "Click on a label above, or choose"), ("not in", None)]
+    ]
+    labels.select(click, known, known, api_visibility="private")
+    return known
+
+
+def known_of(present: Sequence[str], absent: Sequence[str]) -> Dict[str, bool]:
+    """The labels of the two lists as a predictor takes them.
+
+    Raises:
+        InputError: one is in both.
+    """
+    both = sorted(set(present) & set(absent))
+    if both:
+        raise InputError(f"{both[0]}: known to be in the image, or not in it?")
+    return {**dict.fromkeys(present, True), **dict.fromkeys(absent, False)}
 
 
 @contextmanager

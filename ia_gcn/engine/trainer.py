@@ -394,7 +394,8 @@ def describe_model(cfg: CfgNode) -> Dict[str, str]:
     ema = " (EMA of the weights)" if cfg.TEST.EMA else ""
     views = len(cfg.TEST.AUG.SCALES) * (1 + cfg.TEST.AUG.FLIP) if cfg.TEST.AUG.ENABLED else 1
     share = cfg.TEST.KNOWN_LABELS
-    known = {"Labels that were known": f"{share:.0%} of each image's, not measured"}
+    measured = "" if cfg.TEST.KNOWN_LABELS_IN_F1 else ", not measured"
+    known = {"Labels that were known": f"{share:.0%} of each image's{measured}"}
     return {
         "Model": f"{cfg.MODEL.META_ARCHITECTURE} with {cfg.MODEL.LABEL_HEAD.NAME}",
         "Backbone": backbone,

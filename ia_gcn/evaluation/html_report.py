@@ -54,6 +54,7 @@ def render_report(
     threshold: float = 0.5,
     top_k: int | None = 3,
     conventions: Conventions = DEFAULT_CONVENTIONS,
+    known: np.ndarray | None = None,
     find_file: Callable[[object], str | None] = lambda image_id: None,
 ) -> str:
     """The report of an evaluation as an HTML page.
@@ -66,7 +67,7 @@ def render_report(
         predictions: as `read_predictions` returns them.
         data_set: its name, for the title.
         facts: further facts about the evaluation, such as {"Checkpoint": path}.
-        threshold, top_k, conventions: see `summarize`.
+        threshold, top_k, conventions, known: see `summarize`.
         find_file: the file of an image by its id, local or of a kind that PathManager knows; None
             where it is not known. What can't be read is left out.
     """
@@ -74,7 +75,9 @@ def render_report(
     # The figures are XML, which has no control characters; UTF-8 has no lone surrogates.
     names = [re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", name) for name in names]
     predictions = predictions._replace(label_names=names)
-    summary, ap = summarize(scores, targets, top_k, threshold=threshold, conventions=conventions)
+    summary, ap = summarize(
+        scores, targets, top_k, threshold=threshold, conventions=conventions, known=known
+    )
     measures = label_measures(scores, targets, threshold)
     calibration = measure_calibration(scores, targets)
     mistakes = measures.wrong + measures.missed
@@ -134,6 +137,8 @@ def _describe(conventions: Conventions) -> Dict[str, str]:
     if conventions.ignored != "nowhere":
         where = {"in_f1": "in all measures but AP", "everywhere": "in all measures"}
         facts["Ignored labels"] = f"absent {where[conventions.ignored]}"
+    if conventions.known_in_f1:
+        facts["Known labels"] = "measured in all measures of the table but mAP"
     return facts
 
 

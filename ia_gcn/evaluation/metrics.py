@@ -22,6 +22,9 @@ class Conventions(NamedTuple):
     ignored: str = "nowhere"
     """Where ignored entries count, as absent labels: nowhere, in_f1 (in all measures but AP and
     mAP), or everywhere."""
+    known_in_f1: bool = False
+    """Whether labels that the model was told count in all measures but AP and mAP, as in C-Tran's
+    code."""
 
 
 DEFAULT_CONVENTIONS = Conventions()
@@ -61,6 +64,7 @@ def multi_label_metrics(
     threshold: float | np.ndarray = 0.5,
     top_k: int | None = None,
     conventions: Conventions = DEFAULT_CONVENTIONS,
+    known: np.ndarray | None = None,
 ) -> dict[str, float | np.ndarray]:
     """Mean average precision, and the per-class and overall measures of IA-GCN's Eq. 15-17.
 
@@ -87,6 +91,8 @@ def multi_label_metrics(
             still reach `threshold`). Of equal scores, the lower label index comes first. Ignored
             entries take no place among them.
         conventions: other definitions than these.
+        known: (n, C), 1 or 0 for a label that the model was told, which `targets` has as ignored,
+            and -1 for all others; it has an effect with the convention known_in_f1 alone.
 
     Returns:
         "mAP", "CP", "CR", "CF1", "OP", "OR", "OF1" (float) and "AP" ((C,) float64 array), all in
@@ -106,8 +112,11 @@ def multi_label_metrics(
     ap = np.array(
         [_average_precision(s, p, conventions.ap) for s, p in zip(ranked.T, positive.T)], np.float64
     )
-    if conventions.ignored == "in_f1":
-        ranked, positive = check_predictions(scores, targets, 2, ignored_is_absent=True)
+    counted = targets
+    if conventions.known_in_f1 and known is not None:
+        counted = np.where(known >= 0, known, targets)
+    if counted is not targets or conventions.ignored == "in_f1":
+        ranked, positive = check_predictions(scores, counted, 2, conventions.ignored != "nowhere")
     # An array, not a number, which numpy would round to the type of the scores.
     predicted = ranked >= np.atleast_1d(np.asarray(threshold, np.float64))
     if top_k is not None:

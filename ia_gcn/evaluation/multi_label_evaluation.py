@@ -69,24 +69,31 @@ class MultiLabelEvaluator(DatasetEvaluator):
         test = cfg.TEST
         old = test.ELEVEN_POINT_AP and test.AP == "all_points"
         ap = "eleven_points" if old else test.AP
-        return Conventions(ap, test.CF1, test.FORCED_TOP_K, test.IGNORED_LABELS)
+        return Conventions(
+            ap, test.CF1, test.FORCED_TOP_K, test.IGNORED_LABELS, test.KNOWN_LABELS_IN_F1
+        )
 
     def reset(self):
         self._image_ids: List = []
         self._file_names: List[str | None] = []
         self._scores: List[np.ndarray] = []
         self._targets: List[np.ndarray] = []
+        self._known: List[np.ndarray] = []
 
     def process(self, inputs: List[Dict], outputs: List[Dict]) -> None:
         """Keep `scores` of the outputs, and `labels`, `image_id` and `file_name` of the inputs.
 
-        Without `file_name`, which not all inputs have, the report shows no image.
+        Without `file_name`, which not all inputs have, the report shows no image. With the
+        convention known_in_f1, `label_states` are kept, too.
         """
         for image, output in zip(inputs, outputs):
             self._image_ids.append(image["image_id"])
             self._file_names.append(image.get("file_name"))
             self._scores.append(output["scores"].float().cpu().numpy())
             self._targets.append(image["labels"].numpy().astype(np.int8))
+            if self._conventions.known_in_f1:
+                unknown = np.full(len(self._targets[-1]), -1)
+                self._known.append(np.asarray(image.get("label_states", unknown), np.int8))
 
     def evaluate(self) -> Dict[str, Dict[str, float]] | None:
         """
@@ -98,18 +105,23 @@ class MultiLabelEvaluator(DatasetEvaluator):
         shape = (len(self._image_ids), len(label_names))
         scores = np.array(self._scores, dtype=np.float32).reshape(shape)
         targets = np.array(self._targets, dtype=np.int8).reshape(shape)
-        gathered = comm.gather((self._image_ids, self._file_names, scores, targets))
+        known = targets[:0]
+        if self._conventions.known_in_f1:
+            known = np.array(self._known, dtype=np.int8).reshape(shape)
+        gathered = comm.gather((self._image_ids, self._file_names, scores, targets, known))
         if not comm.is_main_process():
             return None
         image_ids = np.array([image_id for ids, *_ in gathered for image_id in ids])
         file_names = [name for _, names, *_ in gathered for name in names]
+        scores, targets, known = (np.concatenate(x) for x in list(zip(*gathered))[2:])
         # Sorted, so that neither the processes nor the order of the files make a difference.
         image_ids, first = np.unique(image_ids, return_index=True)
         file_names = [file_names[i] for i in first]
-        scores = np.concatenate([scores for *_, scores, _ in gathered])[first]
-        targets = np.concatenate([targets for *_, targets in gathered])[first]
+        scores, targets = scores[first], targets[first]
 
         settings = {"threshold": self._threshold, "conventions": self._conventions}
+        if self._conventions.known_in_f1:
+            settings["known"] = known[first]
         summary, ap = summarize(scores, targets, self._top_k, **settings)
         per_label = dict(zip(label_names, ap.tolist()))
         self._report(summary, per_label, len(image_ids))

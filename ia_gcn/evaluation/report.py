@@ -25,7 +25,7 @@ def summarize(
     Args:
         scores, targets: (n, C), see `multi_label_metrics`.
         top_k: k of the further six figures; None leaves them out.
-        settings: threshold and conventions, see there.
+        settings: threshold, conventions and known, see there.
     Returns:
         mAP and those of SUMMARY, the latter also with _top<k> appended; and the AP of each label,
         (C,). In percent.

@@ -57,8 +57,8 @@ def export_model(
         predictor: on the CPU.
         output: the file; its name ends as ENDINGS says.
         format: onnx or torch_export.
-        check: files of images on which the logits are compared; without any, scikit-learn's two
-            sample photos.
+        check: files of images on which the logits are compared, with known labels too if the
+            model takes them; without any, scikit-learn's two sample photos.
         options: opset of `write_onnx`.
     Returns:
         the largest difference of a logit from the model's.
@@ -68,17 +68,18 @@ def export_model(
     """
     if not output.endswith(ENDINGS[format]):
         raise InputError(f"--output {output}: the name must end in {ENDINGS[format]}")
-    content = describe(predictor.cfg, predictor.label_names)
+    content = describe(predictor.cfg, predictor.label_names, predictor.takes_known_labels)
     recognizer = exportable(predictor.model, predictor.cfg.INPUT.IMAGE_SIZE)
     files = check or load_sample_images().filenames
-    expected = evaluate_files(predictor, files)
+    states = example_states(len(files), len(predictor.label_names))
+    expected = evaluate_files(predictor, files, states)
 
     folder = os.path.dirname(output) or "."
     os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         path = os.path.join(temporary, f"model{ENDINGS[format]}")
         exported = WRITERS[format](recognizer, content, path, **options)
-        difference = largest_difference(exported, files, expected, recognizer.dynamic_batch)
+        difference = largest_difference(exported, files, states, expected, recognizer.dynamic_batch)
         if not difference <= TOLERANCE:
             raise InputError(
                 f"{output} is not written: its logits differ from the model's by up to "
@@ -89,31 +90,47 @@ def export_model(
     return difference
 
 
+def example_states(num_images: int, num_labels: int) -> np.ndarray:
+    """label_states (B, C) int8, by turns unknown, absent and present along labels and images."""
+    return (np.add.outer(np.arange(num_images), np.arange(num_labels)) % 3 - 1).astype(np.int8)
+
+
 @torch.no_grad()
-def evaluate_files(predictor: MultiLabelPredictor, files: Sequence[str]) -> np.ndarray:
-    """Logits (B, C) of B files, by the predictor's view and model.
+def evaluate_files(
+    predictor: MultiLabelPredictor, files: Sequence[str], label_states: np.ndarray
+) -> np.ndarray:
+    """Logits (B, C) of B files, by the predictor's view and model, with label_states (B, C).
 
     Raises:
         UnreadableImage: a file can't be read.
     """
-    outputs = [predictor.model([predictor.view(file)])[0] for file in files]
+    outputs = [
+        predictor.model([{**predictor.view(file), "label_states": states}])[0]
+        for file, states in zip(files, label_states)
+    ]
     return torch.stack([output["logits"] for output in outputs]).numpy()
 
 
 def largest_difference(
-    exported: ExportedModel, files: Sequence[str], expected: np.ndarray, any_batch: bool
+    exported: ExportedModel,
+    files: Sequence[str],
+    label_states: np.ndarray,
+    expected: np.ndarray,
+    any_batch: bool,
 ) -> float:
     """Between the logits of an exported model, by its own view of B files, and others.
 
     Args:
+        label_states: (B, C) int8.
         expected: (B, C).
         any_batch: compare one batch of all files too, beside each by itself.
     Returns:
         the difference; NaN where a logit is.
     """
     images = np.stack([exported.view(file)["image"] for file in files])
-    found = np.concatenate([exported.run(images[i : i + 1]) for i in range(len(images))])
+    each = (slice(i, i + 1) for i in range(len(images)))
+    found = np.concatenate([exported.run(images[i], label_states[i]) for i in each])
     differences = [np.abs(found - expected)]
     if any_batch:
-        differences.append(np.abs(exported.run(images) - expected))
+        differences.append(np.abs(exported.run(images, label_states) - expected))
     return float(np.max(differences))

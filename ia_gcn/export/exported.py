@@ -19,25 +19,32 @@ class ExportedModel(NamedTuple):
 
     view: ImageView
     """From an image to the model's input, as the file's own preprocessing says."""
-    run: Callable[[np.ndarray], np.ndarray]
-    """From images (B, 3, H, W) uint8 to logits (B, C)."""
+    run: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """From images (B, 3, H, W) uint8 and label_states (B, C) int8 to logits (B, C). The states have
+    no effect on a model that does not take known labels."""
 
 
-def describe(cfg: CfgNode, label_names: Sequence[str]) -> Dict[str, Any]:
+def describe(
+    cfg: CfgNode, label_names: Sequence[str], takes_known_labels: bool = False
+) -> Dict[str, Any]:
     """The metadata of an exported file, for JSON.
 
     Args:
         cfg: of the model, with MODEL.WEIGHTS.
         label_names: C names.
+        takes_known_labels: whether the model has the input label_states.
     Returns:
-        label_names; preprocessing: from an image to the model's input; and made_by.
+        label_names; preprocessing: from an image to the model's input; made_by; and, of a model
+        that has this input, what label_states are.
     Raises:
         InputError: INPUT.FORMAT is neither RGB nor BGR, the formats with integer pixels.
     """
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise InputError(f"INPUT.FORMAT must be RGB or BGR to be exported, not {cfg.INPUT.FORMAT}")
+    states = "int8 (B, C): 1 for a label that is known to be there, 0 not to be there, -1 unknown"
     return {
         "label_names": list(label_names),
+        **({"label_states": states} if takes_known_labels else {}),
         "preprocessing": {
             "size": list(cfg.INPUT.IMAGE_SIZE),
             "format": cfg.INPUT.FORMAT,

@@ -31,24 +31,28 @@ def write_onnx(
     Raises:
         InputError: see `trace` and `to_onnx`; there is no onnxruntime.
     """
-    onnx = to_onnx(trace(recognizer), recognizer.outputs, opset)
+    onnx = to_onnx(trace(recognizer), recognizer.inputs, recognizer.outputs, opset)
     for key, value in content.items():
         onnx.model.metadata_props[key] = json.dumps(value, ensure_ascii=False)
     onnx.save(path, external_data=False)
     reader = OnnxPredictor(path, device="cpu")
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return reader.run(images)["logits"]
+    def run(images: np.ndarray, label_states: np.ndarray) -> np.ndarray:
+        return reader.run(images, label_states)["logits"]
 
     return ExportedModel(reader.view, run)
 
 
 def to_onnx(
-    program: torch.export.ExportedProgram, outputs: Sequence[str], opset: int | None = None
+    program: torch.export.ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int | None = None,
 ) -> torch.onnx.ONNXProgram:
-    """A program of `trace` as ONNX, with the input `images`.
+    """A program of `trace` as ONNX.
 
     Args:
+        inputs: names of what it takes.
         outputs: names of what it returns.
         opset: version of ONNX's operators, at least 18; None: torch's choice.
     Raises:
@@ -74,7 +78,7 @@ def to_onnx(
             (),
             dynamo=True,
             opset_version=opset,
-            input_names=["images"],
+            input_names=list(inputs),
             output_names=list(outputs),
             verbose=False,
         )

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.ops import nms
 
 from ..errors import InputError
-from ..modeling import MultiLabelRecognizer, VariationalROIHeads
+from ..modeling import ImageFeatures, MultiLabelRecognizer, VariationalROIHeads
 
 
 def exportable(model: MultiLabelRecognizer, image_size: Sequence[int]) -> ExportableRecognizer:
@@ -38,6 +38,7 @@ class ExportableRecognizer(nn.Module):
     """A recogniser in evaluation, on a batch of images of one size.
 
     Attributes:
+        inputs: names of what forward takes, in order.
         outputs: names of what forward returns, in order.
         dynamic_batch: whether a batch may have any number of images, rather than one.
     """
@@ -48,6 +49,7 @@ class ExportableRecognizer(nn.Module):
     def __init__(self, model: MultiLabelRecognizer, image_size: Sequence[int]):
         super().__init__()
         self.model = model = copy.deepcopy(model).eval()
+        self.inputs = ("images", "label_states") if model.takes_known_labels else ("images",)
         self.image_size = height, width = tuple(image_size)
         # As ImageList.from_tensors pads a batch of this size.
         multiple = max(1, model.backbone.size_divisibility)
@@ -57,18 +59,30 @@ class ExportableRecognizer(nn.Module):
             # It looks at its values, which a trace has none of, but only once.
             model.label_graph.check_filled()
 
-    def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, label_states: torch.Tensor | None = None
+    ) -> Dict[str, torch.Tensor]:
         """
         Args:
             images: (B, 3, H, W) uint8, in INPUT.FORMAT's order of channels.
+            label_states: (B, C) in {1, 0, -1 = unknown}, of any type, for models that take known
+                labels; None: nothing is known.
         Returns:
             scores: (B, C) probabilities;
             logits: (B, C).
         """
-        maps = self.feature_maps(images)
-        features = self.model.collect_features(maps, [self.image_size])
+        features = self.collect_features(self.feature_maps(images), label_states)
         outputs, _ = self.model.apply_heads(features)
         return {"scores": outputs["logits"].sigmoid(), "logits": outputs["logits"]}
+
+    def collect_features(
+        self, maps: Dict[str, torch.Tensor], label_states: torch.Tensor | None
+    ) -> ImageFeatures:
+        """The model's, of the backbone's maps and `forward`'s label_states."""
+        features = self.model.collect_features(maps, [self.image_size])
+        if label_states is None:
+            return features
+        return features._replace(label_states=label_states.float())
 
     def feature_maps(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
         """The backbone's."""
@@ -94,10 +108,13 @@ class ExportableInstanceAwareRecognizer(ExportableRecognizer):
             refuse_other_than("MODEL.ROI_BOX_HEAD.POOLER_TYPE", pooler, ROIAlign)
         super().__init__(model, image_size)
 
-    def forward(self, images: torch.Tensor) -> Dict[str, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, label_states: torch.Tensor | None = None
+    ) -> Dict[str, torch.Tensor]:
         """
         Args:
             images: (1, 3, H, W) uint8, in INPUT.FORMAT's order of channels.
+            label_states: (1, C), as above.
         Returns:
             scores: (1, C) probabilities of ŷ_f;
             logits: (1, C) ŷ_f;
@@ -109,7 +126,7 @@ class ExportableInstanceAwareRecognizer(ExportableRecognizer):
         maps = self.feature_maps(images)
         boxes, valid = self.propose_regions(maps)
         regions = self.region_features(maps, boxes, valid)
-        features = self.model.collect_features(maps, [self.image_size])
+        features = self.collect_features(maps, label_states)
         outputs, _ = self.model.apply_heads(
             features._replace(regions=regions[None], valid=valid[None])
         )

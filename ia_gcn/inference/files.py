@@ -33,7 +33,8 @@ from typing import (
 import numpy as np
 
 from ..errors import InputError
-from ..io.images import ImageSource, UnreadableImage, source_name, turn_to_decode
+from ..io.images import UnreadableImage, source_name, turn_to_decode
+from .known_labels import KnownLabels, check_known, with_known
 from .onnx_predictor import OnnxPredictor
 from .prediction import Prediction
 
@@ -73,14 +74,18 @@ class FilePrediction(NamedTuple):
             with_regions: of a model with a region branch.
         Returns:
             file, and error or
+                known: where labels were known, whether each of them is there, by its name;
                 labels: label and probability of each, the highest first;
                 regions: where asked for, box (x0, y0, x1, y1 in pixels of the image), weight and
                     the likeliest label and its probability of each, best first by objectness.
         """
         if self.error is not None:
             return {"file": self.file, "error": self.error}
+        record = {"file": self.file}
+        if self.prediction.known:
+            record["known"] = dict(self.prediction.known)
         labels = self.prediction.above(threshold, top_k)
-        record = {"file": self.file, "labels": [_label_record(*label) for label in labels]}
+        record["labels"] = [_label_record(*label) for label in labels]
         if with_regions:
             names, regions = self.prediction.labels, self.prediction.regions
             record["regions"] = [
@@ -121,6 +126,7 @@ def predict_files(
     predictor: MultiLabelPredictor | OnnxPredictor,
     files: Iterable[str | os.PathLike[str] | BinaryIO],
     *,
+    known: Iterable[KnownLabels | None] = (),
     batch_size: int = 16,
     num_workers: int | None = None,
 ) -> Iterator[FilePrediction]:
@@ -138,19 +144,23 @@ def predict_files(
         predictor: its `view` reads files, `predict_views` takes them in batches, and `used_by` is
             told of the threads.
         files: names, or binary files that are open.
+        known: of each file in order, the labels that are known of its image, see `predict_batch`;
+            nothing is known of the files beyond.
         batch_size: images that go through the model at once; fewer where there are too few files
             for all threads.
         num_workers: threads; None: see `default_workers`; 0: no threads.
+    Raises:
+        InputError: the model makes no use of known labels, or has no label of a name.
     """
     if num_workers is None:
         num_workers = default_workers()
-    files = iter(files)
-    first = list(itertools.islice(files, max(1, num_workers) * batch_size))
+    items = itertools.zip_longest(files, known)
+    first = list(itertools.islice(items, max(1, num_workers) * batch_size))
     num_workers = min(num_workers, len(first))
     if num_workers:
         batch_size = math.ceil(len(first) / num_workers)
-    files = itertools.chain(first, files)
-    batches = iter(lambda: list(itertools.islice(files, batch_size)), [])
+    items = itertools.chain(first, items)
+    batches = iter(lambda: list(itertools.islice(items, batch_size)), [])
     with predictor.used_by(num_workers) as (start_thread, turn):
         work = partial(_predict_batch, predictor, turn)
         results = map_ahead(work, batches, num_workers, num_workers, start_thread)
@@ -158,8 +168,8 @@ def predict_files(
             yield from itertools.chain.from_iterable(results)
 
 
-def _predict_batch(predictor, turn: ContextManager, files: Sequence) -> List[FilePrediction]:
-    samples = [_load(predictor.view, file) for file in files]
+def _predict_batch(predictor, turn: ContextManager, items: Sequence) -> List[FilePrediction]:
+    samples = [_load(predictor, *item) for item in items]
     readable = [sample for _, sample in samples if "error" not in sample]
     with turn:
         predictions = iter(predictor.predict_views(readable))
@@ -206,9 +216,10 @@ def map_ahead(
 
 
 def _load(
-    view: Callable[[ImageSource], Dict], file: str | os.PathLike[str] | BinaryIO
+    predictor, file: str | os.PathLike[str] | BinaryIO, known: KnownLabels | None
 ) -> Tuple[str, Dict]:
-    """A file's name and what `view` makes of it, or {"error": why} where it can't be read."""
+    """A file's name and its sample for a predictor, or {"error": why} where it can't be read."""
+    check_known(predictor, known)
     name = source_name(file)
     if not hasattr(file, "read"):
         if URL.match(name):
@@ -217,7 +228,7 @@ def _load(
             return name, {"error": "there is no image in this folder"}
     try:
         with turn_to_decode(file):
-            return name, view(file)
+            return name, with_known(predictor.view(file), known, predictor.label_names)
     except UnreadableImage as error:
         return name, {"error": error.reason}
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..io.images import ImageSource, convert_file, convert_image, decode_image, image_pixels
+from .known_labels import KnownLabels, hold_known, known_labels, make_samples
 from .prediction import PredictedRegions, Prediction
 
 # Of a model's input; larger ones are taken for damage.
@@ -74,6 +75,8 @@ class OnnxPredictor:
             made_by.
         view: an `ImageView`.
         has_regions: whether the model has a region branch.
+        takes_known_labels: whether labels that are known of an image tell it of the others: whether
+            it has the input label_states.
     """
 
     def __init__(self, weights: str | os.PathLike[str], *, device: str | None = None):
@@ -104,6 +107,11 @@ class OnnxPredictor:
                 raise ValueError("size")
             if inputs["images"].type != "tensor(uint8)":
                 raise ValueError("images must be uint8")
+            self.takes_known_labels = "label_states" in inputs
+            if self.takes_known_labels:
+                states = inputs["label_states"]
+                if (states.type, states.shape[1:]) != ("tensor(int8)", [len(names)]):
+                    raise ValueError("label_states must be int8, one of each label")
         # A RecursionError is of JSON that is nested deeply.
         except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
@@ -113,16 +121,27 @@ class OnnxPredictor:
         self.outputs = list(outputs)
         self.has_regions = "boxes" in self.outputs
 
-    def __call__(self, image: ImageSource) -> Prediction:
+    def __call__(self, image: ImageSource, known: KnownLabels | None = None) -> Prediction:
         """
+        Args:
+            image: a file, an open binary file, a Pillow image or an array.
+            known: whether labels are there, by their names; their scores are 1 and 0.
         Raises:
             UnreadableImage, InputError: see `ImageView`.
+            InputError: the model makes no use of known labels, or has no label of a name.
         """
-        return self.predict_batch([image])[0]
+        return self.predict_batch([image], [known])[0]
 
-    def predict_batch(self, images: Sequence[ImageSource]) -> List[Prediction]:
-        """The same for several images, of any sizes."""
-        return self.predict_views([self.view(image) for image in images])
+    def predict_batch(
+        self, images: Sequence[ImageSource], known: Sequence[KnownLabels | None] | None = None
+    ) -> List[Prediction]:
+        """The same for several images, of any sizes.
+
+        Args:
+            images: B of them.
+            known: B mappings; None, or a None among them: nothing is known.
+        """
+        return self.predict_views(make_samples(self, images, known))
 
     def predict_views(self, samples: Sequence[Dict]) -> List[Prediction]:
         """The same for what `view` made of images.
@@ -135,7 +154,10 @@ class OnnxPredictor:
         size = 1 if self.has_regions else max(1, len(samples))
         for start in range(0, len(samples), size):
             batch = samples[start : start + size]
-            outputs = self.run(np.stack([sample["image"] for sample in batch]))
+            images = np.stack([sample["image"] for sample in batch])
+            unknown = np.full(len(self.label_names), -1)
+            states = np.stack([sample.get("label_states", unknown) for sample in batch])
+            outputs = self.run(images, states)
             for sample, scores in zip(batch, outputs["scores"]):
                 predictions.append(self._describe(sample, scores, outputs))
         return predictions
@@ -145,14 +167,25 @@ class OnnxPredictor:
         """As `MultiLabelPredictor.used_by`: onnxruntime has threads of its own for a batch."""
         yield None, Lock()
 
-    def run(self, images: np.ndarray) -> Dict[str, np.ndarray]:
-        """The model's outputs by name, for images (B, 3, H, W) uint8.
+    def run(
+        self, images: np.ndarray, label_states: np.ndarray | None = None
+    ) -> Dict[str, np.ndarray]:
+        """The model's outputs by name.
 
+        Args:
+            images: (B, 3, H, W) uint8.
+            label_states: (B, C) in {1, 0, -1 = unknown}, which have no effect on a model that does
+                not take known labels; None: nothing is known.
         Raises:
             InputError: onnxruntime can't run the model on them.
         """
+        inputs = {"images": images}
+        if self.takes_known_labels:
+            if label_states is None:
+                label_states = np.full((len(images), len(self.label_names)), -1)
+            inputs["label_states"] = np.asarray(label_states, np.int8)
         try:
-            values = self.session.run(None, {"images": images})
+            values = self.session.run(None, inputs)
         except Exception as error:  # its exceptions have no common class but this
             reason = " ".join(str(error).split())[:500]
             raise InputError(f"{self.path}: onnxruntime can't run it: {reason}") from None
@@ -171,7 +204,8 @@ class OnnxPredictor:
             )
         if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
             raise InputError(f"the output of {self.path} for an image is not finite")
-        return Prediction(self.label_names, scores, regions)
+        scores = hold_known(sample, scores)
+        return Prediction(self.label_names, scores, regions, known_labels(sample, self.label_names))
 
 
 def _start_session(path: str, device: str | None):

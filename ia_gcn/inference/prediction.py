@@ -6,7 +6,8 @@ C is the number of labels, n of an image's regions.
 from __future__ import annotations
 
 from html import escape
-from typing import List, NamedTuple, Tuple
+from types import MappingProxyType
+from typing import List, Mapping, NamedTuple, Tuple
 
 import numpy as np
 
@@ -32,9 +33,11 @@ class Prediction(NamedTuple):
     labels: List[str]
     """C names."""
     scores: np.ndarray
-    """(C,) float32 probabilities."""
+    """(C,) float32 probabilities; 1 or 0 for a label that was known."""
     regions: PredictedRegions | None
     """None of a model without a region branch."""
+    known: Mapping[str, bool] = MappingProxyType({})
+    """What the model was told: whether these labels are there."""
 
     def above(
         self, threshold: float | np.ndarray = 0.5, top_k: int | None = None
@@ -57,7 +60,8 @@ class Prediction(NamedTuple):
         """
         shown = self.above(threshold=0, top_k=SHOWN_LABELS)
         rows = "".join(
-            f'<tr><td style="text-align:left">{escape(name)}</td>'
+            f'<tr><td style="text-align:left">{escape(name)}'
+            f"{' (known)' if name in self.known else ''}</td>"
             f'<td style="width:16em"><div style="width:{share:.1%};min-width:1px;height:1em;'
             f'background:{LIKELY if share >= 0.5 else UNLIKELY}"></div></td>'
             f"<td>{share:.1%}</td></tr>"

@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..extensions import check_extensions
 from ..io.images import ImageSource, image_pixels
 from ..io.plain_yaml import load_plain_yaml
+from .known_labels import KnownLabels, hold_known, known_labels, make_samples
 from .optimize import optimize_for_inference
 from .precision import set_precision
 from .prediction import PredictedRegions, Prediction
@@ -59,6 +60,10 @@ class MultiLabelPredictor:
 
         p = MultiLabelPredictor(weights="model.pth")
         p("photo.jpg").above(0.5)  # [("cat", 0.93), ("sofa", 0.71)]
+
+    with labels that are known, of a model that takes them,
+
+        p("photo.jpg", known={"dog": False, "sofa": True})
 
     or, with a model in memory, such as a `Trainer`'s:
 
@@ -137,16 +142,32 @@ class MultiLabelPredictor:
         """Whether the model has a region branch."""
         return self.model.has_regions
 
-    def __call__(self, image: ImageSource) -> Prediction:
+    @property
+    def takes_known_labels(self) -> bool:
+        """Whether labels that are known of an image tell the model of the others."""
+        return self.model.takes_known_labels
+
+    def __call__(self, image: ImageSource, known: KnownLabels | None = None) -> Prediction:
         """
+        Args:
+            image: a file, an open binary file, a Pillow image or an array.
+            known: whether labels are there, by their names; their scores are 1 and 0.
         Raises:
             UnreadableImage, InputError: see `EvaluationView`.
+            InputError: the model makes no use of known labels, or has no label of a name.
         """
-        return self.predict_batch([image])[0]
+        return self.predict_batch([image], [known])[0]
 
-    def predict_batch(self, images: Sequence[ImageSource]) -> List[Prediction]:
-        """The same for several images, of any sizes, which go through the model at once."""
-        return self.predict_views([self.view(image) for image in images])
+    def predict_batch(
+        self, images: Sequence[ImageSource], known: Sequence[KnownLabels | None] | None = None
+    ) -> List[Prediction]:
+        """The same for several images, of any sizes, which go through the model at once.
+
+        Args:
+            images: B of them.
+            known: B mappings; None, or a None among them: nothing is known.
+        """
+        return self.predict_views(make_samples(self, images, known))
 
     @torch.no_grad()
     def predict_views(self, samples: Sequence[Dict]) -> List[Prediction]:
@@ -192,7 +213,8 @@ class MultiLabelPredictor:
             raise InputError(
                 f"MODEL.WEIGHTS: the output of {self.cfg.MODEL.WEIGHTS} for an image is not finite"
             )
-        return Prediction(self.label_names, scores, regions)
+        scores = hold_known(sample, scores)
+        return Prediction(self.label_names, scores, regions, known_labels(sample, self.label_names))
 
 
 def _label_names(content: Dict[str, Any], weights: str) -> List[str]:

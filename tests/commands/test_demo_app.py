@@ -94,13 +94,16 @@ def free_port():
         return server.getsockname()[1]
 
 
-def ask(address, image, threshold, folder):
-    """What a program gets of the page: ({label: probability} or text, path of the figure)."""
+def ask(address, image, threshold, folder, *known):
+    """What a program gets of the page: ({label: probability} or text, path of the figure).
+
+    `known` are the lists of labels that are known to be in the image, and not to be in it.
+    """
     from gradio_client import Client, handle_file
 
     client = Client(address, verbose=False, analytics_enabled=False, download_files=folder)
     try:
-        labels, figure = client.predict(handle_file(image), threshold, api_name="/describe")
+        labels, figure = client.predict(handle_file(image), threshold, *known, api_name="/describe")
     finally:
         client.close()
     bars = labels["confidences"]
@@ -270,7 +273,67 @@ def test_the_network_has_a_name(name, keys):
     assert network_name(cfg) == name
 
 
+@pytest.mark.parametrize("config", ["c_tran", "ml_decoder"])
+def test_what_is_known_of_an_image(make_checkpoint, photo, config):
+    """Of a model without a figure; and of one with attention, to which nothing can be told."""
+    predictor = MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu")
+    known = {"red": False, "blue": True}
+    if config == "ml_decoder":
+        with pytest.raises(InputError, match="makes no use of known labels"):
+            describe_image(predictor, photo, 0, known)
+        return
+    assert describe_image(predictor, photo, 0, known).labels == predictor(photo, known).above(0)
+    with pytest.raises(InputError, match="no label 'violet'"):
+        describe_image(predictor, photo, 0, {"violet": True})
+
+
 # ----------------------------------------------------------------------------------------- the page
+
+
+@needs_gradio
+@pytest.mark.slow
+def test_known_labels_on_the_page(make_checkpoint, serve, photo, tmp_path):
+    from gradio_client.exceptions import AppError
+
+    predictor = MultiLabelPredictor(make_checkpoint(config="c_tran")[0], device="cpu")
+    address = serve(predictor)
+    for known in ((), (["green"],), (["green"], ["red"]), ([], ["red", "blue"])):
+        present, absent = (*known, [], [])[:2]
+        told = {**dict.fromkeys(present, True), **dict.fromkeys(absent, False)}
+        expected = dict(zip(COLOURS, predictor(photo, told).scores))
+        labels, _ = ask(address, photo, 0, tmp_path, *known)
+        assert labels == pytest.approx(expected, abs=1e-6)
+    for known, message in [
+        ((["red"], ["red"]), "red: known to be in the image, or not in it?"),
+        ((["violet"],), "known: the model has no label &#x27;violet&#x27;"),
+    ]:
+        with pytest.raises(AppError, match=message):
+            ask(address, photo, 0, tmp_path, *known)
+
+
+@needs_gradio
+def test_a_click_on_a_label_changes_what_is_known(make_checkpoint):
+    import gradio
+
+    predictor = MultiLabelPredictor(make_checkpoint(config="c_tran")[0], device="cpu")
+    page = build_page(predictor)
+    (click,) = (f.fn for f in page.fns.values() if ("select" in [name for _, name in f.targets]))
+    event = gradio.SelectData(None, {"index": 0, "value": "green"})
+    # In the image, not in it, unknown again.
+    steps = [([], ["red"]), (["green"], ["red"]), ([], ["red", "green"]), ([], ["red"])]
+    for before, after in zip(steps, steps[1:]):
+        assert click(*before, event) == after
+
+
+@needs_gradio
+@pytest.mark.parametrize("config", ["ml_gcn", "c_tran"])
+def test_only_a_model_that_takes_them_has_lists_of_known_labels(make_checkpoint, config):
+    page = build_page(MultiLabelPredictor(make_checkpoint(config=config)[0], device="cpu"))
+    lists = [part for part in page.blocks.values() if part.get_block_name() == "dropdown"]
+    assert [part.label for part in lists] == (
+        ["Known in the image", "Known not in the image"] if config == "c_tran" else []
+    )
+    assert all([name for name, _ in part.choices] == COLOURS for part in lists)
 
 
 @pytest.mark.slow

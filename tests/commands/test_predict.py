@@ -1,5 +1,6 @@
 """tools/predict.py: on every kind of input, what it writes and draws; and the loop behind it."""
 
+import argparse
 import csv
 import itertools
 import json
@@ -15,6 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ia_gcn import MultiLabelPredictor
@@ -224,6 +227,122 @@ def test_modules_of_a_users_own_are_imported(main, make_checkpoint, photos, tmp_
     (tmp_path / "my_own_part.py").write_text("raise ValueError('imported')")
     options = ["--import", tmp_path / "my_own_part.py", "--weights", weights]
     assert fails(main(photos, *options)).endswith("my_own_part.py: ValueError: imported")
+
+
+# ------------------------------------------------------------------------------------ known labels
+
+
+def test_labels_that_are_known(main, make_checkpoint, photos):
+    """Of all images and of each, with a line of the list in place of --known."""
+    weights, *_ = make_checkpoint(config="c_tran")
+    p = MultiLabelPredictor(weights)
+    files = below(photos, "b.png", "a.JPG", "sub/a.jpg")
+    listed = [
+        {"file": files[0], "known": {"green": True, "red": True}},
+        {"file": files[1]},
+    ]
+    stdin = "\n".join([*map(json.dumps, listed), files[2], ""]).encode()
+    options = ["--known", "red=no", "--known", "blue=yes", "--threshold", 0]
+    status, out, err = main("--weights", weights, files[1], "-", *options, stdin=stdin)
+    assert status == 0, err
+    told = {"red": False, "blue": True}
+    expected = [
+        *((files[1], told), (files[0], {"red": True, "green": True, "blue": True})),
+        *((files[1], told), (files[2], told)),
+    ]
+    found = records(out)
+    assert len(found) == len(expected)
+    for record, (file, known) in zip(found, expected):
+        assert list(record) == ["file", "known", "labels"]
+        assert (record["file"], record["known"]) == (file, known)
+        scores = dict(zip(COLOURS, p(file, known).scores.tolist()))
+        assert labels_of(record) == pytest.approx(scores, abs=1e-6)
+        assert {name: labels_of(record)[name] for name in known} == known
+    # In CSV a known label is as any other.
+    _, out, _ = main("--weights", weights, files[0], "--known", "green=yes", "--format", "csv")
+    assert f"{files[0]},green,1.0," in out.splitlines()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_name_that_is_no_text_is_escaped_in_json(main, make_checkpoint, photos):
+    weights, *_ = make_checkpoint(config="c_tran")
+    name = os.fsencode(photos) + b"/caf\xe9.png"
+    with open(name, "wb") as file:
+        Image.new("RGB", (9, 9)).save(file, "png")
+    line = json.dumps({"file": os.fsdecode(name), "known": {"red": True}}).encode()
+    _, out, _ = main("--weights", weights, "-", stdin=line)
+    # The file and known of a record are such a line.
+    (record,) = records(out)
+    assert (os.fsencode(record["file"]), record["known"]) == (name, {"red": True})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"{", b"{}", b"{red}.png", b'{"known": {"red": true}}', b'{"file": 3}', b'{"file": ""}'),
+        *(
+            b'{"file": "a\\u0000.png"}',
+            b'{"file": "\\ud800.png"}',
+            b'{"file": "a", "known": ["red"]}',
+        ),
+        *(b'{"file": "a", "knwon": {}}', b'{"file": "\xff"}', b'{"file": ' + b"[" * 100_000),
+    ],
+)
+def test_a_line_that_is_not_of_its_form_is_named(main, tmp_path, line):
+    stdin = b"a.png\n\n" + line + b"\n"
+    message = fails(main("--weights", tmp_path / "none.pth", "-", stdin=stdin))
+    assert message.startswith("predict: standard input, line 3 begins with { and is not ")
+
+
+def test_a_file_whose_name_begins_as_json(main, make_checkpoint, photos, monkeypatch):
+    weights, *_ = make_checkpoint()
+    monkeypatch.chdir(photos)
+    os.rename("b.png", "{b}.png")
+    assert files_of(main("--weights", weights, "-", stdin=b"./{b}.png")[1]) == ["./{b}.png"]
+    assert files_of(main("--weights", weights, "{b}.png")[1]) == ["{b}.png"]
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"gren": True}, ": the model has no label 'gren': did you mean 'green'?"),
+        ({"red": None}, ": 'red' must be True or False, not None"),
+        ({"red": 1}, ": 'red' must be True or False, not 1"),
+    ],
+)
+def test_what_can_not_be_known_is_refused_before_the_first_image(
+    main, make_checkpoint, photos, known, message
+):
+    weights, *_ = make_checkpoint(config="c_tran")
+    image = str(photos / "b.png")
+    stdin = f"{image}\n{json.dumps({'file': image, 'known': known})}".encode()
+    line = fails(main("--weights", weights, "-", stdin=stdin))
+    assert line == f"predict: standard input, line 2{message}"
+    line = fails(main("--weights", weights, image, "--known", "gren=no"))
+    assert line == "predict: --known: the model has no label 'gren': did you mean 'green'?"
+
+
+def test_a_model_without_known_labels_refuses_them(main, make_checkpoint, photos):
+    weights, *_ = make_checkpoint()
+    line = fails(main("--weights", weights, photos / "b.png", "--known", "red=yes"))
+    assert line.startswith("predict: --known: this model makes no use of known labels: a C-Tran")
+
+
+@given(st.dictionaries(st.text(), st.booleans()), st.text(min_size=1))
+def test_a_line_says_what_it_said(known, name):
+    name = name.replace("\0", "_")
+    line = json.dumps({"file": name, "known": known}).encode()
+    assert predict.read_line(line, "here") == (name, known, "here")
+
+
+@given(st.text(), st.booleans())
+def test_a_known_label_may_have_any_name(name, there):
+    text = f"{name}={'yes' if there else 'no'}"
+    if name:
+        assert predict.known_label(text) == (name, there)
+    else:
+        with pytest.raises(argparse.ArgumentTypeError):
+            predict.known_label(text)
 
 
 # --------------------------------------------------------------------------------------- the loop
@@ -600,6 +719,8 @@ def test_a_config_file(main, make_checkpoint, photos, tmp_path):
         ["--top-k", "0"],
         ["--batch-size", "0"],
         ["--num-workers", "-1"],
+        ["--known", "red"],
+        ["--known", "red=maybe"],
         ["--format", "xml"],
         ["--regions", "--format", "csv"],
         ["--regions", "--output", "x.csv"],

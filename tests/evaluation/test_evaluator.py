@@ -9,7 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from ia_gcn.evaluation import MultiLabelEvaluator, multi_label_metrics
+from ia_gcn.evaluation import Conventions, MultiLabelEvaluator, multi_label_metrics
 
 LABELS = ["cat", "dog", "sea", "sky"]
 
@@ -85,12 +85,40 @@ def test_what_it_writes(data_set, predictions, tmp_path, caplog):
     assert f"{results['mAP']:.2f}" in caplog.text
 
 
+@pytest.mark.slow
+def test_known_labels_may_count_in_f1(data_set, tmp_path):
+    """Their states come with the inputs; some images have none."""
+    rng = np.random.default_rng(0)
+    scores, truth = rng.random((20, 4)).astype(np.float32), rng.integers(0, 2, (20, 4))
+    told = rng.random((20, 4)) < 0.5
+    told[:5] = False
+    targets, known = np.where(told, -1, truth), np.where(told, truth, -1)
+    evaluator = MultiLabelEvaluator(
+        data_set, str(tmp_path), conventions=Conventions(known_in_f1=True), report={}
+    )
+    for i in reversed(range(20)):
+        image = {"image_id": i, "labels": torch.tensor(targets[i]).float()}
+        if i >= 5:
+            image["label_states"] = torch.tensor(known[i]).float()
+        evaluator.process([image], [{"scores": torch.tensor(scores[i])}])
+    results = evaluator.evaluate()["multi_label"]
+    everything = multi_label_metrics(scores, truth)
+    for key in ("CP", "CR", "CF1", "OP", "OR", "OF1"):
+        assert results[key] == everything[key]
+    assert results["mAP"] == multi_label_metrics(scores, targets)["mAP"]
+    with np.load(tmp_path / "predictions.npz") as file:
+        assert np.array_equal(file["targets"], targets)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{results['OF1']:.2f}" in page
+    assert "measured in all measures of the table but mAP" in page
+
+
 def test_an_image_that_two_processes_have_counts_once(data_set, predictions, monkeypatch):
     def part(indices):
         ids, scores, targets = predictions
         indices = list(indices)
         files = [None] * len(indices)
-        return [ids[i] for i in indices], files, scores[indices], targets[indices]
+        return [ids[i] for i in indices], files, scores[indices], targets[indices], targets[:0]
 
     parts = [part(range(18)), part(range(12, 30))]
     monkeypatch.setattr(comm, "gather", lambda data: parts)

@@ -334,6 +334,36 @@ def test_conventions_by_hand():
     assert found(forced_top_k=True)["OR"] == pytest.approx(200 / 3)
 
 
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_known_labels_count_in_f1_as_in_c_trans_code(top_k):
+    """AP of the labels that were not told; F1 of all, with scikit-learn as there."""
+    rng = np.random.default_rng(0)
+    scores, truth = rng.random((200, 8)), rng.integers(0, 2, (200, 8))
+    told = rng.random((200, 8)) < 0.5
+    targets, known = np.where(told, -1, truth), np.where(told, truth, -1)
+    conventions = Conventions(known_in_f1=True)
+    found = multi_label_metrics(scores, targets, 0.5, top_k, conventions, known)
+    for c in range(8):
+        asked = ~told[:, c]
+        expected = average_precision_score(truth[asked, c], scores[asked, c])
+        assert found["AP"][c] == pytest.approx(100 * expected)
+    predicted = scores >= 0.5
+    if top_k:
+        predicted &= scores >= np.sort(scores)[:, -top_k, None]
+    for name, average in (("C", "macro"), ("O", "micro")):
+        p = 100 * precision_score(truth, predicted, average=average)
+        r = 100 * recall_score(truth, predicted, average=average)
+        values = {"P": p, "R": r, "F1": 2 * p * r / (p + r)}
+        assert {k: found[name + k] for k in values} == pytest.approx(values)
+    # Without the convention they have no effect, and the convention has none without them.
+    plain = multi_label_metrics(scores, targets, 0.5, top_k)
+    for other in [
+        multi_label_metrics(scores, targets, 0.5, top_k, known=known),
+        multi_label_metrics(scores, targets, 0.5, top_k, conventions),
+    ]:
+        assert all(np.array_equal(other[key], value) for key, value in plain.items())
+
+
 def test_cf1_by_hand():
     # Precision and recall are 1 and 1/2 of the first label, 1/2 and 1 of the second.
     arrays = np.array([[0.9, 0.9], [0.1, 0.9]]), np.array([[1, 1], [1, 0]])

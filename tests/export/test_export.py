@@ -146,8 +146,11 @@ def save(folder, cfg, model):
 
 
 @torch.no_grad()
-def evaluate(model, images):
-    return model([{"image": torch.from_numpy(image)} for image in images])
+def evaluate(model, images, states=None):
+    inputs = [{"image": torch.from_numpy(image)} for image in images]
+    if states is not None:
+        inputs = [{**x, "label_states": torch.from_numpy(s)} for x, s in zip(inputs, states)]
+    return model(inputs)
 
 
 def assert_same(outputs, results, atol=1e-4):
@@ -257,10 +260,15 @@ def test_the_exportable_form_is_the_model(config, options):
     form = exportable(model, cfg.INPUT.IMAGE_SIZE)
     images = noise(3, size=cfg.INPUT.IMAGE_SIZE)
     logits = []
+    assert form.inputs == ("images", "label_states")[: 2 if config == "c_tran" else 1]
     for batch in [images] if form.dynamic_batch else images[:, None]:
         results = evaluate(model, batch)
         outputs = form(torch.from_numpy(batch))
         assert tuple(outputs) == form.outputs
+        states = np.array([[-1, 0, 1]] * len(batch), np.int8)
+        if "label_states" in form.inputs:
+            told = form(torch.from_numpy(batch), torch.from_numpy(states))
+            assert_same(told, evaluate(model, batch, states), atol=1e-5)
         assert_same(outputs, results, atol=1e-5)
         logits += [result["logits"] for result in results]
     # The images make a difference.
@@ -306,6 +314,50 @@ def test_onnx_is_the_model_for_any_batch(exported, kind):
         assert set(outputs) == {"scores", "logits"}
         assert outputs["logits"].shape == (count, 3)
         assert_same(outputs, evaluate(model, images))
+
+
+@pytest.mark.slow
+def test_onnx_is_told_what_is_known(exported, tmp_path):
+    path, weights, model = exported("c_tran")
+    graph = onnx.load(path).graph
+    assert [value.name for value in graph.input] == ["images", "label_states"]
+    exact, p = MultiLabelPredictor(weights, device="cpu"), OnnxPredictor(path)
+    assert p.takes_known_labels
+    states = np.array([[1, -1, 0], [-1, -1, -1], [0, 1, 1]], np.int8)
+    images = noise(3)
+    outputs = p.run(images, states)
+    assert_same(outputs, evaluate(model, images, states))
+    assert np.abs(outputs["logits"] - p.run(images)["logits"])[[0, 2]].max(axis=1).min() > 1e-3
+    photos, known = load_sample_images().images, [{"red": True, "blue": False}, None]
+    for found, expected in zip(p.predict_batch(photos, known), exact.predict_batch(photos, known)):
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-4)
+        assert found.known == expected.known
+    assert p(photos[0], known={"red": True}).scores[0] == 1
+    stored = {prop.key: json.loads(prop.value) for prop in onnx.load(path).metadata_props}
+    assert stored["label_states"].startswith("int8 (B, C): ")
+
+    changed = onnx.load(path)
+    changed.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    onnx.save(changed, tmp_path / "float.onnx")
+    with pytest.raises(InputError, match=r"float\.onnx"):
+        OnnxPredictor(tmp_path / "float.onnx")
+
+
+@pytest.mark.slow
+def test_a_file_without_label_states_is_told_nothing(monkeypatch, tmp_path, error_line):
+    """As they were written before there was this input."""
+    cfg, model = build("c_tran")
+    weights = save(tmp_path, cfg, model)
+    monkeypatch.setattr(type(model), "takes_known_labels", False)
+    output = tmp_path / "model.onnx"
+    with redirect_stdout(None):
+        assert export.main(["--weights", weights, "--format", "onnx", "--output", str(output)]) == 0
+    monkeypatch.undo()
+    p = OnnxPredictor(output)
+    assert not p.takes_known_labels
+    images = noise(2)
+    assert_same(p.run(images), evaluate(model, images))
+    assert "makes no use of known labels" in error_line(p, images[0].T, {"red": True})
 
 
 @pytest.mark.slow
@@ -416,15 +468,16 @@ def test_the_check_starts_from_files(checkpoint, tmp_path, any_batch):
     files = [tmp_path / "a.jpg", tmp_path / "b.png"]
     for file, photo in zip(files, load_sample_images().images):
         Image.fromarray(photo).save(file)
-    expected = evaluate_files(p, files)
+    states = np.full((2, 3), -1, np.int8)
+    expected = evaluate_files(p, files, states)
     preprocessing = describe(p.cfg, p.label_names)["preprocessing"]
 
-    def run(images):
+    def run(images, label_states):
         return np.stack([result["logits"].numpy() for result in evaluate(p.model, images)])
 
     def difference(**changed):
         exported = ExportedModel(ImageView({**preprocessing, **changed}), run)
-        return largest_difference(exported, files, expected, any_batch)
+        return largest_difference(exported, files, states, expected, any_batch)
 
     assert difference() <= 1e-5
     for changed in ({"interpolation": "nearest"}, {"interpolation": "box"}, {"format": "BGR"}):
@@ -524,6 +577,22 @@ def test_torch_export(main, tmp_path):
     assert content["preprocessing"]["size"] == list(SIZE)
     for image in noise(2):
         assert_same(module(torch.from_numpy(image[None])), evaluate(model, [image]))
+
+
+@pytest.mark.slow
+def test_torch_export_is_told_what_is_known(main, tmp_path):
+    weights, output = save(tmp_path, *build("c_tran")), tmp_path / "model.pt2"
+    status, _, err = main("--weights", weights, "--format", "torch_export", "--output", output)
+    assert (status, err) == (0, "")
+    extra = {"metadata.json": ""}
+    module = torch.export.load(output, extra_files=extra).module()
+    assert "label_states" in json.loads(extra["metadata.json"])
+    model = MultiLabelPredictor(weights, device="cpu").model
+    for states in ([[1, -1, 0]], [[-1, -1, -1], [0, 0, 1]]):
+        states = np.array(states, np.int8)
+        images = noise(len(states))
+        outputs = module(torch.from_numpy(images), torch.from_numpy(states))
+        assert_same(outputs, evaluate(model, images, states))
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def build_problem(name: str, num_labels: int, batch: int, size: int, opts: List[
     model = build_recogniser(cfg, head)
     targets = (torch.rand(batch, num_labels) < 0.04).float()
     states = None
-    if "label_states" in model.context:
+    if model.takes_known_labels:
         states = targets.masked_fill(torch.rand(batch, num_labels) < 0.5, -1)
     maps = {feature: random_map(SHAPES[feature], batch, size) for feature in head.in_features}
     features = ImageFeatures(maps, dict.fromkeys(maps), states)

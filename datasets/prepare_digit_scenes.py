@@ -92,7 +92,6 @@ UNREADABLE = {
     "DIGIT_SIDE": (0.16, 0.26),
     "ROTATION": 40.0,
     "SHEAR": 0.45,
-    "INK_CONTRAST": (0.1, 0.3),
     "INK_OPACITY": 0.0,
     "DISTRACTORS": (4, 8),
     "COVER_CHANCE": 0.8,
@@ -100,7 +99,7 @@ UNREADABLE = {
     "MAX_BOX_OVERLAP": 0.5,
     "MIN_VISIBLE": 0.3,
     "BLUR": (0.0, 0.024),
-    "NOISE": (0.02, 0.1),
+    "NOISE": (0.02, 0.08),
 }
 
 # What a scene is about with --evidence and --correlation, see label_prior(). The frequencies are

@@ -8,6 +8,9 @@ and place of their own, over a background that is rarely plain. Scenes have them
 digits keep each other's company and others hardly ever meet: there is a label graph to be learned.
 No handwritten digit occurs in both splits.
 
+With --evidence and --correlation, the labels are drawn from a distribution that is known exactly,
+and two numbers say how much an image tells of its labels, and the labels of each other.
+
 Scene ``k`` of a split is a function of the seed, the split and ``k`` alone: the same command makes
 the same bytes with any number of processes, and a smaller set is the beginning of a larger one.
 
@@ -16,6 +19,7 @@ painted, and how a set of scenes is written down.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -53,6 +57,7 @@ DIGIT_SIDE = (0.28, 0.46)  # side of the square that the 8×8 source fills
 ROTATION = 15.0  # degrees, to either side
 SHEAR = 0.25  # sideways shift of a digit's top over its bottom per height, to either side
 INK_CONTRAST = (0.3, 0.7)  # difference in brightness between a digit and what lies around it
+INK_OPACITY = 1.0  # how much of what lies under its ink a digit hides
 BACKGROUND_CONTRAST = 0.3  # the most that the background's two colours differ in each channel
 DISTRACTORS = (0, 2)  # the fewest and the most strokes and blobs
 COVER_CHANCE = 0.15  # of a patch of background that lies over part of a digit
@@ -80,6 +85,28 @@ HARD = {
     "BLUR": (0.0, 0.018),
     "NOISE": (0.01, 0.07),
 }
+
+# What --evidence goes to: these in place of the constants above at 0, where the ink is as clear as
+# glass and an image says nothing of its labels, and what lies between them at 0 < evidence < 1.
+UNREADABLE = {
+    "DIGIT_SIDE": (0.16, 0.26),
+    "ROTATION": 40.0,
+    "SHEAR": 0.45,
+    "INK_OPACITY": 0.0,
+    "DISTRACTORS": (4, 8),
+    "COVER_CHANCE": 0.8,
+    "COVERED_SHARE": (0.3, 0.6),
+    "MAX_BOX_OVERLAP": 0.5,
+    "MIN_VISIBLE": 0.3,
+    "BLUR": (0.0, 0.024),
+    "NOISE": (0.02, 0.08),
+}
+
+# What a scene is about with --evidence and --correlation, see label_prior(). The frequencies are
+# close to those that themes lead to, and below 0.4, so that independent labels have no edges.
+LABEL_FREQUENCIES = (0.35, 0.15, 0.30, 0.25, 0.25, 0.15, 0.35, 0.15, 0.35, 0.15)
+COUPLING = 4.0  # log-odds, at correlation 1, that two digits of one theme add to each other's
+LABEL_SETS = np.array(list(itertools.product((False, True), repeat=len(NAMES))))  # (1024, 10)
 
 PLACEMENT_TRIES = 50  # after these a digit that finds no room is left out of its scene
 BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue, to the eye
@@ -126,10 +153,77 @@ def draw_labels(rng):
     return rng.choice(theme, count, replace=count > len(theme)).tolist()
 
 
+def label_prior(correlation):
+    """
+    The chance of each set of labels, exactly: correlation varies, and nothing else does.
+
+    At 0, labels are independent of each other. Above it, the chance of a set s of labels is
+
+        P(s) = exp(correlation · COUPLING · pairs(s) + Σ_{i in s} b_i + c_|s|)
+
+    where pairs(s) is how many pairs in s share a theme. The numbers b_i and c_n are such that each
+    label is as frequent, and each number of labels has the same chance, as at 0. They are found by
+    iterative proportional fitting (Deming and Stephan 1940): the chances are scaled in turn to
+    each label's frequency and to those of the numbers of labels, until nothing changes.
+
+    Args:
+        correlation (float): 0 to 1.
+
+    Returns:
+        ndarray: float64 (1024,), the chance of each row of LABEL_SETS. They sum to 1.
+    """
+    frequencies = np.array(LABEL_FREQUENCIES)
+    independent = np.where(LABEL_SETS, frequencies, 1 - frequencies).prod(1)
+    companions = {pair for theme in THEMES for pair in itertools.combinations(theme, 2)}
+    pairs = sum(LABEL_SETS[:, i] & LABEL_SETS[:, j] for i, j in companions)
+    # The group that each set belongs to: with a label or without it; of how many labels.
+    groupings = [*LABEL_SETS.T.astype(int), LABEL_SETS.sum(1)]
+
+    prior, before = independent * np.exp(correlation * COUPLING * pairs), 0
+    while np.abs(prior - before).max() > 1e-15:
+        before = prior
+        for group in groupings:
+            wanted, found = np.bincount(group, independent), np.bincount(group, prior)
+            prior = prior * (wanted / found)[group]
+    return prior
+
+
+def draw_label_set(rng, prior):
+    """
+    Draw what a scene is to show from the chances of LABEL_SETS.
+
+    Returns:
+        list[int]: digits in 0..9, none of them twice, in random order, so that none is always
+        painted over the others. There may be none.
+    """
+    return rng.permutation(np.flatnonzero(LABEL_SETS[rng.choice(len(prior), p=prior)])).tolist()
+
+
 # ----------------------------------------------------------------------- how a scene is painted
 
 
-def compose_scene(rng, digits, targets, size):
+def fade(evidence):
+    """
+    The constants of how hard a scene is to read, for some evidence.
+
+    Args:
+        evidence (float): 1 has the constants as they are, 0 those of UNREADABLE; in between, they
+            change linearly, the two of a pair each, and whole numbers are rounded.
+
+    Returns:
+        dict: by the names of UNREADABLE.
+    """
+
+    def between(easy, unreadable):
+        if isinstance(easy, tuple):
+            return tuple(map(between, easy, unreadable))
+        value = easy + (1 - evidence) * (unreadable - easy)
+        return round(value) if isinstance(easy, int) else value
+
+    return {name: between(globals()[name], value) for name, value in UNREADABLE.items()}
+
+
+def compose_scene(rng, digits, targets, size, prior=None):
     """
     Make one scene: background, distractors, digits, and a camera that blurs and adds noise.
 
@@ -138,34 +232,59 @@ def compose_scene(rng, digits, targets, size):
         digits (ndarray): (N, 8, 8) source digits, 0 (paper) to 16 (ink), with some of every class.
         targets (ndarray): (N,) ints in 0..9, their classes.
         size (int): the scene's side in pixels.
+        prior (ndarray): of :func:`label_prior`, to draw the labels from it; None draws a theme's.
 
     Returns:
         image (ndarray): uint8 (size, size, 3), RGB.
-        labels (list[int]): one to five digits in 0..9.
+        labels (list[int]): digits in 0..9.
         boxes (ndarray): float64 (n, 4) as XYWH, in pixels: tight around each digit's whole ink, be
             some of it hidden or not, and inside the image.
     """
-    wanted = draw_labels(rng)
-    canvas = paint_background(rng, size)
+    wanted = draw_labels(rng) if prior is None else draw_label_set(rng, prior)
+    ground = paint_background(rng, size)
     for _ in range(rng.integers(*DISTRACTORS, endpoint=True)):
-        paint(canvas, draw_distractor(rng, size), rng.random(3))
+        paint(ground, draw_distractor(rng, size), rng.random(3))
 
+    canvas, labels, boxes = add_digits(rng, ground, wanted, digits, targets)
+    scale = 1.0
+    # The prior is that of the labels shown only if none of those drawn is left out.
+    while prior is not None and len(labels) < len(wanted):
+        scale *= 0.9
+        canvas, labels, boxes = add_digits(rng, ground, wanted, digits, targets, scale)
+    return photograph(rng, canvas), labels, np.array(boxes, np.float64).reshape(-1, 4)
+
+
+def add_digits(rng, ground, wanted, digits, targets, scale=1.0):
+    """
+    Write digits on a copy of the ground, one after the other; one that finds no room is left out.
+
+    Args:
+        ground (ndarray): float32 (size, size, 3), RGB in 0..1.
+        wanted (list[int]): digits in 0..9.
+        digits (ndarray), targets (ndarray): see :func:`compose_scene`.
+        scale (float): of all digits' sides.
+
+    Returns:
+        canvas (ndarray): as ``ground``.
+        labels (list[int]), boxes (list): the digits there was room for, and their (x, y, w, h).
+    """
+    canvas, size = ground.copy(), len(ground)
     labels, boxes, inks = [], [], []
     visible = []  # what is still to be seen of each ink
     for label in wanted:
         source = digits[rng.choice(np.flatnonzero(targets == label))]
-        placed = place_digit(rng, source, size, boxes, inks, visible)
+        placed = place_digit(rng, source, size, boxes, inks, visible, scale)
         if placed is None:
             continue
         ink, box = placed
         shown = cover_part(rng, ink) if rng.random() < COVER_CHANCE else ink
         x, y, w, h = box
-        paint(canvas, shown, choose_ink(rng, canvas[y : y + h, x : x + w]))
+        paint(canvas, INK_OPACITY * shown, choose_ink(rng, canvas[y : y + h, x : x + w]))
         visible = [before * (1 - shown) for before in visible] + [shown]
         labels.append(label)
         boxes.append(box)
         inks.append(ink)
-    return photograph(rng, canvas), labels, np.array(boxes, np.float64)
+    return canvas, labels, boxes
 
 
 def paint_background(rng, size):
@@ -249,20 +368,21 @@ def write_digit(rng, source, side):
     return ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def place_digit(rng, source, size, boxes, inks, visible):
+def place_digit(rng, source, size, boxes, inks, visible, scale):
     """
     Write a digit where it disturbs none of those already in the scene too much.
 
     Args:
         boxes (list): their boxes, (x, y, w, h) in pixels.
         inks, visible (list[ndarray]): their whole and their still visible inks, (size, size).
+        scale (float): of the digit's side.
 
     Returns:
         The digit's ink, float32 (size, size) in 0..1, and its box (x, y, w, h) of ints; None when
         there seems to be no room.
     """
     for _ in range(PLACEMENT_TRIES):
-        small = write_digit(rng, source, rng.uniform(*DIGIT_SIDE) * size)
+        small = write_digit(rng, source, rng.uniform(*DIGIT_SIDE) * scale * size)
         h, w = small.shape
         x, y = int(rng.integers(size - w + 1)), int(rng.integers(size - h + 1))
         box = (x, y, w, h)
@@ -384,14 +504,15 @@ def scene_rng(seed, split, number):
     return np.random.default_rng([seed, SPLITS.index(split), number])
 
 
-def write_scene(number, folder, split, seed, size, digits, targets):
+def write_scene(number, folder, split, seed, size, digits, targets, prior):
     """
     Make a scene and write its image; the arguments are those of :func:`compose_scene`.
 
     Returns:
         The image's record as COCO has it, the scene's labels and its boxes.
     """
-    image, labels, boxes = compose_scene(scene_rng(seed, split, number), digits, targets, size)
+    rng = scene_rng(seed, split, number)
+    image, labels, boxes = compose_scene(rng, digits, targets, size, prior)
     name = f"{number:06d}.png"
     png = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     if not cv2.imwrite(str(folder / name), png, PNG_SETTINGS):
@@ -408,12 +529,13 @@ def start_worker(constants):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered once, by the main process
 
 
-def write_split(root, split, count, seed, size, digits, targets):
+def write_split(root, split, count, seed, size, digits, targets, prior):
     """
     Write ``count`` scenes to ``root/split/`` and their boxes to ``root/annotations/split.json``.
 
     Args:
         digits (ndarray), targets (ndarray): the split's own source digits and their classes.
+        prior (ndarray | None): see :func:`compose_scene`.
     """
     folder = root / split
     folder.mkdir(parents=True)
@@ -426,8 +548,9 @@ def write_split(root, split, count, seed, size, digits, targets):
         size=size,
         digits=digits,
         targets=targets,
+        prior=prior,
     )
-    constants = {name: globals()[name] for name in HARD}
+    constants = {name: globals()[name] for name in {*HARD, *UNREADABLE}}
     with multiprocessing.Pool(min(os.cpu_count() or 1, 8), start_worker, [constants]) as pool:
         scenes = pool.imap(job, range(1, count + 1), chunksize=16)
         for image, labels, boxes in tqdm(scenes, split, count, unit=" scenes"):
@@ -453,11 +576,14 @@ def write_split(root, split, count, seed, size, digits, targets):
     (root / "annotations" / f"{split}.json").write_text(json.dumps(coco, sort_keys=True) + "\n")
 
 
-def describe_settings(counts, seed, size):
+def describe_settings(counts, seed, size, knobs=None):
     """
     Everything that a set depends on, as the JSON text that is kept beside it.
 
     The constants are part of it: a set made before one of them was tuned is another set.
+
+    Args:
+        knobs (dict | None): the values of --evidence and --correlation, if given.
     """
     settings = {
         "scenes": counts,
@@ -479,16 +605,25 @@ def describe_settings(counts, seed, size):
         "noise": NOISE,
         "placement_tries": PLACEMENT_TRIES,
     }
+    if knobs:
+        settings.update(
+            knobs,
+            ink_opacity=INK_OPACITY,
+            label_frequencies=LABEL_FREQUENCIES,
+            coupling=COUPLING,
+        )
     return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 
-def make_set(target, counts, seed, size):
+def make_set(target, counts, seed, size, settings, prior):
     """
     Make the whole set in a temporary folder beside ``target`` and move it there when it is whole.
 
     Args:
         target (Path): the set's folder; what is there already is replaced.
         counts (dict[str, int]): the number of scenes in each split.
+        settings (str): of :func:`describe_settings`.
+        prior (ndarray | None): see :func:`compose_scene`; it is written beside the scenes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -500,8 +635,11 @@ def make_set(target, counts, seed, size):
     with tempfile.TemporaryDirectory(prefix=".digit_scenes_", dir=target.parent) as temporary:
         made = Path(temporary) / "made"
         for split, members in split_sources(targets, seed).items():
-            write_split(made, split, counts[split], seed, size, digits[members], targets[members])
-        (made / "settings.json").write_text(describe_settings(counts, seed, size))
+            sources = digits[members], targets[members]
+            write_split(made, split, counts[split], seed, size, *sources, prior)
+        if prior is not None:
+            np.savez(made / "prior.npz", label_sets=LABEL_SETS, probabilities=prior)
+        (made / "settings.json").write_text(settings)
         # After a crash of the machine, a set that is there is complete.
         os.sync()
         if target.exists():
@@ -528,6 +666,12 @@ What the command leaves behind:
   ROOT/digit_scenes/annotations/val.json
   ROOT/digit_scenes/settings.json           what the set was made with
 
+With --evidence E, --correlation R or both (the other is 1), it is ROOT/digit_scenes_eE_cR, such as
+digit_scenes_e0.5_c1.0, and the chance of every set of labels is known:
+  ROOT/digit_scenes_eE_cR/prior.npz         label_sets, bool (1024, 10), and their probabilities
+Labels are as frequent, and as many in a scene (none to ten), whatever R is; at R = 0 they are
+independent. At E = 1 digits are as easy to read as without the option, at 0 they can't be seen.
+
 The folder appears when the set is whole. If it is already there and was made with the same
 settings, nothing is done; if it was made with others, the command refuses unless --force is given.
 """,
@@ -552,6 +696,11 @@ settings, nothing is done; if it was made with others, the command refuses unles
         help="make ROOT/digit_scenes_hard instead, which tells models apart: up to six digits, "
         "smaller, fainter and half hidden, and rarer labels",
     )
+    for name, meaning in (
+        ("--evidence", "how much an image says of its labels, 0 (nothing) to 1 (as without)"),
+        ("--correlation", "how much labels say of each other, 0 (nothing) to 1 (as themes do)"),
+    ):
+        parser.add_argument(name, type=float, metavar="SHARE", help=meaning)
     parser.add_argument("--force", action="store_true", help="replace a set made differently")
     return parser.parse_args()
 
@@ -569,21 +718,37 @@ def main():
         value = getattr(args, name)
         if value < least:
             refuse(f"--{name} must be at least {least}, not {value}")
+    for name in ("evidence", "correlation"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            refuse(f"--{name} must be from 0 to 1, not {value}")
+        if value is not None and args.hard:
+            refuse(f"--hard and --{name} make sets of different kinds: give one of them")
 
     counts = {"train": args.train, "val": args.val}
+    name, knobs, prior = "digit_scenes", None, None
     if args.hard:
+        name += "_hard"
         globals().update(HARD)
-    target = args.root / ("digit_scenes_hard" if args.hard else "digit_scenes")
+    if args.evidence is not None or args.correlation is not None:
+        knobs = {
+            "evidence": 1.0 if args.evidence is None else args.evidence,
+            "correlation": 1.0 if args.correlation is None else args.correlation,
+        }
+        name += "_e{evidence}_c{correlation}".format(**knobs)
+        globals().update(fade(knobs["evidence"]))
+        prior = label_prior(knobs["correlation"])
+    target = args.root / name
+    wanted = describe_settings(counts, args.seed, args.size, knobs)
     settings = target / "settings.json"
     try:
         if target.exists():
-            wanted = describe_settings(counts, args.seed, args.size)
             if settings.is_file() and settings.read_text() == wanted:
                 print(f"{target} is already there, made with the same settings: nothing to do")
                 return
             if not args.force:
                 refuse(f"{target} was made with other settings: give --force to replace it")
-        make_set(target, counts, args.seed, args.size)
+        make_set(target, counts, args.seed, args.size, wanted, prior)
     except OSError as error:
         refuse(error)
     except KeyboardInterrupt:

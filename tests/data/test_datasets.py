@@ -28,11 +28,13 @@ from ia_gcn.data.datasets import (
     COCO_LABELS,
     DIGIT_LABELS,
     VOC_LABELS,
+    common,
     load_multilabel_coco,
     load_multilabel_voc,
     register_multilabel_voc,
 )
 from ia_gcn.data.datasets.common import join_inside, register_multilabel
+from ia_gcn.data.datasets.digit_scenes import register_digit_scenes
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 
@@ -469,6 +471,23 @@ def test_registered_names(name, labels, number):
     assert metadata.thing_classes == labels
     assert len(set(labels)) == number
     assert metadata.evaluator_type == "multi_label"
+
+
+def test_digit_scenes_with_knobs_are_registered_if_they_are_there(tmp_path, monkeypatch):
+    name = "digit_scenes_e0.5_c1.0"
+    (tmp_path / name / "annotations").mkdir(parents=True)
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.png"} for i in range(1, 9)],
+        "annotations": [{"id": 1, "image_id": 8, "category_id": 4}],
+        "categories": [{"id": i, "name": label} for i, label in enumerate(DIGIT_LABELS, 1)],
+    }
+    (tmp_path / name / "annotations/train.json").write_text(json.dumps(content))
+    for catalog in ("DatasetCatalog", "MetadataCatalog"):
+        monkeypatch.setattr(common, catalog, type(getattr(common, catalog))())
+    register_digit_scenes(str(tmp_path))
+    added = {f"{name}_{split}" for split in ("train", "val", "train_a", "train_b")}
+    assert added <= set(common.DatasetCatalog.list())
+    assert [d["labels"] for d in common.DatasetCatalog.get(f"{name}_train_b")] == [[], [], [3]]
 
 
 def test_a_registered_voc_split_passes_the_checks(voc_root):

@@ -5,6 +5,7 @@ datasets/prepare_digit_scenes.py: run as a user would, and its parts one by one.
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import signal
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score
 
 from tests.helpers.commands import ROOT, load_script, run_script
 
@@ -52,6 +54,17 @@ def annotations(folder, split):
     return json.loads((folder / "annotations" / f"{split}.json").read_text())
 
 
+def labels_by_image(folder, split):
+    """
+    The digits that each image shows, sorted.
+    """
+    content = annotations(folder, split)
+    found = {image["id"]: [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        found[annotation["image_id"]].append(annotation["category_id"] - 1)
+    return {image: sorted(labels) for image, labels in found.items()}
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return make(tmp_path_factory.mktemp("made"))
@@ -71,6 +84,14 @@ def test_leaves_the_promised_files_and_nothing_else(made):
     expected |= {f"train/{number:06d}.png" for number in range(1, TRAIN + 1)}
     expected |= {f"val/{number:06d}.png" for number in range(1, VAL + 1)}
     assert set(digests(made)) == expected
+
+
+def test_scenes_stay_those_that_results_were_measured_on(made):
+    # Boxes tell of every random number up to the last digit's, on any machine; pixels might be
+    # rounded otherwise on another.
+    found = digests(made)
+    assert found["settings.json"].startswith("8bd260e3c4cdb478")
+    assert found["annotations/train.json"].startswith("5053f0e1affd0cb1")
 
 
 def test_another_seed_makes_other_scenes(made, tmp_path):
@@ -147,6 +168,8 @@ def test_hard_scenes_are_a_set_of_their_own_in_every_process(made, tmp_path, sce
     make(tmp_path, "--hard")
     hard = tmp_path / "digit_scenes_hard"
     assert [path.name for path in tmp_path.iterdir()] == ["digit_scenes_hard"]
+    assert digests(hard)["settings.json"].startswith("e3fc3b942d802a2b")
+    assert digests(hard)["annotations/train.json"].startswith("d266e294cc6921b2")
     settings = [json.loads((set_ / "settings.json").read_text()) for set_ in (made, hard)]
     for name, value in scenes.HARD.items():
         if name.lower() in settings[0]:
@@ -159,6 +182,74 @@ def test_hard_scenes_are_a_set_of_their_own_in_every_process(made, tmp_path, sce
     again = run(tmp_path, "--hard", "--train", TRAIN, "--val", VAL)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
+
+
+@pytest.fixture(scope="module")
+def with_knobs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("knobs")
+    make(root, "--evidence", 0.5, "--correlation", 0.75)
+    return root / "digit_scenes_e0.5_c0.75"
+
+
+def test_a_set_with_knobs_lies_beside_the_others_with_its_prior(with_knobs, made, scenes):
+    assert [path.name for path in with_knobs.parent.iterdir()] == [with_knobs.name]
+    assert set(digests(with_knobs)) == {*digests(made), "prior.npz"}
+    with np.load(with_knobs / "prior.npz", allow_pickle=False) as prior:
+        assert prior["label_sets"].dtype == bool
+        np.testing.assert_array_equal(prior["label_sets"], scenes.LABEL_SETS)
+        np.testing.assert_array_equal(prior["probabilities"], scenes.label_prior(0.75))
+    settings = json.loads((with_knobs / "settings.json").read_text())
+    assert (settings["evidence"], settings["correlation"]) == (0.5, 0.75)
+    assert settings["rotation"] == pytest.approx((scenes.ROTATION + 40) / 2)
+    again = run(
+        with_knobs.parent, "--evidence", 0.5, "--correlation", 0.75, "--train", TRAIN, "--val", VAL
+    )
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
+def test_scenes_with_knobs_show_the_labels_drawn_from_the_prior(with_knobs, scenes):
+    prior = scenes.label_prior(0.75)
+    for split in ("train", "val"):
+        shown = labels_by_image(with_knobs, split)
+        for number, labels in shown.items():
+            assert labels == sorted(
+                scenes.draw_label_set(scenes.scene_rng(0, split, number), prior)
+            )
+    assert [] in shown.values()  # a scene without a digit is a scene, too
+
+
+def test_the_other_knob_is_one(tmp_path):
+    make(tmp_path, "--evidence", 0.25, train=3, val=1)
+    make(tmp_path, "--correlation", 0, train=3, val=1)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["digit_scenes_e0.25_c1.0", "digit_scenes_e1.0_c0.0"]
+
+
+def test_evidence_changes_no_label(with_knobs, tmp_path):
+    make(tmp_path, "--evidence", 0, "--correlation", 0.75, train=20, val=5)
+    other = tmp_path / "digit_scenes_e0.0_c0.75"
+    few, many = labels_by_image(other, "train"), labels_by_image(with_knobs, "train")
+    assert few == {number: many[number] for number in few}
+    assert digests(other)["train/000001.png"] != digests(with_knobs)["train/000001.png"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--evidence", -0.1),
+        ("--correlation", 1.5),
+        ("--evidence", "nan"),
+        ("--evidence", 1, "--hard"),
+        ("--correlation", 0, "--hard"),
+    ],
+)
+def test_knobs_that_cannot_be_are_refused_in_one_line(tmp_path, options):
+    result = run(tmp_path, *options)
+    assert result.returncode != 0
+    assert result.stderr.count("\n") == 1
+    assert options[0] in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_run_leaves_no_set(tmp_path):
@@ -243,6 +334,133 @@ def test_each_label_keeps_one_to_three_edges(presence):
     assert (reach > 0).all()
 
 
+# -------------------------------------------------------------- what scenes with knobs are about
+
+
+def share_a_theme(scenes):
+    """
+    bool (10, 10): which pairs of different digits share a theme.
+    """
+    same = np.zeros((10, 10), bool)
+    for theme in scenes.THEMES:
+        same[np.ix_(theme, theme)] = True
+    return same & ~np.eye(10, dtype=bool)
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.3, 1.0])
+def correlation(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def prior(scenes, correlation):
+    """
+    The chances of sets of labels, by frozenset.
+    """
+    members = (frozenset(np.flatnonzero(row).tolist()) for row in scenes.LABEL_SETS)
+    return dict(zip(members, scenes.label_prior(correlation)))
+
+
+def test_every_set_of_labels_has_a_chance(prior):
+    assert len(prior) == 2**10
+    assert min(prior.values()) > 0
+    assert sum(prior.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_correlation_changes_no_frequency_and_no_number_of_labels(prior, scenes):
+    for label, frequency in enumerate(scenes.LABEL_FREQUENCIES):
+        found = sum(chance for labels, chance in prior.items() if label in labels)
+        assert found == pytest.approx(frequency, abs=1e-12)
+    # Of independent labels, the number's distribution comes by adding one label after the other.
+    expected = np.ones(1)
+    for frequency in scenes.LABEL_FREQUENCIES:
+        expected = np.convolve(expected, [1 - frequency, frequency])
+    counts = np.zeros(11)
+    for labels, chance in prior.items():
+        counts[len(labels)] += chance
+    np.testing.assert_allclose(counts, expected, atol=1e-12)
+
+
+def test_labels_are_independent_without_correlation(scenes):
+    for row, chance in zip(scenes.LABEL_SETS, scenes.label_prior(0)):
+        factors = (f if x else 1 - f for x, f in zip(row, scenes.LABEL_FREQUENCIES))
+        assert chance == pytest.approx(np.prod(list(factors)), rel=1e-10)
+
+
+def test_two_digits_attract_each_other_by_the_coupling_where_they_share_a_theme(
+    prior, correlation, scenes
+):
+    """
+    With the frequencies and the numbers of labels, this makes the prior the only one there is.
+    """
+    same = share_a_theme(scenes)
+    for rest in (frozenset(), frozenset({0}), frozenset({2, 9}), frozenset({1, 5, 6})):
+        interactions = {True: [], False: []}
+        for i, j in itertools.combinations(sorted(set(range(10)) - rest), 2):
+            both, one, other, none = (
+                np.log(prior[rest | more]) for more in ({i, j}, {i}, {j}, frozenset())
+            )
+            interactions[bool(same[i, j])].append(both - one - other + none)
+        # What their number does, all pairs have in common.
+        common = interactions[False][0]
+        np.testing.assert_allclose(interactions[False], common, atol=1e-6)
+        expected = common + correlation * scenes.COUPLING
+        np.testing.assert_allclose(interactions[True], expected, atol=1e-6)
+
+
+def test_drawn_labels_are_as_frequent_as_the_prior_says(scenes, correlation):
+    prior = scenes.label_prior(correlation)
+    draws = np.zeros((8_000, 10))
+    rng = np.random.default_rng(0)
+    for row in draws:
+        row[scenes.draw_label_set(rng, prior)] = 1
+    sets = scenes.LABEL_SETS.astype(float)
+    expected = sets.T @ (prior[:, None] * sets)  # of labels, on the diagonal, and of pairs
+    deviation = np.sqrt(expected * (1 - expected) / len(draws))
+    found = draws.T @ draws / len(draws)
+    assert (np.abs(found - expected) < 4.5 * deviation).all()
+
+
+def test_themes_rule_at_correlation_one(scenes):
+    sets, same = scenes.LABEL_SETS.astype(float), share_a_theme(scenes)
+    together = sets.T @ (scenes.label_prior(1)[:, None] * sets)
+    given = together / together.diagonal()[:, None]  # P(j|i) in row i, column j
+    others = ~same & ~np.eye(10, dtype=bool)
+    frequencies = np.broadcast_to(scenes.LABEL_FREQUENCIES, (10, 10))
+    assert (given > 1.2 * frequencies)[same].all()
+    assert (given < frequencies)[others].all()
+    assert given[same].mean() == pytest.approx(0.62, abs=0.01)
+    assert given[others].mean() == pytest.approx(0.06, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("correlation", "expected"), [(0, 24.5), (0.25, 38.4), (0.5, 58.9), (0.75, 72.9), (1, 79.1)]
+)
+def test_what_the_other_labels_say_of_a_label_is_what_the_page_says(scenes, correlation, expected):
+    prior = scenes.label_prior(correlation)
+    chances = {row.tobytes(): chance for row, chance in zip(scenes.LABEL_SETS, prior)}
+    found = []
+    for label in range(10):
+        given = []  # P(label | all others), for each set
+        for row in scenes.LABEL_SETS:
+            flipped = row.copy()
+            flipped[label] ^= True
+            odds = chances[row.tobytes()] / chances[flipped.tobytes()]
+            given.append(odds / (1 + odds) if row[label] else 1 / (1 + odds))
+        # Ties are ties, whatever the rounding.
+        targets, scores = scenes.LABEL_SETS[:, label], np.round(given, 9)
+        found.append(average_precision_score(targets, scores, sample_weight=prior))
+    assert 100 * np.mean(found) == pytest.approx(expected, abs=0.06)
+
+
+def test_no_digit_is_always_painted_last(scenes):
+    prior = scenes.label_prior(0)
+    rng = np.random.default_rng(0)
+    draws = [scenes.draw_label_set(rng, prior) for _ in range(300)]
+    rising = [labels == sorted(labels) for labels in draws if len(labels) == 2]
+    assert 0.3 < np.mean(rising) < 0.7
+
+
 # ------------------------------------------------------------------------ how a scene is painted
 
 
@@ -261,6 +479,61 @@ def test_scenes_of_every_size(scenes, sources, size):
         assert image.dtype == np.uint8
         assert boxes.shape == (len(labels), 4)
         assert (boxes[:, :2] + boxes[:, 2:] <= size).all()
+
+
+def set_evidence(monkeypatch, scenes, evidence):
+    for name, value in scenes.fade(evidence).items():
+        monkeypatch.setattr(scenes, name, value)
+
+
+@pytest.mark.parametrize("evidence", [0, 0.5, 1])
+@pytest.mark.parametrize("size", [32, 96])
+def test_no_digit_is_left_out_of_scenes_with_knobs(scenes, sources, monkeypatch, evidence, size):
+    set_evidence(monkeypatch, scenes, evidence)
+    all_ten = scenes.LABEL_SETS.all(1).astype(float)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        _, labels, boxes = scenes.compose_scene(rng, *sources, size, all_ten)
+        assert sorted(labels) == list(range(10))
+        assert boxes.shape == (10, 4)
+        assert (boxes[:, :2] + boxes[:, 2:] <= size).all()
+
+
+def test_a_scene_without_a_digit(scenes, sources):
+    none = (~scenes.LABEL_SETS.any(1)).astype(float)
+    image, labels, boxes = scenes.compose_scene(np.random.default_rng(0), *sources, 96, none)
+    assert image.shape == (96, 96, 3)
+    assert labels == []
+    assert boxes.shape == (0, 4)
+
+
+def test_evidence_runs_from_what_cannot_be_seen_to_the_scenes_as_they_are(scenes):
+    assert scenes.fade(1) == {name: getattr(scenes, name) for name in scenes.UNREADABLE}
+    assert scenes.fade(0) == scenes.UNREADABLE
+    half = scenes.fade(0.5)
+    assert half["NOISE"] == pytest.approx((0.01, 0.055))
+    assert half["DISTRACTORS"] == (2, 5)
+    for evidence in np.linspace(0, 1, 11):
+        constants = scenes.fade(evidence)
+        # What a patch leaves of a digit is enough for others to come.
+        assert 1 - constants["COVERED_SHARE"][1] >= constants["MIN_VISIBLE"]
+
+
+def test_the_less_evidence_the_less_digits_change_the_image(scenes, sources, monkeypatch):
+    ground = scenes.paint_background(np.random.default_rng(0), 96)
+    changes = []
+    for evidence in (0, 0.25, 0.5, 0.75, 1):
+        with monkeypatch.context() as patch:
+            set_evidence(patch, scenes, evidence)
+            change = 0
+            for number in range(10):
+                rng = np.random.default_rng(number)
+                canvas, labels, _ = scenes.add_digits(rng, ground, [3, 5], *sources)
+                assert labels == [3, 5]
+                change += np.abs(canvas - ground).mean()
+            changes.append(change)
+    assert changes[0] == 0
+    assert (np.diff(changes) > 0).all()
 
 
 def test_hardly_a_digit_is_left_out_for_want_of_room(scenes, sources):
@@ -346,12 +619,16 @@ def test_what_a_quarter_is_not_further_away_than(scenes, count):
 
 
 def test_settings_know_every_constant_that_shapes_the_scenes(scenes, monkeypatch):
-    def describe():
-        return scenes.describe_settings({"train": 1, "val": 1}, 0, 96)
+    def describe(knobs):
+        return scenes.describe_settings({"train": 1, "val": 1}, 0, 96, knobs)
 
-    before = describe()
+    others = {"NAMES", "SPLITS", "BRIGHTNESS", "HARD", "UNREADABLE", "LABEL_SETS", "PNG_SETTINGS"}
+    of_knobs = {"INK_OPACITY", "LABEL_FREQUENCIES", "COUPLING"}
+    knobs = {"evidence": 0.5, "correlation": 1.0}
     for name in vars(scenes):
-        if name.isupper() and name not in ("NAMES", "SPLITS", "BRIGHTNESS", "HARD", "PNG_SETTINGS"):
+        if name.isupper() and name not in others:
             with monkeypatch.context() as patch:
+                before = describe(None), describe(knobs)
                 patch.setattr(scenes, name, "tuned")
-                assert describe() != before, name
+                assert (describe(None) == before[0]) == (name in of_knobs), name
+                assert describe(knobs) != before[1], name

@@ -1,5 +1,6 @@
 """DigitScenes: scenes of real handwritten digits, made by datasets/prepare_digit_scenes.py."""
 
+import glob
 import os
 from functools import partial
 from typing import Dict, List
@@ -12,12 +13,13 @@ DIGIT_LABELS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "
 
 def register_digit_scenes(root: str) -> None:
     """digit_scenes_train and digit_scenes_val, and two parts of train, 5 to 3; and the same of
-    digit_scenes_hard.
+    digit_scenes_hard, and of each set with knobs in the folder, such as digit_scenes_e0.5_c1.0.
 
     A network is trained on digit_scenes_train_a, and heads on its features on
     digit_scenes_train_b, whose scenes the network has not seen.
     """
-    for name in ("digit_scenes", "digit_scenes_hard"):
+    with_knobs = glob.glob(os.path.join(glob.escape(root), "digit_scenes_e*_c*"))
+    for name in ("digit_scenes", "digit_scenes_hard", *map(os.path.basename, sorted(with_knobs))):
         files = {
             split: (
                 os.path.join(root, f"{name}/annotations/{split}.json"),

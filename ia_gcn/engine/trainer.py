@@ -67,8 +67,8 @@ class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer with multi-label data, label graph, optimizer and schedules.
 
     It reads the training set first: its size turns epochs into iterations, and its labels fill in
-    the model's label graph and, for some losses, label counts. Everything random is a function of the seed and the iteration, so a
-    resumed run ends where an uncut one does.
+    the model's label graph and, for some losses, label counts. Everything random is a function of
+    the seed and the iteration, so a resumed run ends where an uncut one does.
 
     Attributes:
         ema: the EMA of the weights, `module` a model; None if SOLVER.EMA_DECAY is 0.

@@ -102,7 +102,7 @@ def extract_features(
     parts = []
     for inputs in batches:
         features, _ = model.extract_features(inputs, in_features)
-        parts.append(FrozenFeatures(features._replace(proposals=None), model.targets(inputs)))
+        parts.append((features._replace(proposals=None), model.targets(inputs)))
     features, targets = zip(*parts)
     maps, masks, *rest = zip(*features)
     joined = ImageFeatures(

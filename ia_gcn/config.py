@@ -371,7 +371,7 @@ def _add_model_keys(cfg: CN) -> None:
     # frequencies from. "": counted where a label is known, in the training set; or a
     # predictions.npz of the training images, whose scores are added up.
     cfg.MODEL.LOSS.LABEL_COUNTS = ""
-    _add_loss_keys(cfg.MODEL.LOSS)
+    _add_loss_keys(cfg)
     # Of a head's auxiliary losses, as "name=weight"; 1 for those not named.
     cfg.MODEL.LOSS.AUX_WEIGHTS = ()
     # Of the KL divergence of z from its prior; 1 in the paper.
@@ -380,66 +380,66 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LOSS.ROUGH_SCORE_WEIGHT = 0.0
 
 
-def _add_loss_keys(loss: CN) -> None:
+def _add_loss_keys(cfg: CN) -> None:
     # BCE in which unknown labels are absent: AN, WAN and AN-LS, of AssumeNegativeLoss.
-    loss.ASSUME_NEGATIVE = CN()
+    cfg.MODEL.LOSS.ASSUME_NEGATIVE = CN()
     # γ: weight of a label that is unknown. 1: AN; 0: 1 / (C - 1), WAN.
-    loss.ASSUME_NEGATIVE.UNKNOWN_WEIGHT = 1.0
+    cfg.MODEL.LOSS.ASSUME_NEGATIVE.UNKNOWN_WEIGHT = 1.0
     # How likely a target is wrong; AN-LS has 0.1.
-    loss.ASSUME_NEGATIVE.SMOOTHING = 0.0
+    cfg.MODEL.LOSS.ASSUME_NEGATIVE.SMOOTHING = 0.0
 
     # BCE of known labels and a penalty on the number of labels: EPR, of ExpectedPositiveLoss.
-    loss.EXPECTED_POSITIVE = CN()
+    cfg.MODEL.LOSS.EXPECTED_POSITIVE = CN()
     # k: labels of an image, on average. 0: from the labels' frequencies.
-    loss.EXPECTED_POSITIVE.NUM_LABELS = 0.0
+    cfg.MODEL.LOSS.EXPECTED_POSITIVE.NUM_LABELS = 0.0
 
     # BCE in which unknown labels are absent, but for those with a large loss: of LargeLoss.
-    loss.LARGE_LOSS = CN()
+    cfg.MODEL.LOSS.LARGE_LOSS = CN()
     # LL-R: these are left out; LL-Ct: they are present ones; LL-Cp: they are from then on.
-    loss.LARGE_LOSS.SCHEME = "LL-R"
+    cfg.MODEL.LOSS.LARGE_LOSS.SCHEME = "LL-R"
     # Δ_rel: by which share of all labels there are more of them in each epoch after the first; with
     # LL-Cp, their share in each of these epochs. The paper tried 0.001 to 0.005.
-    loss.LARGE_LOSS.RATE = 0.002
+    cfg.MODEL.LOSS.LARGE_LOSS.RATE = 0.002
 
     # Of HillLoss.
-    loss.HILL = CN()
+    cfg.MODEL.LOSS.HILL = CN()
     # λ of (λ - p) p², the loss of labels that are not present.
-    loss.HILL.LAMBDA = 1.5
+    cfg.MODEL.LOSS.HILL.LAMBDA = 1.5
     # m: subtracted from the logits of present labels, and γ: their focusing exponent.
-    loss.HILL.MARGIN = 1.0
-    loss.HILL.GAMMA = 2.0
+    cfg.MODEL.LOSS.HILL.MARGIN = 1.0
+    cfg.MODEL.LOSS.HILL.GAMMA = 2.0
 
     # Unknown labels are present where the model finds them: of SPLCLoss.
-    loss.SPLC = CN()
+    cfg.MODEL.LOSS.SPLC = CN()
     # τ: above this probability.
-    loss.SPLC.THRESHOLD = 0.6
+    cfg.MODEL.LOSS.SPLC.THRESHOLD = 0.6
     # From this epoch on, counted from 0.
-    loss.SPLC.START_EPOCH = 1
+    cfg.MODEL.LOSS.SPLC.START_EPOCH = 1
     # m: subtracted from the logits of present labels, and γ: focusing exponent of all.
-    loss.SPLC.MARGIN = 1.0
-    loss.SPLC.GAMMA = 2.0
+    cfg.MODEL.LOSS.SPLC.MARGIN = 1.0
+    cfg.MODEL.LOSS.SPLC.GAMMA = 2.0
 
     # Unknown labels are absent ones or ignored, label by label: of SelectiveLoss.
-    loss.SELECTIVE = CN()
+    cfg.MODEL.LOSS.SELECTIVE = CN()
     # γu: focusing exponent for unknown labels.
-    loss.SELECTIVE.GAMMA_UNKNOWN = 4.0
+    cfg.MODEL.LOSS.SELECTIVE.GAMMA_UNKNOWN = 4.0
     # K: the likeliest unknown labels of an image are ignored.
-    loss.SELECTIVE.TOP_K = 5
+    cfg.MODEL.LOSS.SELECTIVE.TOP_K = 5
     # η: an unknown label is ignored if its frequency is above this.
-    loss.SELECTIVE.PRIOR_THRESHOLD = 0.05
+    cfg.MODEL.LOSS.SELECTIVE.PRIOR_THRESHOLD = 0.05
 
     # BCE with weights that balance the labels, of DistributionBalancedLoss; the paper's for COCO.
-    loss.DISTRIBUTION_BALANCED = CN()
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED = CN()
     # α, β and µ of the weight α + σ(β (r - µ)). VOC: µ = 0.3.
-    loss.DISTRIBUTION_BALANCED.ALPHA = 0.1
-    loss.DISTRIBUTION_BALANCED.BETA = 10.0
-    loss.DISTRIBUTION_BALANCED.MU = 0.2
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.ALPHA = 0.1
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.BETA = 10.0
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.MU = 0.2
     # κ: of the labels' log-odds, by which logits are shifted.
-    loss.DISTRIBUTION_BALANCED.KAPPA = 0.05
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.KAPPA = 0.05
     # λ: scale of absent labels' logits, and divisor of their loss. VOC: 5.
-    loss.DISTRIBUTION_BALANCED.LAMBDA = 2.0
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.LAMBDA = 2.0
     # γ: focusing exponent; 0: none.
-    loss.DISTRIBUTION_BALANCED.GAMMA = 2.0
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.GAMMA = 2.0
 
 
 def _add_data_keys(cfg: CN) -> None:

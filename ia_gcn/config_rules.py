@@ -190,7 +190,7 @@ LOSS_KEYS = {
         "AsymmetricAngularLoss",
         "SelectiveLoss",
     ),
-    ("FOCUSING_GRADIENT",): ("AsymmetricLoss",),
+    ("FOCUSING_GRADIENT",): ("AsymmetricLoss", "AsymmetricAngularLoss"),
     ("POSITIVE_WEIGHT",): ("AsymmetricAngularLoss",),
     ("LABEL_COUNTS",): ("ExpectedPositiveLoss", "SelectiveLoss", "DistributionBalancedLoss"),
     ("ASSUME_NEGATIVE.UNKNOWN_WEIGHT", "ASSUME_NEGATIVE.SMOOTHING"): ("AssumeNegativeLoss",),
@@ -215,8 +215,6 @@ def _of_losses(keys: Sequence[str], losses: Sequence[str]) -> Moot:
         "MODEL.LOSS.NAME",
         lambda name: name in LOSSES.difference(losses),
         f"it is a key of {', '.join(losses)}",
-        # AAM's focusing always has a gradient.
-        harmless=(True,) if keys == ("FOCUSING_GRADIENT",) else (),
     )
 
 
@@ -277,6 +275,13 @@ MOOT = [
         "set that to True",
     ),
     *(_of_losses(keys, losses) for keys, losses in LOSS_KEYS.items()),
+    Moot(
+        ("MODEL.LOSS.FOCUSING_GRADIENT",),
+        "MODEL.LOSS.NAME",
+        lambda name: name == "AsymmetricAngularLoss",
+        "its focusing always has a gradient",
+        harmless=(True,),
+    ),
     Moot(
         ("MODEL.RECURRENT.BEAM_SIZE",),
         "MODEL.RECURRENT.LABEL_FEEDBACK",

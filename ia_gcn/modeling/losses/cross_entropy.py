@@ -3,6 +3,8 @@ the number of labels."""
 
 from __future__ import annotations
 
+from typing import FrozenSet
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -63,8 +65,9 @@ def assume_negative_loss(
         smoothing: how likely a target is wrong: the loss is that of targets 1 - smoothing and
             smoothing. AN-LS; the paper writes ε/2 for it, and the authors' code has 0.1.
     Returns:
-        scalar of the logits' dtype.
+        scalar; float32 where the logits have fewer bits, else of their dtype.
     """
+    logits = at_least_float32(logits)
     present = (targets == 1).to(logits.dtype)
     weights = torch.ones_like(logits).masked_fill(targets == UNKNOWN, unknown_weight)
     weights = weights.masked_fill(targets < UNKNOWN, 0)
@@ -144,7 +147,7 @@ class ExpectedPositiveLoss(MultiLabelLoss):
         return {"expected": cfg.MODEL.LOSS.EXPECTED_POSITIVE.NUM_LABELS}
 
     @property
-    def needs(self):
+    def needs(self) -> FrozenSet[str]:
         return frozenset() if self.expected else frozenset({"label_counts"})
 
     def fill(self, num_images: int, present: torch.Tensor, absent: torch.Tensor) -> None:

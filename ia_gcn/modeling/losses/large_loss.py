@@ -7,7 +7,7 @@ n are the numbers of images in a batch, of labels, and of images in the training
 from __future__ import annotations
 
 import math
-from typing import List
+from typing import FrozenSet, List
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class LargeLoss(MultiLabelLoss):
         return {"scheme": keys.SCHEME, "rate": keys.RATE}
 
     @property
-    def needs(self):
+    def needs(self) -> FrozenSet[str]:
         return frozenset({"images", "label_counts"} if self.scheme == "LL-Cp" else ())
 
     def fill(self, num_images: int, present: torch.Tensor, absent: torch.Tensor) -> None:

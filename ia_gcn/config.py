@@ -368,23 +368,94 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.FUSION.GLOBAL_WEIGHT = 0.8
 
     cfg.MODEL.LOSS = CN()
-    # A name in MULTI_LABEL_LOSS_REGISTRY: MultiLabelBCE, AsymmetricLoss or AsymmetricAngularLoss.
+    # A name in MULTI_LABEL_LOSS_REGISTRY: MultiLabelBCE, AsymmetricLoss, AsymmetricAngularLoss; for
+    # labels that are not all known, AssumeNegativeLoss, ExpectedPositiveLoss, LargeLoss, HillLoss,
+    # SPLCLoss or SelectiveLoss; for rare ones, DistributionBalancedLoss.
     cfg.MODEL.LOSS.NAME = "MultiLabelBCE"
-    # γ+, γ-: focusing exponents for labels that are present and absent. AAM has 0 and 1.
+    # γ+, γ-: focusing exponents for labels that are present and absent. AAM has 0 and 1,
+    # SelectiveLoss 0 and 1 to 3.
     cfg.MODEL.LOSS.GAMMA_POS = 0.0
     cfg.MODEL.LOSS.GAMMA_NEG = 4.0
-    # m: is subtracted from an absent label's probability, which is then at least 0.
+    # m: is subtracted from an absent label's probability, which is then at least 0. SelectiveLoss
+    # was published with 0.
     cfg.MODEL.LOSS.CLIP = 0.05
     # Whether the focusing of AsymmetricLoss has a gradient; the published training has none.
     cfg.MODEL.LOSS.FOCUSING_GRADIENT = False
     # k: weight of the labels that are present in AsymmetricAngularLoss; 1 - k of those absent.
     cfg.MODEL.LOSS.POSITIVE_WEIGHT = 0.8
+    # Where ExpectedPositiveLoss, SelectiveLoss and DistributionBalancedLoss have the labels'
+    # frequencies from. "": counted where a label is known, in the training set; or a
+    # predictions.npz of the training images, whose scores are added up.
+    cfg.MODEL.LOSS.LABEL_COUNTS = ""
+    _add_loss_keys(cfg)
     # Of a head's auxiliary losses, as "name=weight"; 1 for those not named.
     cfg.MODEL.LOSS.AUX_WEIGHTS = ()
     # Of the KL divergence of z from its prior; 1 in the paper.
     cfg.MODEL.LOSS.KL_WEIGHT = 1.0
     # Of a BCE on a, the regions' rough scores of the whole image; the paper has none.
     cfg.MODEL.LOSS.ROUGH_SCORE_WEIGHT = 0.0
+
+
+def _add_loss_keys(cfg: CN) -> None:
+    # BCE in which unknown labels are absent: AN, WAN and AN-LS, of AssumeNegativeLoss.
+    cfg.MODEL.LOSS.ASSUME_NEGATIVE = CN()
+    # γ: weight of a label that is unknown. 1: AN; 0: 1 / (C - 1), WAN.
+    cfg.MODEL.LOSS.ASSUME_NEGATIVE.UNKNOWN_WEIGHT = 1.0
+    # How likely a target is wrong; AN-LS has 0.1.
+    cfg.MODEL.LOSS.ASSUME_NEGATIVE.SMOOTHING = 0.0
+
+    # BCE of known labels and a penalty on the number of labels: EPR, of ExpectedPositiveLoss.
+    cfg.MODEL.LOSS.EXPECTED_POSITIVE = CN()
+    # k: labels of an image, on average. 0: from the labels' frequencies.
+    cfg.MODEL.LOSS.EXPECTED_POSITIVE.NUM_LABELS = 0.0
+
+    # BCE in which unknown labels are absent, but for those with a large loss: of LargeLoss.
+    cfg.MODEL.LOSS.LARGE_LOSS = CN()
+    # LL-R: these are left out; LL-Ct: they are present ones; LL-Cp: they are from then on.
+    cfg.MODEL.LOSS.LARGE_LOSS.SCHEME = "LL-R"
+    # Δ_rel: by which share of all labels there are more of them in each epoch after the first; with
+    # LL-Cp, their share in each of these epochs. The paper tried 0.001 to 0.005.
+    cfg.MODEL.LOSS.LARGE_LOSS.RATE = 0.002
+
+    # Of HillLoss.
+    cfg.MODEL.LOSS.HILL = CN()
+    # λ of (λ - p) p², the loss of labels that are not present.
+    cfg.MODEL.LOSS.HILL.LAMBDA = 1.5
+    # m: subtracted from the logits of present labels, and γ: their focusing exponent.
+    cfg.MODEL.LOSS.HILL.MARGIN = 1.0
+    cfg.MODEL.LOSS.HILL.GAMMA = 2.0
+
+    # Unknown labels are present where the model finds them: of SPLCLoss.
+    cfg.MODEL.LOSS.SPLC = CN()
+    # τ: above this probability.
+    cfg.MODEL.LOSS.SPLC.THRESHOLD = 0.6
+    # From this epoch on, counted from 0.
+    cfg.MODEL.LOSS.SPLC.START_EPOCH = 1
+    # m: subtracted from the logits of present labels, and γ: focusing exponent of all.
+    cfg.MODEL.LOSS.SPLC.MARGIN = 1.0
+    cfg.MODEL.LOSS.SPLC.GAMMA = 2.0
+
+    # Unknown labels are absent ones or ignored, label by label: of SelectiveLoss.
+    cfg.MODEL.LOSS.SELECTIVE = CN()
+    # γu: focusing exponent for unknown labels.
+    cfg.MODEL.LOSS.SELECTIVE.GAMMA_UNKNOWN = 4.0
+    # K: the likeliest unknown labels of an image are ignored.
+    cfg.MODEL.LOSS.SELECTIVE.TOP_K = 5
+    # η: an unknown label is ignored if its frequency is above this.
+    cfg.MODEL.LOSS.SELECTIVE.PRIOR_THRESHOLD = 0.05
+
+    # BCE with weights that balance the labels, of DistributionBalancedLoss; the paper's for COCO.
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED = CN()
+    # α, β and µ of the weight α + σ(β (r - µ)). VOC: µ = 0.3.
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.ALPHA = 0.1
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.BETA = 10.0
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.MU = 0.2
+    # κ: of the labels' log-odds, by which logits are shifted.
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.KAPPA = 0.05
+    # λ: scale of absent labels' logits, and divisor of their loss. VOC: 5.
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.LAMBDA = 2.0
+    # γ: focusing exponent; 0: none.
+    cfg.MODEL.LOSS.DISTRIBUTION_BALANCED.GAMMA = 2.0
 
 
 def _add_data_keys(cfg: CN) -> None:

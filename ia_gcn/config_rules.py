@@ -183,6 +183,41 @@ def _in_epochs(epochs_key: str, key: str, off: str) -> Moot:
     return Moot((key,), epochs_key, bool, f"set that one, or {off} there to count iterations")
 
 
+# Which keys under MODEL.LOSS, or groups of them, are of which losses.
+LOSS_KEYS = {
+    ("GAMMA_POS", "GAMMA_NEG", "CLIP"): (
+        "AsymmetricLoss",
+        "AsymmetricAngularLoss",
+        "SelectiveLoss",
+    ),
+    ("FOCUSING_GRADIENT",): ("AsymmetricLoss", "AsymmetricAngularLoss"),
+    ("POSITIVE_WEIGHT",): ("AsymmetricAngularLoss",),
+    ("LABEL_COUNTS",): ("ExpectedPositiveLoss", "SelectiveLoss", "DistributionBalancedLoss"),
+    ("ASSUME_NEGATIVE.UNKNOWN_WEIGHT", "ASSUME_NEGATIVE.SMOOTHING"): ("AssumeNegativeLoss",),
+    ("EXPECTED_POSITIVE.NUM_LABELS",): ("ExpectedPositiveLoss",),
+    ("LARGE_LOSS.SCHEME", "LARGE_LOSS.RATE"): ("LargeLoss",),
+    ("HILL.LAMBDA", "HILL.MARGIN", "HILL.GAMMA"): ("HillLoss",),
+    ("SPLC.THRESHOLD", "SPLC.START_EPOCH", "SPLC.MARGIN", "SPLC.GAMMA"): ("SPLCLoss",),
+    ("SELECTIVE.GAMMA_UNKNOWN", "SELECTIVE.TOP_K", "SELECTIVE.PRIOR_THRESHOLD"): ("SelectiveLoss",),
+    tuple(
+        f"DISTRIBUTION_BALANCED.{name}"
+        for name in ("ALPHA", "BETA", "MU", "KAPPA", "LAMBDA", "GAMMA")
+    ): ("DistributionBalancedLoss",),
+}
+
+# A user's own may read any key.
+LOSSES = {"MultiLabelBCE", *(name for names in LOSS_KEYS.values() for name in names)}
+
+
+def _of_losses(keys: Sequence[str], losses: Sequence[str]) -> Moot:
+    return Moot(
+        tuple(f"MODEL.LOSS.{key}" for key in keys),
+        "MODEL.LOSS.NAME",
+        lambda name: name in LOSSES.difference(losses),
+        f"it is a key of {', '.join(losses)}",
+    )
+
+
 # A key is only refused if it was set in the same place as the switch, or later. If it was set
 # before, in a _BASE_, the config with the switch replaces it on purpose.
 MOOT = [
@@ -239,23 +274,7 @@ MOOT = [
         lambda enabled: not enabled,
         "set that to True",
     ),
-    Moot(
-        (
-            "MODEL.LOSS.GAMMA_POS",
-            "MODEL.LOSS.GAMMA_NEG",
-            "MODEL.LOSS.CLIP",
-            "MODEL.LOSS.FOCUSING_GRADIENT",
-        ),
-        "MODEL.LOSS.NAME",
-        lambda name: name == "MultiLabelBCE",
-        "only AsymmetricLoss has them",
-    ),
-    Moot(
-        ("MODEL.LOSS.POSITIVE_WEIGHT",),
-        "MODEL.LOSS.NAME",
-        lambda name: name in ("MultiLabelBCE", "AsymmetricLoss"),
-        "only AsymmetricAngularLoss has it",
-    ),
+    *(_of_losses(keys, losses) for keys, losses in LOSS_KEYS.items()),
     Moot(
         ("MODEL.LOSS.FOCUSING_GRADIENT",),
         "MODEL.LOSS.NAME",

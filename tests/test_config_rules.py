@@ -188,6 +188,8 @@ def test_a_key_that_nothing_reads_is_refused(error_line, key):
         (["SOLVER.ONE_CYCLE_RISE", 0.5], "set that to OneCycleLR"),
         (["SOLVER.OPTIMIZER", "Adam", "SOLVER.NESTEROV", True], "SOLVER.NESTEROV"),
         (["MODEL.LOSS.GAMMA_NEG", 2.0], "AsymmetricLoss"),
+        (["MODEL.LOSS.NAME", "HillLoss", "MODEL.LOSS.SPLC.THRESHOLD", 0.5], "SPLCLoss"),
+        (["MODEL.LOSS.NAME", "LargeLoss", "MODEL.LOSS.LABEL_COUNTS", "x.npz"], "SelectiveLoss"),
         (["MODEL.GLOBAL_POOLING.GEM_POWER", 2.0], "gem"),
         (["INPUT.RAND_AUGMENT_MAGNITUDE", 5], "INPUT.RAND_AUGMENT_OPS"),
         (["TEST.AUG.SCALES", (1.0, 1.25)], "TEST.AUG.ENABLED"),
@@ -207,6 +209,7 @@ def test_a_key_that_another_makes_moot_is_refused(error_line, opts, says):
         ["SOLVER.LR_SCHEDULER_NAME", "OneCycleLR", "SOLVER.WARMUP_ITERS", 0],
         ["SOLVER.LR_SCHEDULER_NAME", "OneCycleLR", "SOLVER.STEP_EPOCHS", ()],
         ["MODEL.LOSS.NAME", "AsymmetricLoss", "MODEL.LOSS.GAMMA_NEG", 2.0],
+        ["MODEL.LOSS.NAME", "SelectiveLoss", "MODEL.LOSS.GAMMA_NEG", 2.0],
         ["TEST.AUG.ENABLED", True, "TEST.AUG.SCALES", (1.0, 1.25)],
         # A user's own, which may read any key.
         ["MODEL.LOSS.NAME", "MyLoss", "MODEL.LOSS.GAMMA_NEG", 2.0],

@@ -196,6 +196,8 @@ def missing_images(dataset_dicts: Sequence[Dict]) -> List[str]:
 class TrainingSamples(Dataset):
     """Maps (place in the stream, index) to a sample, whose augmentation depends on the place only.
 
+    A sample has its image's place in the data set as `image_index`.
+
     An image that can't be read is replaced by the next one that can; the sample then lists the
     unreadable ones under `unreadable`, and has nothing else where none can be read.
     """
@@ -219,11 +221,13 @@ class TrainingSamples(Dataset):
                 np.random.seed(seed)
                 # torch.manual_seed would seed the GPUs as well, at twice a sample's cost.
                 torch.default_generator.manual_seed(seed)
+                place_of_image = (index + shift) % len(self.dataset)
                 try:
-                    sample = self.mapper(self.dataset[(index + shift) % len(self.dataset)])
+                    sample = self.mapper(self.dataset[place_of_image])
                 except UnreadableImage as error:
                     unreadable.append(error)
                     continue
+                sample = {**sample, "image_index": place_of_image}
                 return {**sample, "unreadable": unreadable} if unreadable else sample
         return {"unreadable": unreadable}
 

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..io.files import write_atomically
 from ..modeling import ImageFeatures, MultiLabelRecognizer
 from ..modeling.recognizer import ignore_known
+from .hooks import FollowLoss
 from .schedule import build_lr_scheduler, build_optimizer
 
 # In a file, in front of a feature map's name and of its mask's.
@@ -35,7 +36,9 @@ class FrozenFeatures(NamedTuple):
     features: ImageFeatures
     """On the CPU, without proposals."""
     targets: torch.Tensor
-    """(B, C) in {1, 0, -1 = ignored}."""
+    """(B, C) in {1, 0, -1 = unknown}."""
+    images: torch.Tensor | None = None
+    """(B,) int64, their places among all features that are trained on; None outside training."""
 
     def pick(self, images) -> FrozenFeatures:
         """Those of some images: indices or a slice."""
@@ -99,7 +102,7 @@ def extract_features(
     parts = []
     for inputs in batches:
         features, _ = model.extract_features(inputs, in_features)
-        parts.append(FrozenFeatures(features._replace(proposals=None), model.targets(inputs)))
+        parts.append((features._replace(proposals=None), model.targets(inputs)))
     features, targets = zip(*parts)
     maps, masks, *rest = zip(*features)
     joined = ImageFeatures(
@@ -141,7 +144,7 @@ class HeadsOnFeatures(nn.Module):
             return self.model.apply_heads(batch.features)[0]["logits"]
         targets = ignore_known(batch.targets, batch.features.label_states)
         outputs, losses = self.model.apply_heads(batch.features, targets)
-        return {**self.model.criterion(outputs, targets), **losses}
+        return {**self.model.criterion(outputs, targets, batch.images), **losses}
 
     @torch.no_grad()
     def predict(self, features: FrozenFeatures, batch_size: int = 500) -> torch.Tensor:
@@ -159,7 +162,7 @@ def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatu
 
     Args:
         cfg: of which SOLVER, INPUT.KNOWN_LABELS and SEED, 0 or more, count.
-        model: its label graph filled in.
+        model: its label graph and its loss filled in.
         features: of the training set.
     Returns:
         the `HeadsOnFeatures`, and detectron2's EventStorage with the losses and regions/*.
@@ -167,7 +170,9 @@ def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatu
     heads = HeadsOnFeatures(model).train()
     optimizer = build_optimizer(cfg, model)
     trainer = SimpleTrainer(heads, _Batches(features, cfg), optimizer)
-    trainer.register_hooks([hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))])
+    scheduler = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
+    follow = FollowLoss(model.criterion.loss, len(features.targets), cfg.SOLVER.IMS_PER_BATCH)
+    trainer.register_hooks([scheduler, follow])
     trainer.train(0, cfg.SOLVER.MAX_ITER)
     return heads, trainer.storage
 
@@ -185,7 +190,8 @@ class _Batches:
         order = iter(self.sampler)
         while True:
             places, images = zip(*itertools.islice(order, self.batch_size))
-            batch = self.features.pick(list(images))
+            images = torch.tensor(images)
+            batch = self.features.pick(images)._replace(images=images)
             if self.known_labels:
                 states = torch.stack(list(map(self._draw_known, batch.targets, places)))
                 batch = batch._replace(features=batch.features._replace(label_states=states))

@@ -13,10 +13,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import comm
 from numpy.lib.stride_tricks import sliding_window_view
+from torch import nn
 
 from ..checkpoint import MultiLabelCheckpointer, periodic_checkpoints
 from ..data.samplers import mix_seeds
-from ..errors import TrainingDiverged
+from ..errors import InputError, TrainingDiverged
+from ..modeling import LabelCorrections
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,53 @@ class SeedEveryStep(HookBase):
 
     def before_step(self):
         torch.manual_seed(mix_seeds(self.trainer.seed, comm.get_rank(), self.trainer.iter))
+
+
+class FollowLoss(HookBase):
+    """Tells the loss which epoch it is in, and keeps the labels that it corrects for good.
+
+    Iterations begin in the epoch of their first image. After each one, all processes have the
+    corrections of all of them; they are in checkpoints.
+    """
+
+    def __init__(self, loss: nn.Module, num_images: int, batch_size: int):
+        """
+        Args:
+            loss: the model's, see `MultiLabelLoss`.
+            num_images: of the training set.
+            batch_size: images of an iteration, of all processes.
+        """
+        self._loss = loss
+        self._num_images = num_images
+        self._batch_size = batch_size
+
+    @property
+    def _corrections(self) -> LabelCorrections | None:
+        return getattr(self._loss, "corrections", None)
+
+    def before_step(self):
+        self._loss.epoch = self.trainer.iter * self._batch_size // self._num_images
+
+    def after_step(self):
+        if self._corrections is not None:
+            for pairs in comm.all_gather(self._corrections.take_new()):
+                self._corrections.add(pairs)
+
+    def state_dict(self):
+        if self._corrections is None:
+            return {}
+        return {"label_corrections": torch.from_numpy(self._corrections.bits)}
+
+    def load_state_dict(self, state):
+        if self._corrections is None:
+            return
+        bits = state["label_corrections"].numpy()
+        if bits.shape != self._corrections.bits.shape:
+            raise InputError(
+                f"--resume: the checkpoint has labels that were corrected of {len(bits)} images, "
+                f"and the training set has {self._num_images}"
+            )
+        self._corrections.bits[:] = bits
 
 
 class UpdateEma(HookBase):

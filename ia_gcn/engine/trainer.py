@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import weakref
-from typing import Dict, List, Sequence
+from typing import Dict, Iterable, List, Sequence, Tuple
 
+import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
 from detectron2.utils import comm
@@ -30,10 +32,13 @@ from ..data import (
     label_embeddings,
     label_matrices,
 )
+from ..data.dataset_mapper import target_vector
 from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError, TrainingDiverged
 from ..evaluation import MultiLabelEvaluator, summary_line
+from ..evaluation.predictions import read_predictions
 from ..inference.test_time_augmentation import MultiLabelTTA
+from ..label_names import describe_mismatch
 from ..modeling.label_prior_fit import LabelSets, fit_like
 from .accumulation import AccumulatingTrainer, choose_amp_dtype
 from .held_out import write_split
@@ -41,6 +46,7 @@ from .hooks import (
     BestCheckpointer,
     BestModelCheckpointer,
     EvalHook,
+    FollowLoss,
     PeriodicCheckpointer,
     SeedEveryStep,
     StopOnBadLoss,
@@ -63,8 +69,8 @@ class Trainer(DefaultTrainer):
     """detectron2's DefaultTrainer with multi-label data, label graph, optimizer and schedules.
 
     It reads the training set first: its size turns epochs into iterations, and its labels fill in
-    the model's label graph. Everything random is a function of the seed and the iteration, so a
-    resumed run ends where an uncut one does.
+    the model's label graph and, for some losses, label counts. Everything random is a function of
+    the seed and the iteration, so a resumed run ends where an uncut one does.
 
     Attributes:
         ema: the EMA of the weights, `module` a model; None if SOLVER.EMA_DECAY is 0.
@@ -95,6 +101,11 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         fill_label_graph(cfg, model, data_loader.dataset, label_names)
         fill_label_prior(cfg, model, data_loader.dataset)
+        targets = (target_vector(x, len(label_names)) for x in data_loader.dataset)
+        fill_loss(cfg, model, targets, label_names)
+        self._follow_loss = FollowLoss(
+            model.criterion.loss, len(data_loader.dataset), cfg.SOLVER.IMS_PER_BATCH
+        )
         optimizer = self.build_optimizer(cfg, model)
         decay = cfg.SOLVER.EMA_DECAY
         if not 0 <= decay < 1:
@@ -249,7 +260,7 @@ class Trainer(DefaultTrainer):
         moved = hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter
         default = super().build_hooks()
         ret = [hook for hook in default if not isinstance(hook, moved)]
-        ret = [self._stop_on_bad_loss, SeedEveryStep(), *ret]
+        ret = [self._stop_on_bad_loss, SeedEveryStep(), self._follow_loss, *ret]
         if self.ema:
             ret.insert(0, UpdateEma())
         last = [self._eval_hook]
@@ -462,6 +473,48 @@ def fill_label_prior(cfg: CfgNode, model: nn.Module, dataset: Sequence[Dict]) ->
         )
     labels = LabelSets.of(*label_matrices(dataset, cfg.MODEL.LABEL_HEAD.NUM_LABELS))
     prior.load_state_dict(fit_like(prior, labels).state_dict())
+
+
+def fill_loss(
+    cfg: CfgNode, model: nn.Module, targets: Iterable[torch.Tensor], label_names: Sequence[str]
+) -> None:
+    """Give a recogniser's loss the label counts, if it needs them.
+
+    Args:
+        targets: (C,) in {1, 0, -1 = unknown}, of each image of the training set.
+        label_names: C names.
+    Raises:
+        InputError: MODEL.LOSS.LABEL_COUNTS is no predictions.npz, or has other labels.
+    """
+    if "label_counts" not in model.criterion.needs:
+        return
+    present, absent = torch.zeros(2, len(label_names), dtype=torch.float64)
+    num_images = 0
+    for target in targets:
+        present += target == 1
+        absent += target == 0
+        num_images += 1
+    path = cfg.MODEL.LOSS.LABEL_COUNTS
+    if path:
+        present, absent = expected_counts(path, label_names)
+    model.criterion.loss.fill(num_images, present, absent)
+
+
+def expected_counts(path: str, label_names: Sequence[str]) -> Tuple[torch.Tensor, torch.Tensor]:
+    """How many images have each label, and how many have not, as a model sees it.
+
+    Args:
+        path: of a predictions.npz.
+        label_names: C names.
+    Returns:
+        (C,) float64 each, sums of the scores and of 1 - scores.
+    """
+    predictions = read_predictions(path)
+    if predictions.label_names != list(label_names):
+        mismatch = describe_mismatch(predictions.label_names, list(label_names))
+        raise InputError(f"MODEL.LOSS.LABEL_COUNTS: {path} {mismatch} than the training set")
+    present = torch.from_numpy(predictions.scores.sum(axis=0, dtype=np.float64))
+    return present, len(predictions.scores) - present
 
 
 def use_buffers_of_main_process(model: nn.Module) -> None:

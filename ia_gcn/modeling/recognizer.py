@@ -18,7 +18,7 @@ from .features import ImageFeatures
 from .label_graph import LabelGraph
 from .label_heads import LabelHead, build_label_head
 from .label_prior import LabelPrior, build_label_prior
-from .losses import MultiLabelCriterion
+from .losses import NOT_COUNTED, MultiLabelCriterion
 from .pooling import valid_cells
 
 
@@ -57,7 +57,7 @@ class MultiLabelRecognizer(nn.Module):
             backbone: a detectron2 Backbone.
             label_head: see `LabelHead`; None if only the region branch scores the labels.
             label_graph: see `LabelGraph`; None if no head asks for it.
-            criterion: outputs of the head and targets (B, C) to losses by name.
+            criterion: a `MultiLabelCriterion`.
             num_labels: C.
             context: names of the head's further inputs, see `LabelHead`.
             label_prior: see `LabelPrior`; None: the head's logits are the model's.
@@ -157,7 +157,8 @@ class MultiLabelRecognizer(nn.Module):
         Args:
             batched_inputs: one dict per image, as `MultiLabelDatasetMapper` makes them:
                 image: (3, H, W), uint8 or float, sizes may differ;
-                labels: (C,) float in {1, 0, -1 = ignored}; in training only;
+                labels: (C,) float in {1, 0, -1 = unknown}; in training only;
+                image_index: its place in the training set, for losses that need it;
                 label_states: optional, (C,) in {1, 0, -1 = unknown}, for heads that use them; in
                     training, what such a head is told does not count in the losses.
         Returns:
@@ -173,7 +174,10 @@ class MultiLabelRecognizer(nn.Module):
             return self.describe(outputs, features)
         targets = ignore_known(self.targets(batched_inputs), features.label_states)
         outputs, head_losses = self.apply_heads(features, targets)
-        return {**self.criterion(outputs, targets), **head_losses, **losses}
+        images = None
+        if "images" in self.criterion.needs:
+            images = torch.tensor([x["image_index"] for x in batched_inputs])
+        return {**self.criterion(outputs, targets, images), **head_losses, **losses}
 
     def extract_features(
         self, batched_inputs: List[Dict], in_features: Sequence[str] | None = None
@@ -293,8 +297,11 @@ class MultiLabelRecognizer(nn.Module):
 
 
 def ignore_known(targets: torch.Tensor, label_states: torch.Tensor | None) -> torch.Tensor:
-    """Targets (B, C), ignored where label_states (B, C) say that the label head knows them."""
-    return targets if label_states is None else targets.masked_fill(label_states >= 0, -1)
+    """Targets (B, C) that don't count where label_states (B, C) say that the label head knows them.
+
+    Such a label is not unknown: a loss must not take it as absent.
+    """
+    return targets if label_states is None else targets.masked_fill(label_states >= 0, NOT_COUNTED)
 
 
 def build_label_graph(cfg: CfgNode, context: FrozenSet[str]) -> LabelGraph | None:

@@ -163,6 +163,13 @@ def test_training_sees_each_image_once_per_epoch(tiny, whole):
         assert sorted(names(whole)[10 * epoch : 10 * (epoch + 1)]) == everything
 
 
+def test_a_sample_knows_its_images_place_in_the_training_set(tiny):
+    spoil(tiny, 2)
+    loader = build_multilabel_train_loader(make_cfg())
+    for sample in itertools.chain(*take(loader, 6)):
+        assert loader.dataset[sample["image_index"]]["file_name"] == sample["file_name"]
+
+
 def test_each_view_of_an_image_is_another_one(whole):
     views = [sample[2] for batch in whole for sample in batch]
     assert len(set(views)) > 20

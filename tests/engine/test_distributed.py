@@ -55,6 +55,34 @@ if __name__ == "__main__":
 """
 
 
+# A training on labels of which those that are absent are unknown; every process saves those that
+# LL-Cp has corrected.
+CORRECTING = """
+import sys
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+from ia_gcn.data import get_multilabel_dicts
+from ia_gcn.engine import Trainer, launch, setup_cfg
+
+def main(output, opts):
+    cfg = setup_cfg("configs/DigitScenes/ml_gcn.yaml", opts)
+    dicts = get_multilabel_dicts(["custom_train"])
+    for record in dicts:
+        record["ignored_labels"] = [c for c in range(3) if c not in record["labels"]]
+    DatasetCatalog.remove("custom_train")
+    DatasetCatalog.register("custom_train", lambda: dicts)
+    trainer = Trainer(cfg)
+    trainer.train()
+    loss = getattr(trainer.model, "module", trainer.model).criterion.loss
+    np.save(f"{output}/{comm.get_rank()}.npy", loss.corrections.bits)
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(launch(main, 1, args=(sys.argv[1], sys.argv[2:])))
+"""
+
+
 @pytest.fixture
 def opts(tiny_coco):
     data = tiny_coco(13)
@@ -92,6 +120,25 @@ def test_the_gradients_of_a_global_batch_are_the_same(tmp_path, opts):
             scale = max(float(tensor.abs().max()), 1e-3 * largest)
             error = float((tensor - two[head][name]).abs().max())
             assert error < 1e-4 * scale, f"{head}: {name}"
+
+
+@pytest.mark.slow
+def test_two_processes_correct_the_same_labels(tmp_path, opts):
+    script = tmp_path / "correct.py"
+    script.write_text(CORRECTING)
+    keys = ["NAME", "LargeLoss", "LARGE_LOSS.SCHEME", "LL-Cp", "LARGE_LOSS.RATE", 0.1]
+    keys[::2] = [f"MODEL.LOSS.{key}" for key in keys[::2]]
+    short = ["SOLVER.MAX_EPOCHS", 0, "SOLVER.MAX_ITER", 10, "OUTPUT_DIR", tmp_path / "run"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    result = run_process(*torchrun, script, tmp_path, *opts, *keys, *short)
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (np.load(tmp_path / f"{rank}.npy") for rank in (0, 1))
+    assert np.array_equal(first, second)
+    # Each process corrects one label or more in each of the six iterations after the first epoch.
+    assert np.unpackbits(first).sum() > 6
+    checkpoint = torch.load(tmp_path / "run/model_final.pth", weights_only=True)
+    saved = checkpoint["trainer"]["hooks"]["FollowLoss"]["label_corrections"]
+    assert np.array_equal(saved.numpy(), first)
 
 
 @pytest.mark.slow

@@ -8,7 +8,13 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from torch import nn
 
 from ia_gcn.errors import InputError
-from ia_gcn.modeling import LABEL_HEAD_REGISTRY, LabelHead, MultiLabelRecognizer
+from ia_gcn.modeling import (
+    LABEL_HEAD_REGISTRY,
+    NOT_COUNTED,
+    AssumeNegativeLoss,
+    LabelHead,
+    MultiLabelRecognizer,
+)
 from tests.helpers.recognizers import NUM_LABELS, logits_of, make_cfg, make_inputs
 
 POOLINGS = ["max", "mean", "gem"]
@@ -282,6 +288,11 @@ def test_what_a_head_is_told_does_not_count_in_the_loss(monkeypatch):
     inputs[0]["label_states"] = [1, 0, -1, -1, 0]
     ignored[0]["labels"][[0, 1, 4]] = -1
     assert model(inputs)["loss_multi_label"] == model(ignored)["loss_multi_label"]
+    # Nor as a label that is unknown, which some losses take as absent.
+    model.criterion.loss = AssumeNegativeLoss()
+    told = model(inputs)["loss_multi_label"]
+    ignored[0]["labels"][[0, 1, 4]] = NOT_COUNTED
+    assert told == model(ignored)["loss_multi_label"]
     # A head that knows nothing of it learns from all labels.
     model = context_model(monkeypatch).train()
     assert model(inputs)["loss_multi_label"] != model(ignored)["loss_multi_label"]

@@ -2,143 +2,27 @@ import itertools
 import math
 from decimal import Decimal, localcontext
 
-import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from sklearn.metrics import log_loss
 from timm.loss import AsymmetricLossMultiLabel
 
-from ia_gcn import add_ia_gcn_config
-from ia_gcn.errors import InputError
-from ia_gcn.modeling import MultiLabelCriterion, build_multi_label_loss, multi_label_bce
+from ia_gcn.modeling import multi_label_bce, selective_loss
 from ia_gcn.modeling.losses import (
     AsymmetricAngularLoss,
     AsymmetricLoss,
     asymmetric_angular_loss,
     asymmetric_loss,
 )
-
-quick = settings(max_examples=60)
-
-
-@st.composite
-def batches(draw, ignored=True, max_images=5, max_labels=5):
-    """Logits and targets (B, C) in float64."""
-    shape = draw(st.tuples(st.integers(1, max_images), st.integers(1, max_labels)))
-    # Where the logarithm of a sigmoid can be taken as it is written.
-    logits = draw(hnp.arrays(np.float64, shape, elements=st.floats(-8, 8)))
-    values = [1, 0, -1] if ignored else [1, 0]
-    targets = draw(hnp.arrays(np.float64, shape, elements=st.sampled_from(values)))
-    return torch.from_numpy(logits), torch.from_numpy(targets)
-
-
-def sigmoid(x):
-    return 1 / (1 + math.exp(-x))
-
-
-# ------------------------------------------------------------------------------------------- BCE
-
-
-def loop_bce(logits, targets):
-    """Eq. 13, summed up one entry at a time, and the mean over images."""
-    total = 0.0
-    for row, labels in zip(logits.tolist(), targets.tolist()):
-        for x, y in zip(row, labels):
-            if y == 1:
-                total -= math.log(sigmoid(x))
-            elif y == 0:
-                total -= math.log(1 - sigmoid(x))
-    return total / logits.numel()
-
-
-@quick
-@given(batches())
-def test_bce_is_the_loop(batch):
-    loss = multi_label_bce(*batch)
-    assert loss.shape == ()
-    assert loss.item() == pytest.approx(loop_bce(*batch), rel=1e-9, abs=1e-15)
-
-
-@quick
-@given(batches(ignored=False))
-def test_bce_is_scikit_learns_log_loss(batch):
-    logits, targets = batch
-    probabilities = [sigmoid(x) for x in logits.flatten().tolist()]
-    expected = log_loss(targets.flatten().tolist(), probabilities, labels=[0, 1])
-    assert multi_label_bce(logits, targets).item() == pytest.approx(expected, rel=1e-9)
-
-
-@quick
-@given(batches())
-def test_gradient_is_probability_minus_target_and_nothing_where_ignored(batch):
-    logits, targets = batch
-    multi_label_bce(logits.requires_grad_(), targets).backward()
-    for i, row in enumerate(targets.tolist()):
-        for c, y in enumerate(row):
-            expected = 0 if y == -1 else (sigmoid(logits[i, c].item()) - y) / logits.numel()
-            assert logits.grad[i, c].item() == pytest.approx(expected, rel=1e-9, abs=1e-15)
-
-
-def test_an_ignored_entry_stays_in_the_mean():
-    logits = torch.zeros(1, 4)
-    assert multi_label_bce(logits, torch.tensor([[1.0, 0.0, -1.0, -1.0]])).item() == pytest.approx(
-        math.log(2) / 2
-    )
-    assert multi_label_bce(logits, -torch.ones(1, 4)).item() == 0
-
-
-@quick
-@given(batches())
-def test_the_gradient_of_a_batch_is_the_mean_of_its_images(batch):
-    features, targets = batch
-    weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-
-    def gradient(rows):
-        return torch.autograd.grad(multi_label_bce(weight * features[rows], targets[rows]), weight)
-
-    alone = [gradient(slice(i, i + 1))[0].item() for i in range(len(features))]
-    assert gradient(slice(None))[0].item() == pytest.approx(np.mean(alone), rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_large_logits_stay_finite(dtype):
-    logits = torch.tensor([[1e4, -1e4, 1e4, -1e4]], dtype=dtype, requires_grad=True)
-    loss = multi_label_bce(logits, torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
-    loss.backward()
-    # The wrong ones cost what they are off by.
-    assert loss.item() == (0 + 0 + 1e4 + 1e4) / 4
-    assert logits.grad.tolist() == [[0, 0, 0.25, -0.25]]
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.float64])
-def test_the_loss_has_the_logits_dtype(dtype):
-    logits = torch.tensor([[0.5, -1.0, 2.0]])
-    targets = torch.tensor([[1, 0, -1]])
-    loss = multi_label_bce(logits, targets.to(dtype))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(loop_bce(logits, targets), rel=1e-6)
-
-
-def test_targets_are_left_alone():
-    targets = torch.tensor([[1.0, 0.0, -1.0]])
-    multi_label_bce(torch.zeros(1, 3), targets)
-    assert targets.tolist() == [[1, 0, -1]]
-
-
-def test_the_default_loss_of_a_config_is_bce():
-    cfg = get_cfg()
-    add_ia_gcn_config(cfg)
-    loss = build_multi_label_loss(cfg)
-    logits, targets = torch.tensor([[0.5, -1.0, 2.0]]), torch.tensor([[1.0, 0.0, -1.0]])
-    assert loss(logits, targets).item() == pytest.approx(loop_bce(logits, targets), rel=1e-6)
-    assert not list(loss.parameters())
-
-
-# ------------------------------------------------------------------------------------------- ASL
+from tests.helpers.losses import (
+    EXTREMES,
+    HALVES_AND_SINGLE,
+    batches,
+    loss_from_config,
+    quick,
+    sigmoid,
+)
 
 gammas = st.one_of(st.sampled_from([0.0, 1.0, 4.0]), st.floats(0, 8))
 clips = st.one_of(st.sampled_from([0.0, 0.05]), st.floats(0, 0.9))
@@ -202,7 +86,7 @@ def test_with_its_gradient_the_loss_is_differentiated_as_a_whole(gamma_pos, gamm
 
 @quick
 @given(
-    batches(ignored=False),
+    batches(values=(1, 0)),
     st.sampled_from([0, 1, 2]),
     st.sampled_from([0, 1, 4]),
     st.sampled_from([0, 0.05, 0.2]),
@@ -248,10 +132,6 @@ def test_asl_of_a_batch_is_the_mean_of_its_images(
 
     alone = [loss(x, y) for x, y in zip(batch[0].split(1), batch[1].split(1))]
     torch.testing.assert_close(loss(*batch), torch.stack(alone).mean())
-
-
-HALVES_AND_SINGLE = [torch.float16, torch.bfloat16, torch.float32]
-EXTREMES = [0, 1e-3, 1, 3, 10, 17, 20, 50, 88, 95, 103, 110, 1e3, 1e4]
 
 
 @pytest.mark.parametrize("focusing_gradient", [False, True])
@@ -359,36 +239,25 @@ def test_aam_and_its_gradient_stay_finite(dtype):
 
 
 def test_aam_takes_its_numbers_from_the_config():
-    cfg = get_cfg()
-    add_ia_gcn_config(cfg)
-    cfg.MODEL.LOSS.NAME = "AsymmetricAngularLoss"
-    cfg.MODEL.LOSS.GAMMA_POS, cfg.MODEL.LOSS.GAMMA_NEG = 2.0, 3.0
-    cfg.MODEL.LOSS.CLIP, cfg.MODEL.LOSS.POSITIVE_WEIGHT = 0.1, 0.6
-    loss = build_multi_label_loss(cfg)
+    numbers = {"GAMMA_POS": 2.0, "GAMMA_NEG": 3.0, "CLIP": 0.1, "POSITIVE_WEIGHT": 0.6}
+    loss = loss_from_config("AsymmetricAngularLoss", **numbers)
     assert type(loss) is AsymmetricAngularLoss
     logits, targets = torch.tensor([[0.3, -2.0, 1.0]]), torch.tensor([[1.0, 0.0, -1.0]])
     expected = loop_aam(logits, targets, 2.0, 3.0, 0.1, 0.6)
     assert loss(logits, targets).item() == pytest.approx(expected, rel=1e-5)
 
 
-def asl_from_config(**keys):
-    cfg = get_cfg()
-    add_ia_gcn_config(cfg)
-    cfg.MODEL.LOSS.NAME = "AsymmetricLoss"
-    cfg.merge_from_list([x for key, v in keys.items() for x in (f"MODEL.LOSS.{key}", v)])
-    return build_multi_label_loss(cfg)
-
-
 def test_asl_takes_its_numbers_from_the_config():
     logits, targets = torch.tensor([[0.5, -1.0, 2.0, 1.5]]), torch.tensor([[1.0, 0.0, -1.0, 0.0]])
-    assert isinstance(asl_from_config(), AsymmetricLoss)
+    assert isinstance(loss_from_config("AsymmetricLoss"), AsymmetricLoss)
     # The paper's.
     expected = loop_asl(logits, targets, 0, 4, 0.05)
-    assert asl_from_config()(logits, targets).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_from_config("AsymmetricLoss")(logits, targets).item() == pytest.approx(
+        expected, rel=1e-5
+    )
     for focusing_gradient in (False, True):
-        loss = asl_from_config(
-            GAMMA_POS=1.5, GAMMA_NEG=2.5, CLIP=0.1, FOCUSING_GRADIENT=focusing_gradient
-        )
+        numbers = {"GAMMA_POS": 1.5, "GAMMA_NEG": 2.5, "CLIP": 0.1}
+        loss = loss_from_config("AsymmetricLoss", FOCUSING_GRADIENT=focusing_gradient, **numbers)
         ours, expected = (logits.clone().requires_grad_() for _ in range(2))
         loss(ours, targets).backward()
         asymmetric_loss(expected, targets, 1.5, 2.5, 0.1, focusing_gradient).backward()
@@ -412,35 +281,86 @@ def test_asl_takes_its_numbers_from_the_config():
     ],
 )
 def test_numbers_out_of_range_are_refused(error_line, key, value):
-    assert f"MODEL.LOSS.{key}" in error_line(lambda: asl_from_config(**{key: value}))
+    assert f"MODEL.LOSS.{key}" in error_line(
+        lambda: loss_from_config("AsymmetricLoss", **{key: value})
+    )
 
 
-# The criterion over the outputs of a head
+# Class-aware selective loss
 
 
-def make_criterion(weights=()):
-    cfg = get_cfg()
-    add_ia_gcn_config(cfg)
-    cfg.MODEL.LOSS.AUX_WEIGHTS = weights
-    return MultiLabelCriterion(cfg)
+def loop_selective(logits, targets, frequent, top_k, gamma_pos, gamma_neg, gamma_unknown, clip):
+    """P-ASL of what is not ignored, added up one image at a time; the mean over images."""
+
+    def cost(x, y, c):
+        p = sigmoid(x)
+        shifted = max(p - clip, 0)
+        if y == 1:
+            return -((1 - p) ** gamma_pos) * math.log(p)
+        if y == 0:
+            return -(shifted**gamma_neg) * math.log(1 - shifted)
+        return 0.0 if c in ignored else -(shifted**gamma_unknown) * math.log(1 - shifted)
+
+    total = 0.0
+    for row, labels in zip(logits.tolist(), targets.tolist()):
+        unknown = [c for c, y in enumerate(labels) if y == -1]
+        likeliest = sorted(unknown, key=lambda c: -row[c])[:top_k]
+        told = [c for c, y in enumerate(labels) if y == -2]
+        ignored = {*likeliest, *told, *(c for c in unknown if frequent[c])}
+        total += sum(cost(x, y, c) for c, (x, y) in enumerate(zip(row, labels)))
+    return total / len(logits)
 
 
-def test_auxiliary_logits_have_losses_of_their_own_weight():
-    generator = torch.Generator().manual_seed(0)
-    main, first, second = torch.randn(3, 4, 5, generator=generator)
-    targets = torch.randint(-1, 2, (4, 5), generator=generator).float()
-    outputs = {"logits": main, "aux_logits": {"deep": first, "gcn": second}}
-    losses = make_criterion(("gcn=0.25",))(outputs, targets)
-    assert list(losses) == ["loss_multi_label", "loss_deep", "loss_gcn"]
-    torch.testing.assert_close(losses["loss_multi_label"], multi_label_bce(main, targets))
-    torch.testing.assert_close(losses["loss_deep"], multi_label_bce(first, targets))
-    torch.testing.assert_close(losses["loss_gcn"], 0.25 * multi_label_bce(second, targets))
-    assert list(make_criterion()({"logits": main}, targets)) == ["loss_multi_label"]
+@quick
+@given(batches(), st.integers(0, 6), gammas, gammas, gammas, clips, st.integers(0, 31))
+def test_the_selective_loss_is_the_loop(
+    batch, top_k, gamma_pos, gamma_neg, gamma_unknown, clip, frequent
+):
+    logits, targets = batch
+    # Of equal logits, any may be the likeliest.
+    assume(all(len(set(row)) == len(row) for row in logits.tolist()))
+    frequent = torch.tensor([bool(frequent >> c & 1) for c in range(logits.shape[1])])
+    numbers = top_k, gamma_pos, gamma_neg, gamma_unknown, clip
+    loss = selective_loss(logits, targets, frequent, *numbers)
+    expected = loop_selective(logits, targets, frequent, *numbers)
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_weights_of_what_is_not_there_are_refused():
-    outputs = {"logits": torch.zeros(1, 2), "aux_logits": {"deep": torch.zeros(1, 2)}}
-    with pytest.raises(InputError, match=r"AUX_WEIGHTS: the label head has no .* 'gcn', but deep"):
-        make_criterion(("gcn=1",))(outputs, torch.zeros(1, 2))
-    with pytest.raises(InputError, match=r"AUX_WEIGHTS: 'gcn' is not name=weight"):
-        make_criterion(("gcn",))
+@quick
+@given(batches(values=(1, 0, -1)))
+def test_it_is_asl_where_nothing_is_ignored_and_unknown_labels_are_like_absent_ones(batch):
+    logits, targets = batch
+    nothing = torch.zeros(logits.shape[1], dtype=torch.bool)
+    loss = selective_loss(logits, targets, nothing, 0, 0, 4, 4, 0.05)
+    torch.testing.assert_close(loss, asymmetric_loss(logits, targets.clamp(min=0)))
+
+
+def test_the_focusing_of_the_selective_loss_has_no_gradient():
+    logits = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    targets, nothing = torch.tensor([[1, 0, -1]]), torch.zeros(3, dtype=torch.bool)
+    selective_loss(logits, targets, nothing, 0, 1.0, 2.0, 3.0, 0.0).backward()
+    p = [sigmoid(x) for x in logits[0].tolist()]
+    expected = [-((1 - p[0]) ** 2), p[1] ** 3, p[2] ** 4]
+    assert logits.grad[0].tolist() == pytest.approx(expected)
+
+
+def test_labels_are_frequent_by_what_is_known_of_them():
+    loss = loss_from_config(
+        "SelectiveLoss", num_labels=4, SELECTIVE__PRIOR_THRESHOLD=0.25, SELECTIVE__TOP_K=0
+    )
+    # Shares of 1/2, 1/4 and 1/5; the last is not known of any image.
+    loss.fill(100, torch.tensor([5.0, 1.0, 1.0, 0.0]), torch.tensor([5.0, 3.0, 4.0, 0.0]))
+    assert loss.frequent.tolist() == [True, False, False, False]
+    logits = torch.zeros(1, 4, requires_grad=True)
+    loss(logits, torch.full((1, 4), -1.0)).backward()
+    assert (logits.grad[0] != 0).tolist() == [False, True, True, True]
+
+
+def test_the_selective_loss_takes_its_numbers_from_the_config():
+    numbers = {"GAMMA_POS": 1.0, "GAMMA_NEG": 2.0, "CLIP": 0.1}
+    own = {"SELECTIVE__GAMMA_UNKNOWN": 3.0, "SELECTIVE__TOP_K": 1}
+    loss = loss_from_config("SelectiveLoss", **numbers, **own)
+    loss.fill(4, torch.zeros(3), torch.ones(3))
+    logits, targets = torch.tensor([[0.3, -2.0, 1.0]]), torch.tensor([[0.0, -1.0, -1.0]])
+    expected = loop_selective(logits, targets, [False] * 3, 1, 1.0, 2.0, 3.0, 0.1)
+    assert loss(logits, targets).item() == pytest.approx(expected, rel=1e-5)

@@ -131,11 +131,6 @@ class MultiLabelRecognizer(nn.Module):
         return False
 
     @property
-    def takes_known_labels(self) -> bool:
-        """Whether `label_states` of an image make a difference to its other labels."""
-        return "label_states" in self.context
-
-    @property
     def has_attention(self) -> bool:
         """Whether it says what each label looked at."""
         return self.label_head is not None and self.label_head.has_attention

@@ -517,8 +517,8 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.CF1 = "of_means"
     # Whether the TEST.TOP_K highest labels of an image count as predicted below the threshold too.
     cfg.TEST.FORCED_TOP_K = False
-    # Where ignored (VOC's difficult objects) and unknown labels count, as absent ones: nowhere, in_f1
-    # (in all measures but AP and mAP), or everywhere.
+    # Where ignored (VOC's difficult objects) and unknown labels count, as absent ones: nowhere,
+    # in_f1 (in all measures but AP and mAP), or everywhere.
     cfg.TEST.IGNORED_LABELS = "nowhere"
     # The share of each test image's labels that the model is told, in [0, 1]; the others are
     # measured. 0: none.

@@ -62,8 +62,8 @@ def test_lines_are_those_of_an_editor(csv_file):
     assert [row.line for row in read_csv(path)] == [3, 4, 6]
 
 
-# The format can't hold a semicolon or control character in a label, a ! at its beginning, nor blanks
-# around a name.
+# The format can't hold a semicolon or control character in a label, a ! at its beginning, nor
+# blanks around a name.
 text = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=8)
 names = text.filter(lambda text: text == text.strip() and text[0] != '"')
 label_names = names.filter(lambda text: ";" not in text and text[0] != "!")

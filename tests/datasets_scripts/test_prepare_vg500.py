@@ -629,7 +629,7 @@ def test_the_label_names_are_asked_for_only_where_they_are_needed(registered, tr
     message = error_line(get_label_names, ["vg_500_train"])
     assert str(tree.folder / "labels.txt") in message
     assert "datasets/README.md" in message
-    assert "prepare_vg500" in error_line(get_multilabel_dicts, ["vg_500_test"])
+    assert "labels.txt" in error_line(get_multilabel_dicts, ["vg_500_test"])
     names = ["DATASETS.TRAIN", "('vg_500_train',)", "DATASETS.TEST", "('vg_500_test',)"]
     cfg = setup_cfg("", [*names, "MODEL.LABEL_HEAD.NUM_LABELS", "500", "MODEL.DEVICE", "cpu"])
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 500

@@ -41,7 +41,7 @@ def register_custom(cfg: CfgNode) -> None:
         raise InputError(f"DATASETS.CUSTOM.HOLD_OUT must be in [0, 1), not {custom.HOLD_OUT}")
     for label in custom.LABELS:
         check_label_name(label, "DATASETS.CUSTOM.LABELS")
-    labels = list(custom.LABELS) or _label_names(custom.TRAIN or custom.TEST)
+    labels = list(custom.LABELS) or file_label_names(custom.TRAIN or custom.TEST)
     if len(set(labels)) < len(labels):
         raise InputError(f"DATASETS.CUSTOM.LABELS names a label twice: {', '.join(labels)}")
     if custom.TRAIN and not custom.TEST and custom.HOLD_OUT:
@@ -56,8 +56,8 @@ def register_custom(cfg: CfgNode) -> None:
 
 def _register_parts(custom: CfgNode, labels: Sequence[str]) -> str:
     """Register TRAIN as two data sets; returns a hash of the image ids that are held out."""
-    load_file = load_multilabel_csv if _is_csv(custom.TRAIN) else load_multilabel_coco
-    load = partial(load_file, custom.TRAIN, custom.IMAGE_ROOT, labels, custom.UNLABELED)
+    where = custom.TRAIN, custom.IMAGE_ROOT
+    load = partial(load_multilabel_file, *where, labels, custom.UNLABELED)
     names = {d["image_id"]: _known_names(d, labels) for d in load()}
     held_out = stratified_split(names, custom.HOLD_OUT, custom.HOLD_OUT_SEED)
     if not held_out or len(held_out) == len(names):
@@ -104,7 +104,20 @@ def _register(
     return (name,)
 
 
-def _label_names(path: str) -> List[str]:
+def load_multilabel_file(
+    path: str, image_root: str, label_names: Sequence[str], unlabeled: str = "absent"
+) -> List[Dict]:
+    """`load_multilabel_csv` of a path that ends in .csv, else `load_multilabel_coco`."""
+    load = load_multilabel_csv if _is_csv(path) else load_multilabel_coco
+    return load(path, image_root, label_names, unlabeled)
+
+
+def file_label_names(path: str) -> List[str]:
+    """All labels that a CSV names, sorted; or a JSON's categories, in the order of their ids.
+
+    Raises:
+        InputError: it can't be read or names none.
+    """
     if _is_csv(path):
         names = sorted({label for row in read_csv(path) for label in (*row.labels, *row.absent)})
     else:
@@ -134,7 +147,7 @@ def register_multilabel_csv(
         InputError: without `label_names`, the file can't be read or names none.
     """
     if label_names is None:
-        label_names = _label_names(csv_file)
+        label_names = file_label_names(csv_file)
     register_multilabel(
         name,
         lambda: load_multilabel_csv(csv_file, image_root, label_names, unlabeled),

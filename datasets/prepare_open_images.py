@@ -5,7 +5,7 @@ Put these from https://storage.googleapis.com/openimages/web/download_v7.html in
   oidv7-class-descriptions.csv  oidv7-classes-trainable.txt
   oidv7-train-annotations-human-imagelabels.csv   and those of val and test, as many as you want
   train/ or train_0/ ... train_f/, validation/, test/   the images, or links to where they are
-V6's and V5's files do, too.
+Files of V6 will do, too.
 
 What the command leaves there:
   labels.txt                                           a label a line, in the list's order

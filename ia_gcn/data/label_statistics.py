@@ -166,18 +166,19 @@ def _pair_counts(
     dataset_dicts: Sequence[Dict], num_labels: int
 ) -> Iterator[Tuple[int, sparse.coo_matrix]]:
     """The rows of `LabelStatistics.pair_counts`, some at a time, behind the first one's index."""
-    presence = _indicator(map(_present, dataset_dicts), num_labels).tocsc()
+    presence = _indicator(map(_present, dataset_dicts), num_labels)
     counts = np.asarray(presence.sum(axis=0)).ravel()
     with_holes = [d for d in dataset_dicts if "absent_labels" in d]
-    holed = _indicator(map(_present, with_holes), num_labels).tocsc()
-    known = holed + _indicator(map(_known_absent, with_holes), num_labels).tocsc()
+    holed = _indicator(map(_present, with_holes), num_labels)
+    known = holed + _indicator(map(_known_absent, with_holes), num_labels)
     in_complete = counts - np.asarray(holed.sum(axis=0)).ravel()
+    of_labels, of_labels_holed = presence.tocsc(), holed.tocsc()
     step = max(1, PAIRS_AT_ONCE // max(num_labels, 1))
     for start in range(0, num_labels, step):
         rows = slice(start, start + step)
-        pairs = (presence[:, rows].T @ presence).tocoo()
+        pairs = (of_labels[:, rows].T @ presence).tocoo()
         if with_holes:
-            both_known = (holed[:, rows].T @ known).toarray() + in_complete[rows, None]
+            both_known = (of_labels_holed[:, rows].T @ known).toarray() + in_complete[rows, None]
             weights = counts[rows][pairs.row] / both_known[pairs.row, pairs.col]
             pairs.data = np.rint(pairs.data * weights).astype(np.int64)
         yield start, pairs

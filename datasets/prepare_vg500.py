@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 from ia_gcn.data.build import MAX_LISTED
 from ia_gcn.data.datasets.common import excerpt, join_inside
+from ia_gcn.data.datasets.writing import write_coco
 from ia_gcn.errors import InputError
 from ia_gcn.io.files import write_text_atomically
 
@@ -305,19 +306,6 @@ def clip(box: Tuple[float, ...], image: SourceImage) -> List[float] | None:
     left, top = max(x, 0), max(y, 0)
     width, height = min(x + w, image.width) - left, min(y + h, image.height) - top
     return [left, top, width, height] if width > 0 and height > 0 else None
-
-
-def write_coco(path: Path, **lists: Iterable[Dict]) -> None:
-    """A JSON in COCO's form, an entry a line, of entries that need not all be in memory."""
-    with write_text_atomically(path) as file:
-        before = "{"
-        for key, entries in lists.items():
-            file.write(f'{before}"{key}":[')
-            for number, entry in enumerate(entries):
-                file.write(",\n" if number else "\n")
-                file.write(json.dumps(entry, separators=(",", ":")))
-            before = "],\n"
-        file.write("]}\n")
 
 
 def choose_images(

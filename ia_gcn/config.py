@@ -462,13 +462,17 @@ def _add_data_keys(cfg: CN) -> None:
     # Your own data, without Python: given TRAIN or TEST, the tools register custom_train and
     # custom_test and use them as DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.CUSTOM = CN()
-    # COCO-format JSON, or CSV with a line "file,label;label;..." per image.
+    # COCO-format JSON, or CSV with a line "file,label;label;..." per image; !label is one that is
+    # known to be absent.
     cfg.DATASETS.CUSTOM.TRAIN = ""
     cfg.DATASETS.CUSTOM.TEST = ""
     # Folder that the files' image names are relative to.
     cfg.DATASETS.CUSTOM.IMAGE_ROOT = ""
     # The same for TEST where it is another folder.
     cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
+    # What a label is that neither file names for an image: absent, or unknown, so that it counts
+    # nowhere. In images with LVIS's neg_category_ids it is always unknown.
+    cfg.DATASETS.CUSTOM.UNLABELED = "absent"
     # With TRAIN alone, this share of its images, stratified by label, is held out as custom_test;
     # 0.0: none, so that there is no evaluation.
     cfg.DATASETS.CUSTOM.HOLD_OUT = 0.2
@@ -481,8 +485,8 @@ def _add_data_keys(cfg: CN) -> None:
     # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
     # CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
     cfg.DATASETS.CUSTOM.LABELS = ()
-    # What ignored labels (VOC's difficult objects) are in training: nowhere: still ignored; absent;
-    # or present. TEST.IGNORED_LABELS is for evaluation.
+    # What ignored labels (VOC's difficult objects) and unknown ones are in training: nowhere: still
+    # ignored; absent; or present, but for the unknown ones. TEST.IGNORED_LABELS is for evaluation.
     cfg.DATASETS.IGNORED_LABELS = "nowhere"
     # An image that can't be read is skipped with a warning; more such files than this in a
     # process are an error.
@@ -584,8 +588,8 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.CF1 = "of_means"
     # Whether the TEST.TOP_K highest labels of an image count as predicted below the threshold too.
     cfg.TEST.FORCED_TOP_K = False
-    # Where ignored labels (VOC's difficult objects) count, as absent ones: nowhere, in_f1 (in all
-    # measures but AP and mAP), or everywhere.
+    # Where ignored (VOC's difficult objects) and unknown labels count, as absent ones: nowhere,
+    # in_f1 (in all measures but AP and mAP), or everywhere.
     cfg.TEST.IGNORED_LABELS = "nowhere"
     # The share of each test image's labels that the model is told, in [0, 1]; the others are
     # measured. 0: none.

@@ -102,6 +102,7 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     "SEED": Whole(-(2**31), 2**31 - 1),
     "DATALOADER.NUM_WORKERS": Whole(0, 1024),
     "DATASETS.CUSTOM.HOLD_OUT_SEED": COUNT,
+    "DATASETS.CUSTOM.UNLABELED": OneOf(("absent", "unknown")),
     "DATASETS.IGNORED_LABELS": OneOf(("nowhere", "absent", "present")),
     "DATASETS.MAX_UNREADABLE": COUNT,
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN": POSITIVE,

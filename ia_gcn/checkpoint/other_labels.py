@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..data import label_embeddings
-from ..data.datasets.vg500 import read_label_file
+from ..data.datasets.common import read_label_file
 from ..errors import InputError
 
 

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from ..data import label_embeddings
 from ..data.datasets import COCO_LABELS, VOC_LABELS
-from ..data.datasets.vg500 import read_label_file
+from ..data.datasets.common import read_label_file
 from ..errors import InputError
 from ..io.inputs import open_input
 from ..io.npz import read_npz

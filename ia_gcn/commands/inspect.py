@@ -32,7 +32,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..data import LabelGraphSummary, get_label_names, summarize_label_graph
+from ..data import LabelGraphSummary, count_states, get_label_names, summarize_label_graph
 from ..data.build import MAX_LISTED, load_multilabel_dicts, missing_images
 from ..data.dataset_mapper import read_image
 from ..engine import setup_cfg
@@ -93,7 +93,7 @@ def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
     except ValueError as error:
         raise InputError(f"MODEL.LABEL_GRAPH: {error}") from None
     print(f"{name}: {len(dicts)} images, {len(label_names)} labels\n")
-    print(label_table(label_names, graph, len(dicts)), end="\n\n")
+    print(label_table(label_names, graph, dicts), end="\n\n")
     print(labels_per_image(dicts), end="\n\n")
     print(describe_graph(label_names, graph, keys.THRESHOLD), end="\n\n")
     missing = missing_images(dicts)
@@ -108,27 +108,30 @@ def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
     print(f"\nheat maps: {image}{note and f' ({note})'}")
 
 
-def label_table(label_names: Sequence[str], graph: LabelGraphSummary, num_images: int) -> str:
-    """A line per label, the most frequent one first."""
-    rows = [
-        (
-            label_names[i],
-            graph.label_counts[i],
-            f"{graph.label_counts[i] / num_images:.1%}",
-            graph.edges_out[i],
-            graph.edges_in[i],
-        )
-        for i in np.argsort(-graph.label_counts, kind="stable")
-    ]
-    headers = ["label", "images", "share", "edges out", "edges in"]
-    align = ("left", "right", "right", "right", "right")
+def label_table(label_names: Sequence[str], graph: LabelGraphSummary, dicts: Sequence[Dict]) -> str:
+    """A line per label, the most frequent one first; where labels are unknown, in how many images
+    it is known to be absent, and unknown."""
+    columns = {
+        "label": label_names,
+        "images": graph.label_counts,
+        "share": [f"{count / len(dicts):.1%}" for count in graph.label_counts],
+        "edges out": graph.edges_out,
+        "edges in": graph.edges_in,
+    }
+    if any("absent_labels" in d for d in dicts):
+        states = count_states(dicts, len(label_names))
+        columns.update(absent=states.absent, unknown=states.unknown)
+    order = np.argsort(-graph.label_counts, kind="stable")
+    rows = [[column[i] for column in columns.values()] for i in order]
+    align = ("left", *["right"] * (len(columns) - 1))
     # Names that look like numbers stay as they are.
-    return tabulate(rows, headers, disable_numparse=True, colalign=align)
+    return tabulate(rows, list(columns), disable_numparse=True, colalign=align)
 
 
 def labels_per_image(dicts: Sequence[Dict]) -> str:
-    """How many images have how many labels, and how many have none or ignored ones."""
+    """How many images have how many labels, and how many have none, ignored or unknown ones."""
     numbers = [len(set(d["labels"])) for d in dicts]
+    with_holes = [d for d in dicts if "absent_labels" in d]
     ignored = [len(d.get("ignored_labels", [])) for d in dicts]
     rows = [
         (number, count, f"{count / len(dicts):.1%}")
@@ -136,11 +139,18 @@ def labels_per_image(dicts: Sequence[Dict]) -> str:
     ]
     headers = ["labels in an image", "images", "share"]
     table = tabulate(rows, headers, disable_numparse=True, colalign=("right",) * 3)
+    holes = ""
+    if with_holes:
+        known = [len({*d["labels"], *d["absent_labels"]}) for d in with_holes]
+        holes = (
+            f"\nimages with unknown labels: {len(with_holes)}, in which {np.mean(known):.2f} "
+            "labels are known on average"
+        )
     return (
         f"{table}\n\n"
         f"labels per image: {np.mean(numbers):.2f} on average\n"
         f"images without a label: {numbers.count(0)}\n"
-        f"ignored entries: {sum(ignored)}, in {np.count_nonzero(ignored)} images"
+        f"ignored entries: {sum(ignored)}, in {np.count_nonzero(ignored)} images{holes}"
     )
 
 

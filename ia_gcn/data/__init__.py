@@ -22,6 +22,7 @@ from .label_statistics import (
     LabelStatistics,
     cached_label_statistics,
     count_labels,
+    count_states,
     summarize_label_graph,
 )
 from .proposals import add_proposals
@@ -41,6 +42,7 @@ __all__ = [
     "build_multilabel_train_loader",
     "cached_label_statistics",
     "count_labels",
+    "count_states",
     "datasets",
     "get_label_names",
     "get_multilabel_dicts",

@@ -23,8 +23,8 @@ from ..errors import InputError, ProcessDied
 from ..io.images import UnreadableImage
 from ..label_names import check_label_name, describe_mismatch
 from ..processes import blocked_stop_signals, ignore_lost_parent, leave_signals_to_parent
-from .dataset_mapper import MultiLabelDatasetMapper
-from .datasets.vg500 import read_label_file
+from .dataset_mapper import LABEL_KEYS, MultiLabelDatasetMapper
+from .datasets.common import read_label_file
 from .proposals import add_proposals
 from .samplers import PositionSampler, mix_seeds
 
@@ -81,9 +81,10 @@ def get_multilabel_dicts(
 
     Args:
         dataset_names: registered with detectron2.
-        drop_unlabelled: leave out images without a label.
+        drop_unlabelled: leave out images without a label, but for those of which some label is
+            known to be absent while others are unknown.
         proposal_files: one for each data set, see `add_proposals`; None: no proposals.
-        ignored: what becomes of `ignored_labels`: nowhere (they stay ignored), absent or present.
+        ignored: what becomes of ignored and unknown labels, see `settle_ignored`.
     Raises:
         InputError: see `load_multilabel_dicts` and `add_proposals`; or images are missing, or all
             were dropped.
@@ -93,26 +94,36 @@ def get_multilabel_dicts(
             f"{len(proposal_files)} proposal files (DATASETS.PROPOSAL_FILES_TRAIN, _TEST) for the "
             f"{len(dataset_names)} data sets {', '.join(dataset_names)}"
         )
-    dicts = []
+    dicts, dropped = [], 0
     for i, name in enumerate(dataset_names):
         found = load_multilabel_dicts(name)
         check_images_exist(name, found)
         if proposal_files is not None:
             add_proposals(found, proposal_files[i])
-        dicts += [settle_ignored(record, ignored) for record in found]
+        for record in found:
+            settled = settle_ignored(record, ignored)
+            if drop_unlabelled and not settled["labels"] and not record.get("absent_labels"):
+                dropped += 1
+            else:
+                dicts.append(settled)
     if drop_unlabelled:
-        labelled = [d for d in dicts if d["labels"]]
-        logger.info(
-            f"Dropped {len(dicts) - len(labelled)} images without a label; {len(labelled)} left"
-        )
-        dicts = labelled
+        logger.info(f"Dropped {dropped} images without a label; {len(dicts)} left")
         if not dicts:
             raise InputError(f"no image of {', '.join(dataset_names)} has a label")
     return dicts
 
 
 def settle_ignored(record: Dict, how: str) -> Dict:
-    """A dict whose `ignored_labels` are absent or present; nowhere: as it is."""
+    """A dict without ignored labels.
+
+    Args:
+        record: see `MultiLabelDatasetMapper`.
+        how: DATASETS.IGNORED_LABELS. nowhere: the dict as it is; absent: its ignored and unknown
+            labels are absent; present: its `ignored_labels` are present. Unknown labels, which may
+            be thousands, then stay unknown.
+    """
+    if how == "absent" and "absent_labels" in record:
+        record = {key: value for key, value in record.items() if key != "absent_labels"}
     if how == "nowhere" or not record.get("ignored_labels"):
         return record
     settled = {**record, "ignored_labels": []}
@@ -137,7 +148,8 @@ def get_test_dicts(cfg, dataset_name: str) -> List[Dict]:
 def load_multilabel_dicts(name: str) -> List[Dict]:
     """The dicts of a registered data set, whether or not its images are there.
 
-    A detection data set works too: without `labels`, an image has those of its annotations.
+    A detection data set works too: without `labels`, an image has those of its annotations. With
+    `neg_category_ids`, as detectron2 loads LVIS, the others are unknown.
 
     Raises:
         InputError: the data set is not registered or is empty, or a label is outside its
@@ -147,9 +159,8 @@ def load_multilabel_dicts(name: str) -> List[Dict]:
     dicts = []
     for record in DatasetCatalog.get(name):
         if "labels" not in record:
-            boxes = record.get("annotations", [])
-            record = {**record, "labels": sorted({box["category_id"] for box in boxes})}
-        labels = [*record["labels"], *record.get("ignored_labels", [])]
+            record = _with_labels_of_boxes(record)
+        labels = [label for key in LABEL_KEYS for label in record.get(key, ())]
         if not all(0 <= label < num_labels for label in labels):
             raise InputError(
                 f"data set {name}: {record['file_name']} has a label outside 0 to "
@@ -159,6 +170,22 @@ def load_multilabel_dicts(name: str) -> List[Dict]:
     if not dicts:
         raise InputError(f"data set {name} is empty")
     return dicts
+
+
+def _with_labels_of_boxes(record: Dict) -> Dict:
+    present = {box["category_id"] for box in record.get("annotations", [])}
+    if "neg_category_ids" not in record:
+        return {**record, "labels": sorted(present)}
+    # detectron2 keeps LVIS's own ids here, which begin with 1.
+    absent, doubtful = (
+        {category_id - 1 for category_id in record[key]}
+        for key in ("neg_category_ids", "not_exhaustive_category_ids")
+    )
+    return {
+        **record,
+        "labels": sorted(present),
+        "absent_labels": sorted(absent - present - doubtful),
+    }
 
 
 def check_images_exist(dataset_name: str, dataset_dicts: Sequence[Dict]) -> None:

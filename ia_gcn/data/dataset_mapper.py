@@ -25,12 +25,17 @@ from .augmentation import (
 )
 from .known_labels import choose_known, draw_known
 
+# Of a data set dict, what becomes its target vector.
+LABEL_KEYS = ("labels", "absent_labels", "ignored_labels")
+
 
 class MultiLabelDatasetMapper:
     """Reads an image, takes its training or test view, and makes its target vector.
 
     A data set dict has detectron2's `file_name` and `image_id`, and
         labels: indices of the labels that are present;
+        absent_labels: indices of those that are known to be absent. Where the key is missing, all
+            are that are not named here; where it is there, what is not named is unknown;
         ignored_labels: indices of those that are neither present nor absent (may be missing);
         annotations: boxes in detectron2's form (may be missing);
         proposal_boxes and its companions, as `add_proposals` gives them (may be missing);
@@ -102,7 +107,7 @@ class MultiLabelDatasetMapper:
             the dict without its labels and annotations, and with
                 image: (3, H, W) uint8 tensor, after augmentation;
                 height, width: of the image before augmentation, in pixels;
-                labels: (C,) float32 tensor in {1, 0, -1 = ignored};
+                labels: (C,) float32 tensor in {1, 0, -1 = ignored or unknown};
                 label_states: (C,) in {1, 0, -1 = unknown}, where the dict has them, or known_labels
                     is not 0; for a test image, `labels` are ignored where they are known;
                 instances: detectron2's Instances with gt_boxes and gt_classes, where asked for;
@@ -114,7 +119,7 @@ class MultiLabelDatasetMapper:
         sample = {
             key: value
             for key, value in dataset_dict.items()
-            if key not in ("labels", "ignored_labels", "annotations")
+            if key not in (*LABEL_KEYS, "annotations")
         }
         image = read_image(sample["file_name"], self.image_format)
         sample["height"], sample["width"] = image.shape[:2]
@@ -187,8 +192,14 @@ def convert_image(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
 
 
 def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
-    """(C,) float32: 1 for the dict's `labels`, -1 for its `ignored_labels`, else 0."""
-    target = torch.zeros(num_labels)
+    """(C,) float32: 1 for the dict's `labels`, -1 for its `ignored_labels`, 0 for its
+    `absent_labels`, in this order of precedence; for the others 0, or -1 if it has `absent_labels`.
+    """
+    if "absent_labels" in dataset_dict:
+        target = torch.full((num_labels,), -1.0)
+        target[dataset_dict["absent_labels"]] = 0
+    else:
+        target = torch.zeros(num_labels)
     target[dataset_dict.get("ignored_labels", [])] = -1
     target[dataset_dict["labels"]] = 1
     return target

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from typing import Dict, List, NamedTuple, Sequence
+from itertools import chain
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
 import numpy as np
 from detectron2.utils import comm
@@ -22,21 +23,52 @@ PAIRS_AT_ONCE = 2_000_000
 
 
 class LabelStatistics(NamedTuple):
-    """label_counts (C,) int64: images with label i. pair_counts (C, C) int64: with i and j."""
+    """Counts from which P(j|i) = pair_counts[i, j] / label_counts[i] follows; C labels."""
 
     label_counts: np.ndarray
+    """(C,) int64: n_i, images with label i."""
     pair_counts: np.ndarray
+    """(C, C) int64: n_ij, images with labels i and j. Where labels are unknown, n_i · n_ij / k_ij,
+    rounded, with k_ij the images with label i in which j is known, present or absent: as many as
+    there would be if the images in which j is unknown were as the others."""
+
+
+class StateCounts(NamedTuple):
+    """In how many images a label is present, absent and unknown; (C,) int64 each."""
+
+    present: np.ndarray
+    absent: np.ndarray
+    unknown: np.ndarray
 
 
 def count_labels(dataset_dicts: Sequence[Dict], num_labels: int) -> LabelStatistics:
-    """Count the labels of a data set's dicts, each image once. Ignored labels don't count.
+    """Count the labels of a data set's dicts, each image once. Unknown labels don't count.
+
+    In images without `absent_labels`, where ignored labels are few, these count as absent ones.
 
     Args:
-        dataset_dicts: with `labels`, lists of indices below num_labels = C.
+        dataset_dicts: with `labels` and, where others are unknown, `absent_labels`: lists of
+            indices below num_labels = C.
     """
-    presence = _presence_matrix(dataset_dicts, num_labels)
-    pair_counts = (presence.T @ presence).toarray()
+    pair_counts = np.zeros((num_labels, num_labels), np.int64)
+    for start, pairs in _pair_counts(dataset_dicts, num_labels):
+        pair_counts[start : start + pairs.shape[0]] = pairs.toarray()
     return LabelStatistics(pair_counts.diagonal().copy(), pair_counts)
+
+
+def count_states(dataset_dicts: Sequence[Dict], num_labels: int) -> StateCounts:
+    """In how many images each label is present, absent and unknown, ignored ones among these.
+
+    Args:
+        dataset_dicts: see `MultiLabelDatasetMapper`.
+        num_labels: C.
+    """
+    complete = [d for d in dataset_dicts if "absent_labels" not in d]
+    with_holes = [d for d in dataset_dicts if "absent_labels" in d]
+    present = _count(map(_present, dataset_dicts), num_labels)
+    absent = _count(map(_known_absent, with_holes), num_labels)
+    absent += len(complete) - _count((_present(d) | _ignored(d) for d in complete), num_labels)
+    return StateCounts(present, absent, len(dataset_dicts) - present - absent)
 
 
 def cached_label_statistics(
@@ -107,16 +139,13 @@ def summarize_label_graph(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    presence = _presence_matrix(dataset_dicts, num_labels).tocsc()
-    counts = np.asarray(presence.sum(axis=0)).ravel()
+    counts = _count(map(_present, dataset_dicts), num_labels)
     shown = np.sort(np.argsort(-counts, kind="stable")[:max_shown])
     edges_out, edges_in = np.zeros((2, num_labels), np.int64)
     weight_in = np.zeros(num_labels)
     conditional, edges = np.zeros((2, len(shown), len(shown)))
-    step = max(1, PAIRS_AT_ONCE // max(num_labels, 1))
-    for start in range(0, num_labels, step):
-        stop = min(start + step, num_labels)
-        pairs = (presence[:, start:stop].T @ presence).tocoo()
+    for start, pairs in _pair_counts(dataset_dicts, num_labels):
+        stop = start + pairs.shape[0]
         rows, columns = pairs.row + start, pairs.col
         probability = pairs.data / counts[rows]
         weight = np.where(probability >= threshold, 1.0, 0.0) if threshold else probability.copy()
@@ -133,18 +162,67 @@ def summarize_label_graph(
     return LabelGraphSummary(counts, edges_out, edges_in, shown, conditional, lcm)
 
 
-def _presence_matrix(dataset_dicts: Sequence[Dict], num_labels: int) -> sparse.csr_matrix:
-    """(n, C) int64, sparse: 1 where image k has label i."""
-    labels = [sorted(set(d["labels"])) for d in dataset_dicts]
+def _pair_counts(
+    dataset_dicts: Sequence[Dict], num_labels: int
+) -> Iterator[Tuple[int, sparse.coo_matrix]]:
+    """The rows of `LabelStatistics.pair_counts`, some at a time, behind the first one's index."""
+    presence = _indicator(map(_present, dataset_dicts), num_labels)
+    counts = np.asarray(presence.sum(axis=0)).ravel()
+    with_holes = [d for d in dataset_dicts if "absent_labels" in d]
+    holed = _indicator(map(_present, with_holes), num_labels)
+    known = holed + _indicator(map(_known_absent, with_holes), num_labels)
+    in_complete = counts - np.asarray(holed.sum(axis=0)).ravel()
+    of_labels, of_labels_holed = presence.tocsc(), holed.tocsc()
+    step = max(1, PAIRS_AT_ONCE // max(num_labels, 1))
+    for start in range(0, num_labels, step):
+        rows = slice(start, start + step)
+        pairs = (of_labels[:, rows].T @ presence).tocoo()
+        if with_holes:
+            both_known = (of_labels_holed[:, rows].T @ known).toarray() + in_complete[rows, None]
+            weights = counts[rows][pairs.row] / both_known[pairs.row, pairs.col]
+            pairs.data = np.rint(pairs.data * weights).astype(np.int64)
+        yield start, pairs
+
+
+def _present(record: Dict) -> Set[int]:
+    return set(record["labels"])
+
+
+def _ignored(record: Dict) -> Set[int]:
+    return set(record.get("ignored_labels", ())).difference(record["labels"])
+
+
+def _known_absent(record: Dict) -> Set[int]:
+    """Of an image with `absent_labels`; the precedence is that of `target_vector`."""
+    return set(record["absent_labels"]) - _ignored(record) - _present(record)
+
+
+def _count(label_sets: Iterable[Set[int]], num_labels: int) -> np.ndarray:
+    """(C,) int64: in how many sets a label is."""
+    return np.bincount(
+        np.fromiter(chain.from_iterable(label_sets), np.int64), minlength=num_labels
+    ).astype(np.int64)
+
+
+def _indicator(label_sets: Iterable[Set[int]], num_labels: int) -> sparse.csr_matrix:
+    """(n, C) int64, sparse: 1 where label i is in set k."""
+    labels = [sorted(found) for found in label_sets]
     row_ends = np.cumsum([0, *map(len, labels)])
-    columns = np.concatenate([*labels, []]).astype(np.int64)
+    columns = np.fromiter(chain.from_iterable(labels), np.int64)
     shape = (len(labels), num_labels)
     return sparse.csr_matrix((np.ones_like(columns), columns, row_ends), shape=shape)
 
 
 def _fingerprint(dataset_dicts: Sequence[Dict], label_names: List[str]) -> str:
-    """A hash of the label names and of every image's labels, whatever the images' order."""
+    """A hash of the label names and of what is counted of every image, whatever their order."""
     digest = hashlib.sha256(repr(list(label_names)).encode())
-    for line in sorted(repr(sorted(set(d["labels"]))) for d in dataset_dicts):
+    for line in sorted(map(_counted, dataset_dicts)):
         digest.update(line.encode())
     return digest.hexdigest()
+
+
+def _counted(record: Dict) -> str:
+    labels = repr(sorted(_present(record)))
+    if "absent_labels" not in record:
+        return labels
+    return f"{labels} !{sorted(_known_absent(record))}"

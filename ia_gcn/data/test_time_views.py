@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import InputError
 from .augmentation import interpolation_of
-from .dataset_mapper import MultiLabelDatasetMapper, read_image
+from .dataset_mapper import LABEL_KEYS, MultiLabelDatasetMapper, read_image
 
 PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode")
 
@@ -77,7 +77,7 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
             UnreadableImage: the file is missing, truncated, too large, or no image at all.
         """
         image = read_image(dataset_dict["file_name"], self.image_format)
-        left_out = ("labels", "ignored_labels", "annotations", *PROPOSAL_KEYS)
+        left_out = (*LABEL_KEYS, "annotations", *PROPOSAL_KEYS)
         sample = {key: value for key, value in dataset_dict.items() if key not in left_out}
         sample["height"], sample["width"] = image.shape[:2]
         self.add_labels(sample, dataset_dict)

@@ -142,6 +142,24 @@ def test_ignored_entries_and_many_missing_files(main, tmp_path, image):
     assert dicts[0]["labels"] == [0, 0]
 
 
+def test_unknown_labels_are_counted(main, tmp_path, image):
+    states = [([0], [1]), ([1], [0]), ([1], []), ([], [])]
+    dicts = [
+        {"file_name": image, "image_id": i, "labels": labels, "absent_labels": absent}
+        for i, (labels, absent) in enumerate(states)
+    ]
+    register_multilabel("holes", lambda: dicts, ["cat", "dog", "cow"])
+    status, out, _ = main("holes", "--output", tmp_path, "--no-decode")
+    assert status == 0
+    rows = [line for line in cells(out) if line[:1] in (["cat"], ["dog"], ["cow"])]
+    assert rows == [
+        ["dog", "2", "50.0%", "0", "0", "1", "1"],
+        ["cat", "1", "25.0%", "0", "0", "1", "2"],
+        ["cow", "0", "0.0%", "0", "0", "0", "4"],
+    ]
+    assert "images with unknown labels: 4, in which 1.25 labels are known on average" in out
+
+
 def test_a_detection_data_set(main, tmp_path, image):
     """One of detectron2's kind, whose labels are those of its boxes."""
     boxes = [{"category_id": 1}, {"category_id": 1}]

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from functools import partial
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ia_gcn.data import get_label_names, get_multilabel_dicts, register_multilabel_csv
+from ia_gcn.data.dataset_mapper import target_vector
 from ia_gcn.data.datasets import load_multilabel_csv
 from ia_gcn.data.datasets.custom import read_csv
 from ia_gcn.engine import setup_cfg
@@ -60,10 +62,12 @@ def test_lines_are_those_of_an_editor(csv_file):
     assert [row.line for row in read_csv(path)] == [3, 4, 6]
 
 
-# The format can't hold a semicolon or control character in a label, nor blanks around a name.
+# The format can't hold a semicolon or control character in a label, a ! at its beginning, nor
+# blanks around a name.
 text = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=8)
 names = text.filter(lambda text: text == text.strip() and text[0] != '"')
-label_lists = st.lists(names.filter(lambda text: ";" not in text), max_size=4)
+label_names = names.filter(lambda text: ";" not in text and text[0] != "!")
+label_lists = st.lists(label_names, max_size=4)
 
 
 @settings(max_examples=200)
@@ -83,10 +87,30 @@ def test_what_a_csv_writer_writes_is_read_back(tmp_path_factory, rows, header):
     assert [row[:2] for row in read_csv(str(path))] == rows
 
 
+@settings(max_examples=100)
+@given(rows=st.lists(st.lists(label_names, unique=True, max_size=6), max_size=4), data=st.data())
+def test_labels_behind_an_exclamation_mark_are_absent(tmp_path_factory, rows, data):
+    path = tmp_path_factory.getbasetemp() / "absent.csv"
+    present = [data.draw(st.sets(st.sampled_from(row))) if row else set() for row in rows]
+    marked = [[n if n in there else f"!{n}" for n in row] for row, there in zip(rows, present)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([f"{i}.jpg", ";".join(row)] for i, row in enumerate(marked))
+    found = read_csv(str(path))
+    assert [row.labels for row in found] == [
+        [n for n in row if n in there] for row, there in zip(rows, present)
+    ]
+    assert [row.absent for row in found] == [
+        [n for n in row if n not in there] for row, there in zip(rows, present)
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
         ("a.jpg,cat\nb.jpg,cat,dog\n", 2),
+        ("a.jpg,cat\nb.jpg,!\n", 2),
+        ("a.jpg,cat\nb.jpg,!!dog\n", 2),
+        ("a.jpg,cat\nb.jpg,cat;!dog;dog\n", 2),
         ("file,labels\na.jpg\n", 2),
         ("file;labels\n", 1),
         (",cat\n", 1),
@@ -159,6 +183,19 @@ def test_csv_refuses(csv_file, error_line, content, says):
     assert says in message
 
 
+def test_what_the_silence_of_a_csv_says(csv_file):
+    path = csv_file("a.jpg,dog;!cat; ! cow\nb.jpg,!dog\nc.jpg,\n")
+    load = partial(load_multilabel_csv, path, "photos", ["cat", "dog", "cow", "emu"])
+    states = [target_vector(record, 4).tolist() for record in load("unknown")]
+    assert states == [[0, 1, 0, -1], [-1, 0, -1, -1], [-1, -1, -1, -1]]
+    assert [record["absent_labels"] for record in load("unknown")] == [[0, 2], [1], []]
+    assert [target_vector(record, 4).tolist() for record in load()] == [
+        [0, 1, 0, 0],
+        *2 * [[0] * 4],
+    ]
+    assert not any("absent_labels" in record for record in load())
+
+
 def test_a_registered_csv(csv_file, tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     register_multilabel_csv("mine", csv_file("a.png,dog\n"), str(tmp_path), ["cat", "dog"])
@@ -205,6 +242,32 @@ def test_custom_csv(csv_file, photos):
     assert get_label_names(["custom_train", "custom_test"]) == ["cat", "dog", "emu"]
     assert labels_of("custom_train") == {"a.png": {"dog", "cat"}, "b.png": {"emu"}}
     assert labels_of("custom_test") == {"c.png": {"dog"}}
+
+
+def test_unknown_labels(csv_file, photos):
+    """A label that is only named as absent is one, too."""
+    train = csv_file("a.png,dog;!cat\nb.png,!emu\nc.png,\n", "train.csv")
+    cfg = custom_cfg(train=train, image_root=photos, hold_out=0.0, unlabeled="unknown")
+    assert get_label_names(["custom_train"]) == ["cat", "dog", "emu"]
+    targets = [target_vector(d, 3).tolist() for d in get_multilabel_dicts(["custom_train"])]
+    assert targets == [[0, 1, -1], [-1, -1, 0], [-1, -1, -1]]
+    assert cfg.DATASETS.CUSTOM.UNLABELED == "unknown"
+
+
+def test_unlabeled_is_one_of_two(csv_file, error_line):
+    opts = ["DATASETS.CUSTOM.TRAIN", csv_file("a.png,dog\n"), "DATASETS.CUSTOM.UNLABELED", "no"]
+    assert "DATASETS.CUSTOM.UNLABELED" in error_line(setup_cfg, "", opts)
+
+
+def test_both_parts_know_where_a_label_is_absent(csv_file, photos):
+    """Each of two labels is known to be absent in few of the images, and present in others."""
+    lines = [f"{i}.png,cat{';!dog' if i < 4 else ''}" for i in range(20)]
+    lines += [f"{i}.png,dog{';!cat' if i < 24 else ''}" for i in range(20, 40)]
+    custom_cfg(train=csv_file("\n".join(lines)), image_root=photos, unlabeled="unknown")
+    for name in ("custom_train", "custom_test"):
+        dicts = DatasetCatalog.get(name)
+        assert {label for d in dicts for label in d["labels"]} == {0, 1}
+        assert {label for d in dicts for label in d["absent_labels"]} == {0, 1}
 
 
 def test_custom_json(tiny_coco):

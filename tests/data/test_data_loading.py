@@ -278,13 +278,18 @@ def test_filter_empty_annotations(tiny, tmp_path, filter_empty):
 
 @pytest.fixture
 def uncertain(tiny):
-    """A data set of three images, of which the last two have ignored labels."""
+    """Five images, of which all but the first have ignored or unknown labels."""
     kept = {"height": 8, "width": 8, "annotations": []}
     names = [str(tiny / f"00000{i}.png") for i in (1, 2, 3)]
     dicts = [
         {"image_id": 1, "file_name": names[0], "labels": [0], "ignored_labels": [], **kept},
         {"image_id": 2, "file_name": names[1], "labels": [2], "ignored_labels": [0, 1], **kept},
         {"image_id": 3, "file_name": names[2], "labels": [], "ignored_labels": [1], **kept},
+        {"image_id": 4, "file_name": names[0], "labels": [0], "absent_labels": [1], **kept},
+        {
+            **{"image_id": 5, "file_name": names[1], "labels": [], "absent_labels": [0, 1, 2]},
+            **{"ignored_labels": [1], **kept},
+        },
     ]
     DatasetCatalog.register("uncertain", lambda: dicts)
     MetadataCatalog.get("uncertain").set(thing_classes=["red", "green", "blue"])
@@ -296,10 +301,11 @@ def uncertain(tiny):
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
-        ("nowhere", {1: [1, 0, 0], 2: [-1, -1, 1]}),
-        ("absent", {1: [1, 0, 0], 2: [0, 0, 1]}),
-        # The third image has a label now, and is not left out.
-        ("present", {1: [1, 0, 0], 2: [1, 1, 1], 3: [0, 1, 0]}),
+        # An image with unknown labels is not left out, where some are known.
+        ("nowhere", {1: [1, 0, 0], 2: [-1, -1, 1], 4: [1, 0, -1], 5: [0, -1, 0]}),
+        ("absent", {1: [1, 0, 0], 2: [0, 0, 1], 4: [1, 0, 0], 5: [0, 0, 0]}),
+        # The third image has a label now, and is not left out. Unknown labels stay unknown.
+        ("present", {1: [1, 0, 0], 2: [1, 1, 1], 3: [0, 1, 0], 4: [1, 0, -1], 5: [0, 1, 0]}),
     ],
 )
 def test_what_ignored_labels_are_in_training(uncertain, how, expected):
@@ -317,10 +323,12 @@ def test_what_ignored_labels_are_in_training(uncertain, how, expected):
     # Evaluation has keys of its own.
     cfg.DATASETS.TEST = (uncertain,)
     tested = [s for batch in build_multilabel_test_loader(cfg, uncertain) for s in batch]
-    assert [s["labels"].tolist() for s in tested] == [[1, 0, 0], [-1, -1, 1], [0, -1, 0]]
+    assert [s["labels"].tolist() for s in tested] == [
+        *([1, 0, 0], [-1, -1, 1], [0, -1, 0], [1, 0, -1], [0, -1, 0])
+    ]
     cfg.TEST.FILTER_EMPTY_ANNOTATIONS = True
     tested = [s for batch in build_multilabel_test_loader(cfg, uncertain) for s in batch]
-    assert [s["image_id"] for s in tested] == [1, 2]
+    assert [s["image_id"] for s in tested] == [1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("total", [0, -2, 1, 3, 5])

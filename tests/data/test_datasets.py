@@ -24,6 +24,7 @@ from ia_gcn.data import (
     get_multilabel_dicts,
     register_multilabel_coco,
 )
+from ia_gcn.data.dataset_mapper import target_vector
 from ia_gcn.data.datasets import (
     COCO_LABELS,
     DIGIT_LABELS,
@@ -118,6 +119,34 @@ def test_coco_label_names_are_read_in_id_order(coco_file):
     assert get_label_names(["mine"]) == LABELS
 
 
+@pytest.fixture
+def lvis_file(tmp_path):
+    """As LVIS's own look: an image without a file name, and one of COCO among them."""
+    content = coco_content()
+    for image in content["images"][:3]:
+        image["neg_category_ids"], image["not_exhaustive_category_ids"] = [], []
+    sea, farm, street, _ = content["images"]
+    sea.update(neg_category_ids=[17], coco_url="http://images.cocodataset.org/train2017/90.jpg")
+    del sea["file_name"]
+    farm.update(not_exhaustive_category_ids=[90])
+    street.update(neg_category_ids=[3, 90], not_exhaustive_category_ids=[90])
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(("unlabeled", "silence"), [("absent", 0), ("unknown", -1)])
+def test_lvis_says_which_labels_are_known(lvis_file, unlabeled, silence):
+    dicts = load_multilabel_coco(lvis_file, "coco", LABELS, unlabeled)
+    assert {d["image_id"]: target_vector(d, 3).tolist() for d in dicts} == {
+        7: [1, -1, 1],  # not all zebras are marked, and no matter
+        8: [silence] * 3,  # the image without neg_category_ids
+        42: [0, 1, -1],  # maybe a zebra
+        90: [1, 0, -1],
+    }
+    assert dicts[-1]["file_name"] == os.path.join("coco", "train2017/90.jpg")
+
+
 def test_coco_labels_of_ms_coco():
     assert len(set(COCO_LABELS)) == 80
     assert (COCO_LABELS[0], COCO_LABELS[-1]) == ("person", "toothbrush")
@@ -208,6 +237,20 @@ BAD_COCO |= {
 BAD_COCO["bbox of huge integers"] = (
     lambda c: c["annotations"][0].update(bbox=[0, 0, 10**400, 1]),
     "bbox",
+)
+
+
+BAD_COCO |= {
+    f"{key} {value!r}": (
+        lambda c, key=key, value=value: c["images"][0].update({key: value}),
+        f"image 90: {key}",
+    )
+    for key in ("neg_category_ids", "not_exhaustive_category_ids")
+    for value in (None, 17, "17", [4], [[17]], {"17": 1}, [float("nan")], nested())
+}
+BAD_COCO["present and absent"] = (
+    lambda c: c["images"][1].update(neg_category_ids=[17, 3]),
+    "image 7: 'dog'.*neg_category_ids",
 )
 
 
@@ -625,6 +668,42 @@ def test_unlabelled_images_are_dropped_only_when_asked(image, error_line):
     assert get_multilabel_dicts(["some"], drop_unlabelled=True) == records[::2]
     assert get_multilabel_dicts(["some", "none"]) == [*records, records[1]]
     assert "none" in error_line(get_multilabel_dicts, ["none"], True)
+
+
+def test_images_of_which_something_is_known_are_not_dropped(image, error_line):
+    holes = [([0], []), ([], [1]), ([], [])]
+    records = [
+        {"file_name": image, "image_id": i, "labels": labels, "absent_labels": absent}
+        for i, (labels, absent) in enumerate(holes)
+    ]
+    register("holes", records, ["cat", "dog"])
+    assert get_multilabel_dicts(["holes"], drop_unlabelled=True) == records[:2]
+    # The same images, whatever the unknown labels are taken for.
+    settled = get_multilabel_dicts(["holes"], drop_unlabelled=True, ignored="absent")
+    assert [target_vector(d, 2).tolist() for d in settled] == [[1, 0], [0, 0]]
+    assert all("absent_labels" in record for record in records)
+
+
+def test_an_absent_label_out_of_range_is_refused(image, error_line):
+    record = {"file_name": image, "image_id": 1, "labels": [], "absent_labels": [2]}
+    register("bad", [record], ["cat", "dog"])
+    assert image in error_line(get_multilabel_dicts, ["bad"])
+
+
+def test_lvis_as_detectron2_loads_it(lvis_file, image):
+    """With boxes for labels, and LVIS's own ids, which begin with 1, for the absent ones."""
+    labels = ["cat", "dog", "cow", "emu"]
+    record = {
+        "file_name": image,
+        "image_id": 1,
+        "annotations": [{"category_id": 1}],
+        "neg_category_ids": [1],
+        "not_exhaustive_category_ids": [2],
+    }
+    DatasetCatalog.register("lvis_like", lambda: [record])
+    MetadataCatalog.get("lvis_like").set(thing_classes=labels, evaluator_type="lvis")
+    (found,) = get_multilabel_dicts(["lvis_like"])
+    assert target_vector(found, 4).tolist() == [0, 1, -1, -1]
 
 
 def test_a_detection_data_set_has_the_labels_of_its_boxes(image):

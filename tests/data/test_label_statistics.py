@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ia_gcn.data import cached_label_statistics, count_labels, summarize_label_graph
+from ia_gcn.data import (
+    cached_label_statistics,
+    count_labels,
+    count_states,
+    summarize_label_graph,
+)
 from ia_gcn.data import label_statistics as module
 from ia_gcn.modeling.label_graph import statistical_lcm
 
@@ -61,18 +66,67 @@ def test_ignored_labels_do_not_count():
     assert count_labels(dicts, 2).pair_counts.tolist() == [[1, 0], [0, 1]]
 
 
+# ---------------------------------------------------------------------------------- unknown labels
+
+known_states = st.lists(st.sampled_from([1, 0, -1]), min_size=NUM_LABELS, max_size=NUM_LABELS)
+# Each image's states, and whether it is one with holes; of the others, -1 is ignored.
+states_of_images = st.lists(st.tuples(known_states, st.booleans()), max_size=12)
+
+
+def as_dict(states, with_holes):
+    found = {s: [i for i, state in enumerate(states) if state == s] for s in (1, 0, -1)}
+    if with_holes:
+        return {"labels": found[1], "absent_labels": found[0]}
+    return {"labels": found[1], "ignored_labels": found[-1]}
+
+
+@quick
+@given(states_of_images)
+def test_pairs_are_those_of_images_in_which_both_labels_are_known(images):
+    dicts = [as_dict(*image) for image in images]
+    label_counts, pair_counts = count_labels(dicts, NUM_LABELS)
+    for i in range(NUM_LABELS):
+        shows_i = [(states, holes) for states, holes in images if states[i] == 1]
+        assert label_counts[i] == len(shows_i)
+        for j in range(NUM_LABELS):
+            known = [states[j] for states, holes in shows_i if not holes or states[j] != -1]
+            expected = known.count(1) * len(shows_i) / len(known) if known else 0
+            assert abs(pair_counts[i, j] - expected) <= 0.5
+
+
+@quick
+@given(states_of_images)
+def test_states_are_counted(images):
+    present, absent, unknown = count_states([as_dict(*image) for image in images], NUM_LABELS)
+    for i in range(NUM_LABELS):
+        states = [states[i] for states, _ in images]
+        assert (present[i], absent[i], unknown[i]) == tuple(map(states.count, (1, 0, -1)))
+
+
+def test_unknown_labels_hide_no_correlation():
+    """Half of the labels are unknown, at random: P(j|i) stays what it was."""
+    rng = np.random.default_rng(0)
+    first = rng.random(4000) < 0.3
+    second = np.where(first, rng.random(4000) < 0.8, rng.random(4000) < 0.1)
+    dicts = []
+    for states in np.stack([first, second], axis=1).astype(int):
+        states[rng.random(2) < 0.5] = -1
+        dicts.append(as_dict(states.tolist(), True))
+    label_counts, pair_counts = count_labels(dicts, 2)
+    assert pair_counts[0, 1] / label_counts[0] == pytest.approx(0.8, abs=0.05)
+
+
 # ------------------------------------------------------------------------------------ the summary
 
 
 @quick
 @given(
-    label_lists,
+    label_lists.map(as_dicts) | states_of_images.map(lambda images: [as_dict(*i) for i in images]),
     st.sampled_from([0.0, 0.25, 0.5, 1.0]),
     st.integers(1, 8),
     st.integers(1, 2 * NUM_LABELS),
 )
-def test_the_summary_is_that_of_the_whole_matrices(lists, threshold, max_shown, pairs_at_once):
-    dicts = as_dicts(lists)
+def test_the_summary_is_that_of_the_whole_matrices(dicts, threshold, max_shown, pairs_at_once):
     label_counts, pair_counts = count_labels(dicts, NUM_LABELS)
     conditional = pair_counts / label_counts.clip(min=1)[:, None]
     lcm = statistical_lcm(pair_counts, label_counts, threshold, 0.25)
@@ -169,6 +223,7 @@ def test_another_order_of_the_images_is_the_same_data(path, count_calls):
         (DICTS, ["dog", "cat", "cow"]),
         (DICTS, ["cat", "dog", "cow", "emu"]),
         (DICTS, ["cat", "dogcow", ""]),
+        ([*DICTS[:2], {"labels": [], "absent_labels": []}, DICTS[3]], NAMES),
     ],
 )
 def test_other_data_is_counted_anew(path, count_calls, dicts, names):

@@ -628,8 +628,8 @@ def test_what_is_made_is_what_is_registered(make, tree, registered, options):
 def test_the_label_names_are_asked_for_only_where_they_are_needed(registered, tree, error_line):
     message = error_line(get_label_names, ["vg_500_train"])
     assert str(tree.folder / "labels.txt") in message
-    assert "datasets/prepare_vg500.py" in message
-    assert "prepare_vg500" in error_line(get_multilabel_dicts, ["vg_500_test"])
+    assert "datasets/README.md" in message
+    assert "labels.txt" in error_line(get_multilabel_dicts, ["vg_500_test"])
     names = ["DATASETS.TRAIN", "('vg_500_train',)", "DATASETS.TEST", "('vg_500_test',)"]
     cfg = setup_cfg("", [*names, "MODEL.LABEL_HEAD.NUM_LABELS", "500", "MODEL.DEVICE", "cpu"])
     assert cfg.MODEL.LABEL_HEAD.NUM_LABELS == 500

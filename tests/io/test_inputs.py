@@ -14,8 +14,8 @@ from ia_gcn.commands.predict import read_thresholds
 from ia_gcn.config import read_config
 from ia_gcn.data import label_embeddings
 from ia_gcn.data.datasets import load_multilabel_coco, load_multilabel_voc
+from ia_gcn.data.datasets.common import read_label_file
 from ia_gcn.data.datasets.custom import read_csv
-from ia_gcn.data.datasets.vg500 import read_label_file
 from ia_gcn.data.proposals import add_proposals
 from ia_gcn.evaluation import read_predictions
 from ia_gcn.io.inputs import open_input

@@ -27,8 +27,8 @@ from ia_gcn.data.datasets import (
     load_multilabel_voc,
 )
 from ia_gcn.data.datasets.coco import coco_label_names
+from ia_gcn.data.datasets.common import read_label_file
 from ia_gcn.data.datasets.custom import read_csv
-from ia_gcn.data.datasets.vg500 import read_label_file
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.visualization import plot_label_graph
@@ -108,9 +108,10 @@ def check_dicts(dicts: Sequence[Dict], root: Path, num_labels: int) -> None:
         ids.add(image_id)
         labels = record["labels"]
         assert labels == sorted(set(labels)), f"labels {labels!r}"
-        ignored = record.get("ignored_labels", [])
-        assert not set(labels) & set(ignored), f"labels {labels!r}, ignored {ignored!r}"
-        for label in (*labels, *ignored):
+        ignored, absent = record.get("ignored_labels", []), record.get("absent_labels", [])
+        named = [*labels, *ignored, *absent]
+        assert len(set(named)) == len(named), f"{labels!r}, ignored {ignored!r}, absent {absent!r}"
+        for label in named:
             assert type(label) is int, f"label {label!r}"
             assert 0 <= label < num_labels, f"label {label!r}"
         for box in record.get("annotations", []):

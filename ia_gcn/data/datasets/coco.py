@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Dict, Iterable, List, Sequence
+from typing import Dict, Iterable, List, Sequence, Set
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.structures import BoxMode
@@ -19,11 +19,19 @@ COCO_LABELS = [category["name"] for category in COCO_CATEGORIES if category["ist
 
 
 def register_multilabel_coco(
-    name: str, json_file: str, image_root: str, label_names: Sequence[str] | None = None
+    name: str,
+    json_file: str,
+    image_root: str,
+    label_names: Sequence[str] | None = None,
+    unlabeled: str = "absent",
 ) -> None:
-    """Register a data set in COCO's JSON format.
+    """Register a data set in COCO's JSON format, or in that of LVIS, which extends it.
 
-    An image has a label when it has an annotation of that category; boxes may be missing.
+    An image has a label when it has an annotation of that category; boxes may be missing. What the
+    other labels are, LVIS says of each image (Gupta, Dollár, Girshick: LVIS, 2019): those of its
+    `neg_category_ids` have been looked for and are absent, and the rest is unknown. Those of its
+    `not_exhaustive_category_ids` are present, in places that may not all be annotated; such a
+    category without an annotation is ignored.
 
     Args:
         name: for DATASETS.TRAIN and DATASETS.TEST.
@@ -31,6 +39,8 @@ def register_multilabel_coco(
         image_root: folder that the file names are relative to.
         label_names: category names in the order of the model's outputs; None reads the JSON now
             and takes its categories in the order of their ids.
+        unlabeled: DATASETS.CUSTOM.UNLABELED: what labels without an annotation are, absent or
+            unknown, in images without `neg_category_ids`.
     Raises:
         InputError: label_names is None and the file can't be read.
     """
@@ -38,7 +48,7 @@ def register_multilabel_coco(
         label_names = coco_label_names(json_file)
     register_multilabel(
         name,
-        lambda: load_multilabel_coco(json_file, image_root, label_names),
+        lambda: load_multilabel_coco(json_file, image_root, label_names, unlabeled),
         label_names,
         json_file=json_file,
         image_root=image_root,
@@ -50,17 +60,21 @@ def coco_label_names(json_file: str) -> List[str]:
     return list(_category_names(_read_json(json_file), json_file).values())
 
 
-def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[str]) -> List[Dict]:
+def load_multilabel_coco(
+    json_file: str, image_root: str, label_names: Sequence[str], unlabeled: str = "absent"
+) -> List[Dict]:
     """Data set dicts of a COCO-format JSON, in the order of the image ids.
 
     Args:
-        json_file, image_root, label_names: see `register_multilabel_coco`.
+        json_file, image_root, label_names, unlabeled: see `register_multilabel_coco`. Where labels
+            are unknown, the dicts have `absent_labels`.
     Returns:
         a dict per image, see `MultiLabelDatasetMapper`; category ids are indices in label_names.
     Raises:
         InputError: naming the file and what is wrong: not JSON, not COCO's form, an unknown
             category, an annotation of an image that is not there, an id or a file that occurs
-            twice, or a file name that leads out of the root.
+            twice, a label that is both present and absent, or a file name that leads out of the
+            root.
     """
     content = _read_json(json_file)
     index = {label: i for i, label in enumerate(label_names)}
@@ -72,7 +86,7 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
     dicts = {}
     for image in content["images"]:
         try:
-            image_id, file_name = image["id"], image["file_name"]
+            image_id, file_name = image["id"], _file_name(image)
         except (KeyError, TypeError):
             raise InputError(
                 f"{json_file}: an image without id or file_name: {excerpt(image)}"
@@ -86,6 +100,7 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
             "image_id": image_id,
             "labels": set(),
             "annotations": [],
+            **_known_states(image, categories, index, unlabeled, json_file),
         }
     files = ((f"image {image_id}", d["file_name"]) for image_id, d in dicts.items())
     check_files_differ(files, json_file)
@@ -102,8 +117,61 @@ def load_multilabel_coco(json_file: str, image_root: str, label_names: Sequence[
         if "bbox" in annotation:
             record["annotations"].append(_box(annotation, label, json_file))
     for record in dicts.values():
-        record["labels"] = sorted(record["labels"])
+        _settle_states(record, label_names, json_file)
     return [dicts[image_id] for image_id in _sorted_ids(dicts, "image", json_file)]
+
+
+def _file_name(image: Dict) -> str:
+    # LVIS v1 has no file_name, but http://images.cocodataset.org/train2017/000000391895.jpg
+    if "file_name" not in image and isinstance(image["coco_url"], str):
+        return "/".join(image["coco_url"].split("/")[-2:])
+    return image["file_name"]
+
+
+def _known_states(
+    image: Dict, categories: Dict[int, str], index: Dict[str, int], unlabeled: str, json_file: str
+) -> Dict[str, Set[int]]:
+    """The absent and ignored labels that LVIS's keys name, as sets; nothing without any."""
+    states: Dict[str, Set[int]] = {}
+    if "neg_category_ids" in image or unlabeled == "unknown":
+        states["absent_labels"] = set()
+    for key, name in (
+        ("neg_category_ids", "absent_labels"),
+        ("not_exhaustive_category_ids", "ignored_labels"),
+    ):
+        if key not in image:
+            continue
+        try:
+            if not isinstance(image[key], list):
+                raise TypeError
+            states[name] = {index[categories[category_id]] for category_id in image[key]}
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{json_file}, image {image['id']}: {key} is not a list of category ids: "
+                f"{excerpt(image[key])}"
+            ) from None
+    return states
+
+
+def _settle_states(record: Dict, label_names: Sequence[str], json_file: str) -> None:
+    """Make lists of a dict's sets, each label in one of them.
+
+    Raises:
+        InputError: a label is both present and absent.
+    """
+    present, ignored = record["labels"], record.get("ignored_labels", set())
+    absent = record.get("absent_labels", set())
+    if present & absent:
+        label = label_names[min(present & absent)]
+        raise InputError(
+            f"{json_file}, image {record['image_id']}: {label!r} has an annotation and is in "
+            "neg_category_ids"
+        )
+    record["labels"] = sorted(present)
+    if "ignored_labels" in record:
+        record["ignored_labels"] = sorted(ignored - present)
+    if "absent_labels" in record:
+        record["absent_labels"] = sorted(absent - ignored)
 
 
 def _read_json(json_file: str) -> Dict:

@@ -9,7 +9,8 @@ from typing import Callable, Dict, Iterable, List, Sequence, Tuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import InputError
-from ...label_names import NOT_PRINTABLE
+from ...io.inputs import open_input
+from ...label_names import NOT_PRINTABLE, check_label_name
 
 _excerpts = reprlib.Repr()
 _excerpts.maxstring = _excerpts.maxother = 120
@@ -52,7 +53,10 @@ def check_files_differ(files: Iterable[Tuple[str, str]], source: str) -> None:
 
 
 def register_multilabel(
-    name: str, load: Callable[[], List[Dict]], label_names: Sequence[str], **metadata
+    name: str,
+    load: Callable[[], List[Dict]],
+    label_names: Sequence[str] | None = None,
+    **metadata,
 ) -> None:
     """Register a data set with detectron2's two catalogs; nothing is read before it is asked for.
 
@@ -60,9 +64,34 @@ def register_multilabel(
         name: for DATASETS.TRAIN and DATASETS.TEST.
         load: returns the data set's dicts, see `MultiLabelDatasetMapper`.
         label_names: in the order of the model's outputs; kept as the metadata's `thing_classes`.
+            None: `get_label_names` reads them from the metadata's `label_file`.
         metadata: further entries, such as json_file and image_root.
     """
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(
-        thing_classes=list(label_names), evaluator_type="multi_label", **metadata
-    )
+    MetadataCatalog.get(name).set(evaluator_type="multi_label", **metadata)
+    if label_names is not None:
+        MetadataCatalog.get(name).thing_classes = list(label_names)
+
+
+def read_label_file(label_file: str) -> List[str]:
+    """The label names of a labels.txt, one a line.
+
+    Raises:
+        InputError: the file is not there or can't be read, is empty, names a label twice, or a
+            line can't be the name of one.
+    """
+    try:
+        with open_input(label_file, encoding="utf-8-sig") as file:
+            lines = {n: line.strip() for n, line in enumerate(file, start=1) if line.strip()}
+    except FileNotFoundError:
+        raise InputError(f"{label_file}: no such file; see datasets/README.md") from None
+    except OSError as error:
+        raise InputError(f"{label_file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{label_file}: not text") from None
+    for number, label in lines.items():
+        check_label_name(label, f"{label_file}, line {number}")
+    labels = list(lines.values())
+    if not labels or len(set(labels)) < len(labels):
+        raise InputError(f"{label_file}: empty, or names a label twice")
+    return labels

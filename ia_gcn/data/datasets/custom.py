@@ -19,6 +19,8 @@ from .coco import coco_label_names, load_multilabel_coco, register_multilabel_co
 from .common import check_files_differ, join_inside, register_multilabel
 
 HEADER = ["file", "labels"]
+# In front of a label that is known to be absent.
+ABSENT = "!"
 
 
 def register_custom(cfg: CfgNode) -> None:
@@ -39,23 +41,24 @@ def register_custom(cfg: CfgNode) -> None:
         raise InputError(f"DATASETS.CUSTOM.HOLD_OUT must be in [0, 1), not {custom.HOLD_OUT}")
     for label in custom.LABELS:
         check_label_name(label, "DATASETS.CUSTOM.LABELS")
-    labels = list(custom.LABELS) or _label_names(custom.TRAIN or custom.TEST)
+    labels = list(custom.LABELS) or file_label_names(custom.TRAIN or custom.TEST)
     if len(set(labels)) < len(labels):
         raise InputError(f"DATASETS.CUSTOM.LABELS names a label twice: {', '.join(labels)}")
     if custom.TRAIN and not custom.TEST and custom.HOLD_OUT:
         custom.SPLIT = _register_parts(custom, labels)
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("custom_train",), ("custom_test",)
         return
-    cfg.DATASETS.TRAIN = _register("custom_train", custom.TRAIN, custom.IMAGE_ROOT, labels)
     test_root = custom.TEST_IMAGE_ROOT or custom.IMAGE_ROOT
-    cfg.DATASETS.TEST = _register("custom_test", custom.TEST, test_root, labels)
+    how = labels, custom.UNLABELED
+    cfg.DATASETS.TRAIN = _register("custom_train", custom.TRAIN, custom.IMAGE_ROOT, *how)
+    cfg.DATASETS.TEST = _register("custom_test", custom.TEST, test_root, *how)
 
 
 def _register_parts(custom: CfgNode, labels: Sequence[str]) -> str:
     """Register TRAIN as two data sets; returns a hash of the image ids that are held out."""
-    load_file = load_multilabel_csv if _is_csv(custom.TRAIN) else load_multilabel_coco
-    load = partial(load_file, custom.TRAIN, custom.IMAGE_ROOT, labels)
-    names = {d["image_id"]: [labels[label] for label in d["labels"]] for d in load()}
+    where = custom.TRAIN, custom.IMAGE_ROOT
+    load = partial(load_multilabel_file, *where, labels, custom.UNLABELED)
+    names = {d["image_id"]: _known_names(d, labels) for d in load()}
     held_out = stratified_split(names, custom.HOLD_OUT, custom.HOLD_OUT_SEED)
     if not held_out or len(held_out) == len(names):
         raise InputError(
@@ -68,6 +71,12 @@ def _register_parts(custom: CfgNode, labels: Sequence[str]) -> str:
             name, partial(_load_part, load, ids), labels, image_root=custom.IMAGE_ROOT
         )
     return hashlib.sha256(repr(sorted(map(str, held_out))).encode()).hexdigest()[:16]
+
+
+def _known_names(record: Dict, labels: Sequence[str]) -> List[str]:
+    """By what an image is stratified: its labels, and where others are unknown the absent ones."""
+    present = [labels[label] for label in record["labels"]]
+    return present + [f"{ABSENT}{labels[label]}" for label in record.get("absent_labels", ())]
 
 
 def _load_part(load: Callable[[], List[Dict]], image_ids: Collection) -> List[Dict]:
@@ -84,20 +93,33 @@ def _is_csv(path: str) -> bool:
     return path.lower().endswith(".csv")
 
 
-def _register(name: str, path: str, image_root: str, labels: Sequence[str]) -> Tuple[str, ...]:
+def _register(
+    name: str, path: str, image_root: str, labels: Sequence[str], unlabeled: str
+) -> Tuple[str, ...]:
     _forget(name)
     if not path:
         return ()
-    if _is_csv(path):
-        register_multilabel_csv(name, path, image_root, labels)
-    else:
-        register_multilabel_coco(name, path, image_root, labels)
+    register = register_multilabel_csv if _is_csv(path) else register_multilabel_coco
+    register(name, path, image_root, labels, unlabeled)
     return (name,)
 
 
-def _label_names(path: str) -> List[str]:
+def load_multilabel_file(
+    path: str, image_root: str, label_names: Sequence[str], unlabeled: str = "absent"
+) -> List[Dict]:
+    """`load_multilabel_csv` of a path that ends in .csv, else `load_multilabel_coco`."""
+    load = load_multilabel_csv if _is_csv(path) else load_multilabel_coco
+    return load(path, image_root, label_names, unlabeled)
+
+
+def file_label_names(path: str) -> List[str]:
+    """All labels that a CSV names, sorted; or a JSON's categories, in the order of their ids.
+
+    Raises:
+        InputError: it can't be read or names none.
+    """
     if _is_csv(path):
-        names = sorted({label for row in read_csv(path) for label in row.labels})
+        names = sorted({label for row in read_csv(path) for label in (*row.labels, *row.absent)})
     else:
         names = coco_label_names(path)
     if not names:
@@ -106,7 +128,11 @@ def _label_names(path: str) -> List[str]:
 
 
 def register_multilabel_csv(
-    name: str, csv_file: str, image_root: str, label_names: Sequence[str] | None = None
+    name: str,
+    csv_file: str,
+    image_root: str,
+    label_names: Sequence[str] | None = None,
+    unlabeled: str = "absent",
 ) -> None:
     """Register a data set given as CSV, see `read_csv`.
 
@@ -115,30 +141,38 @@ def register_multilabel_csv(
         csv_file: its path.
         image_root: folder that the file names are relative to.
         label_names: in the order of the model's outputs; None: all that the file names, sorted.
+        unlabeled: DATASETS.CUSTOM.UNLABELED: what labels that an image does not name are, absent
+            or unknown.
     Raises:
         InputError: without `label_names`, the file can't be read or names none.
     """
     if label_names is None:
-        label_names = _label_names(csv_file)
+        label_names = file_label_names(csv_file)
     register_multilabel(
         name,
-        lambda: load_multilabel_csv(csv_file, image_root, label_names),
+        lambda: load_multilabel_csv(csv_file, image_root, label_names, unlabeled),
         label_names,
         csv_file=csv_file,
         image_root=image_root,
     )
 
 
-def load_multilabel_csv(csv_file: str, image_root: str, label_names: Sequence[str]) -> List[Dict]:
+def load_multilabel_csv(
+    csv_file: str, image_root: str, label_names: Sequence[str], unlabeled: str = "absent"
+) -> List[Dict]:
     """Data set dicts of a CSV, in the file's order; image_id is the file name as written.
 
+    Args:
+        csv_file, image_root, label_names, unlabeled: see `register_multilabel_csv`. Where labels
+            are unknown, the dicts have `absent_labels`.
     Raises:
         InputError: naming the file and what is wrong: an unknown label name, an image that is
             listed twice, a file name that leads out of the root, or see `read_csv`.
     """
     index = {label: i for i, label in enumerate(label_names)}
     rows = read_csv(csv_file)
-    unknown = sorted({label for row in rows for label in row.labels} - set(label_names))
+    named = {label for row in rows for label in (*row.labels, *row.absent)}
+    unknown = sorted(named - set(label_names))
     if unknown:
         raise InputError(f"{csv_file}: unknown label name(s): {', '.join(unknown)}")
     dicts = [
@@ -149,6 +183,9 @@ def load_multilabel_csv(csv_file: str, image_root: str, label_names: Sequence[st
         }
         for row in rows
     ]
+    if unlabeled == "unknown":
+        for record, row in zip(dicts, rows):
+            record["absent_labels"] = sorted({index[label] for label in row.absent})
     files = ((f"line {row.line}", d["file_name"]) for row, d in zip(rows, dicts))
     check_files_differ(files, csv_file)
     return dicts
@@ -159,18 +196,21 @@ class CsvRow(NamedTuple):
 
     file_name: str
     labels: List[str]
+    absent: List[str]
     line: int
 
 
 def read_csv(csv_file: str) -> List[CsvRow]:
-    """The rows `file,label;label;...` of a CSV in UTF-8; no label is fine.
+    """The rows `file,label;!label;...` of a CSV in UTF-8; no label is fine.
 
+    A label behind a ! is known to be absent, so that no label's name can begin with one.
     A first line `file,labels` is a header. Empty lines, empty columns after the second, and blanks
     around names, labels and columns are skipped.
 
     Raises:
         InputError: the file can't be read; or naming the line: it has other than two columns, looks
-            like another header, or a label can't be one (see `check_label_name`).
+            like another header, has a label that is both present and absent, or one that can't be
+            a label (see `check_label_name`).
     """
     rows: List[CsvRow] = []
     line = 1
@@ -209,6 +249,16 @@ def _csv_row(cells: List[str], place: str, line: int) -> CsvRow:
     for name in (file_name, *labels):
         if name.startswith('"'):
             raise InputError(f"{place}: {name[:100]!r} begins with a quote that encloses no column")
-    for label in labels:
+    absent = [label[len(ABSENT) :].strip() for label in labels if label.startswith(ABSENT)]
+    labels = [label for label in labels if not label.startswith(ABSENT)]
+    for label in (*labels, *absent):
         check_label_name(label, place)
-    return CsvRow(file_name, labels, line)
+        if label.startswith(ABSENT):
+            raise InputError(
+                f"{place}: a label whose name begins with {ABSENT} can't be in a CSV, where "
+                f"{ABSENT}label is one that is known to be absent; write the data as JSON"
+            )
+    both = sorted(set(labels).intersection(absent))
+    if both:
+        raise InputError(f"{place}: {both[0]!r} is both present and absent ({ABSENT}{both[0]})")
+    return CsvRow(file_name, labels, absent, line)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from scipy import sparse
 from scipy.optimize import minimize
-from torch import nn
 
 from .label_prior import LabelPrior, PairwisePrior, ThemePrior
 
@@ -434,8 +433,8 @@ def batches(prior: LabelPrior, num_images: int) -> Iterator[slice]:
 def calibrate(prior: LabelPrior, logits: torch.Tensor, targets: torch.Tensor) -> None:
     """Set a prior's temperature T, offset c and strength α, in [0, 1], to those of least BCE.
 
-    Where α > 0 is no better than temperature and offset alone, the prior is switched off: α = 0,
-    which leaves logits as they are.
+    Where α > 0 is no better than T and c alone, α becomes 0, which leaves logits as they are while
+    no label is known. T and c are then those of least BCE with half of the labels known.
 
     Args:
         logits: (n, C), of images that neither the recogniser nor the prior was trained on.
@@ -443,38 +442,53 @@ def calibrate(prior: LabelPrior, logits: torch.Tensor, targets: torch.Tensor) ->
     """
     most = max(1, MOST_NUMBERS // prior.numbers_per_image)
     logits, targets = logits[:most].float(), targets[:most].float()
-    parts = list(batches(prior, len(logits)))
+    # In evaluation, logits without a strength come back as they are.
+    was_training, hidden = prior.training, prior.hidden_evidence
+    prior.train()
+    prior.hidden_evidence = 0.0
+    limits = [(-2, 4), (-5, 5)]
+    alone = _least_cost(prior, logits, targets, None, (0, 0, 0), [*limits, (0, 0)])
+    best = _least_cost(prior, logits, targets, None, (*alone.x[:2], 0.5), [*limits, (0, 1)])
+    if best.fun >= alone.fun or best.x[2] == 0:
+        drawn = torch.rand(targets.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+        states = targets.masked_fill(~drawn, -1)
+        others = targets.masked_fill(drawn, -1)
+        best = _least_cost(prior, logits, others, states, alone.x, [*limits, (0, 0)])
+    prior.hidden_evidence = hidden
+    prior.train(was_training)
+    prior.temperature.fill_(float(np.exp(best.x[0])))
+    prior.offset.fill_(float(best.x[1]))
+    prior.strength.fill_(float(best.x[2]))
 
-    def cost(values: Sequence[float]) -> Tuple[float, np.ndarray]:
-        log_temperature, offset, strength = map(nn.Parameter, torch.tensor(values).float())
-        names = {"temperature": log_temperature.exp(), "offset": offset, "strength": strength}
+
+def _least_cost(
+    prior: LabelPrior,
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    states: torch.Tensor | None,
+    start: Sequence[float],
+    bounds: Sequence[Tuple[float, float]],
+):
+    """scipy's result for log T, c and α of least BCE."""
+    parts = list(batches(prior, len(logits)))
+    total = float((targets >= 0).sum())
+
+    def cost(values: np.ndarray) -> Tuple[float, np.ndarray]:
+        leaves = [torch.tensor(float(value), requires_grad=True) for value in values]
+        log_temperature, offset, strength = leaves
         value, gradient = 0.0, np.zeros(3)
         for part in parts:
-            scores = torch.func.functional_call(prior, names, (logits[part],))
-            known = (targets[part] >= 0).float()
+            scales = {"temperature": log_temperature.exp(), "offset": offset, "strength": strength}
+            known = None if states is None else states[part]
+            scores = torch.func.functional_call(prior, scales, (logits[part], known))
             loss = F.binary_cross_entropy_with_logits(
-                scores, targets[part].clamp(min=0), known, reduction="sum"
+                scores, targets[part].clamp(min=0), (targets[part] >= 0).float(), reduction="sum"
             )
-            leaves = (log_temperature, offset, strength)
-            grads = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-            value += float(loss)
-            gradient += [0.0 if g is None else float(g) for g in grads]
-        total = float((targets >= 0).sum())
+            value += loss.item()
+            gradient += [float(g) for g in torch.autograd.grad(loss, leaves)]
         return value / total, gradient / total
 
-    training = prior.training
-    # In evaluation, logits without a strength come back as they are.
-    prior.train()
-    hidden, prior.hidden_evidence = prior.hidden_evidence, 0.0
-    bounds = [(-2, 4), (-5, 5), (0, 1)]
-    alone = minimize(cost, (0.0, 0.0, 0.0), jac=True, bounds=[*bounds[:2], (0, 0)], tol=1e-7)
-    best = minimize(cost, (*alone.x[:2], 0.5), jac=True, bounds=bounds, tol=1e-7)
-    prior.hidden_evidence = hidden
-    prior.train(training)
-    found = best.x if best.fun < alone.fun and best.x[2] > 0 else (0.0, 0.0, 0.0)
-    prior.temperature.fill_(float(np.exp(found[0])))
-    prior.offset.fill_(float(found[1]))
-    prior.strength.fill_(float(found[2]))
+    return minimize(cost, start, jac=True, bounds=bounds, tol=1e-7)
 
 
 def fit_like(prior: LabelPrior, labels: LabelSets) -> LabelPrior:

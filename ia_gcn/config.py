@@ -549,7 +549,8 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.SOLVER.ONE_CYCLE_RISE = 0.2
     # Epochs instead of iterations: where not 0 or (), these take the place of MAX_ITER, STEPS,
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD. An epoch is as many iterations as it takes to see as
-    # many images as the training set has.
+    # many images as the training set has, also where some are repeated (DATALOADER.SAMPLER_TRAIN
+    # "RepeatFactorTrainingSampler").
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.STEP_EPOCHS = ()
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0

@@ -101,6 +101,8 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     # numpy's seeds are below 2³², and the number of the process is added to this one.
     "SEED": Whole(-(2**31), 2**31 - 1),
     "DATALOADER.NUM_WORKERS": Whole(0, 1024),
+    "DATALOADER.REPEAT_THRESHOLD": SHARE,
+    "DATALOADER.SAMPLER_TRAIN": OneOf(("TrainingSampler", "RepeatFactorTrainingSampler")),
     "DATASETS.CUSTOM.HOLD_OUT_SEED": COUNT,
     "DATASETS.CUSTOM.UNLABELED": OneOf(("absent", "unknown")),
     "DATASETS.IGNORED_LABELS": OneOf(("nowhere", "absent", "present")),

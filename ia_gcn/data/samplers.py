@@ -89,9 +89,10 @@ def repeat_factors_from_config(
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         dicts, cfg.DATALOADER.REPEAT_THRESHOLD
     )
+    repeated = int((factors > 1).sum())
     logger.info(
-        f"Images with rare labels are repeated: {(factors > 1).sum():,} of {len(factors):,} images, "
-        f"up to {factors.max():.1f} times on average"
+        f"Images with rare labels are repeated: {repeated:,} of {len(factors):,} images, up to "
+        f"{factors.max():.1f} times on average"
     )
     return factors
 

@@ -158,7 +158,8 @@ def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatu
     """Train a recogniser's heads for SOLVER.MAX_ITER iterations.
 
     The images come in the order that a training on images with the same SEED and
-    DATALOADER.SAMPLER_TRAIN has; there is no augmentation. With INPUT.KNOWN_LABELS, labels are known as they are in such a training.
+    DATALOADER.SAMPLER_TRAIN has; there is no augmentation. With INPUT.KNOWN_LABELS, labels are
+    known as they are in such a training.
 
     Args:
         cfg: of which SOLVER, DATALOADER, INPUT.KNOWN_LABELS and SEED, 0 or more, count.

@@ -549,7 +549,8 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.SOLVER.ONE_CYCLE_RISE = 0.2
     # Epochs instead of iterations: where not 0 or (), these take the place of MAX_ITER, STEPS,
     # CHECKPOINT_PERIOD and TEST.EVAL_PERIOD. An epoch is as many iterations as it takes to see as
-    # many images as the training set has.
+    # many images as the training set has, also where some are repeated (DATALOADER.SAMPLER_TRAIN
+    # "RepeatFactorTrainingSampler").
     cfg.SOLVER.MAX_EPOCHS = 0
     cfg.SOLVER.STEP_EPOCHS = ()
     cfg.SOLVER.CHECKPOINT_EPOCHS = 0
@@ -588,6 +589,11 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.CF1 = "of_means"
     # Whether the TEST.TOP_K highest labels of an image count as predicted below the threshold too.
     cfg.TEST.FORCED_TOP_K = False
+    # mAP of frequent, middle and rare labels: a label with at most the first number of training
+    # images is rare, with at most the second one middle. LVIS has (10, 100), VOC-MLT and COCO-MLT
+    # (19, 100). (): thirds of the labels. A checkpoint knows the numbers of its training; without
+    # them, for example after a conversion, thirds by the test images.
+    cfg.TEST.FREQUENCY_GROUPS = ()
     # Where ignored (VOC's difficult objects) and unknown labels count, as absent ones: nowhere,
     # in_f1 (in all measures but AP and mAP), or everywhere.
     cfg.TEST.IGNORED_LABELS = "nowhere"

@@ -150,8 +150,6 @@ def _is_built_in(backbone: str) -> bool:
 # Keys of detectron2 that are not used here, each with what to do instead. A key that is set to
 # detectron2's default is not refused.
 UNUSED = {
-    "DATALOADER.SAMPLER_TRAIN": "each epoch has every image once; there are no other samplers",
-    "DATALOADER.REPEAT_THRESHOLD": "each epoch has every image once",
     "INPUT.MIN_SIZE_TRAIN": "set INPUT.IMAGE_SIZE",
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": "set INPUT.IMAGE_SIZE",
     "INPUT.MAX_SIZE_TRAIN": "set INPUT.IMAGE_SIZE",
@@ -267,6 +265,20 @@ MOOT = [
         "INPUT.RAND_AUGMENT_OPS",
         lambda number: not number,
         "set the number of operations as well, for example 2",
+    ),
+    Moot(
+        ("DATALOADER.REPEAT_THRESHOLD",),
+        "DATALOADER.SAMPLER_TRAIN",
+        lambda name: name == "TrainingSampler",
+        "set that to RepeatFactorTrainingSampler",
+        harmless=(0,),
+    ),
+    Moot(
+        ("DATALOADER.SAMPLER_TRAIN",),
+        "DATALOADER.REPEAT_THRESHOLD",
+        lambda threshold: not threshold,
+        "set that to the share of the images below which a label is rare, for example 0.001",
+        harmless=("TrainingSampler",),
     ),
     Moot(
         ("TEST.AUG.SCALES",),

@@ -101,6 +101,8 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     # numpy's seeds are below 2³², and the number of the process is added to this one.
     "SEED": Whole(-(2**31), 2**31 - 1),
     "DATALOADER.NUM_WORKERS": Whole(0, 1024),
+    "DATALOADER.REPEAT_THRESHOLD": SHARE,
+    "DATALOADER.SAMPLER_TRAIN": OneOf(("TrainingSampler", "RepeatFactorTrainingSampler")),
     "DATASETS.CUSTOM.HOLD_OUT_SEED": COUNT,
     "DATASETS.CUSTOM.UNLABELED": OneOf(("absent", "unknown")),
     "DATASETS.IGNORED_LABELS": OneOf(("nowhere", "absent", "present")),
@@ -247,6 +249,7 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     "TEST.CF1": OneOf(("of_means", "mean_of_labels")),
     "TEST.EVAL_EPOCHS": COUNT,
     "TEST.EVAL_PERIOD": COUNT,
+    "TEST.FREQUENCY_GROUPS": Whole(0, count=2),
     "TEST.IGNORED_LABELS": OneOf(("nowhere", "in_f1", "everywhere")),
     "TEST.IMS_PER_BATCH": POSITIVE,
     "TEST.KNOWN_LABELS": SHARE,
@@ -269,7 +272,8 @@ def check_values(cfg: CfgNode, defaults: CfgNode) -> None:
         if value is None and default is not None:
             raise InputError(f"{key} must not be None")
         allowed = VALUES.get(key)
-        if allowed is None or value is None:
+        # Where a key has no values by default, it may have none, whatever their number else.
+        if allowed is None or value is None or value == default == ():
             continue
         values = list(_flatten(value))
         if len(values) > MAX_VALUES:

@@ -167,7 +167,7 @@ def test_the_rules_are_of_keys_that_there_are():
 @pytest.mark.parametrize("key", UNUSED)
 def test_a_key_that_nothing_reads_is_refused(error_line, key):
     default = value_of(get_cfg(), key)
-    other = {"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler", "INPUT.CROP.TYPE": "x"}
+    other = {"INPUT.CROP.TYPE": "x"}
     changed = other.get(key, [1, 1] if isinstance(default, (list, tuple)) else None)
     if changed is None:
         changed = "x" if isinstance(default, str) else (not default or type(default)(default / 2))
@@ -193,6 +193,8 @@ def test_a_key_that_nothing_reads_is_refused(error_line, key):
         (["MODEL.GLOBAL_POOLING.GEM_POWER", 2.0], "gem"),
         (["INPUT.RAND_AUGMENT_MAGNITUDE", 5], "INPUT.RAND_AUGMENT_OPS"),
         (["TEST.AUG.SCALES", (1.0, 1.25)], "TEST.AUG.ENABLED"),
+        (["DATALOADER.REPEAT_THRESHOLD", 0.1], "set that to RepeatFactorTrainingSampler"),
+        (["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"], "for example 0.001"),
         (["MODEL.TIMM.WEIGHTS_FILE", "x.pth"], "set MODEL.TIMM.NAME"),
         (["DATASETS.CUSTOM.TEST", "t.csv", "DATASETS.CUSTOM.HOLD_OUT", 0.1], "HOLD_OUT"),
         (["DATASETS.CUSTOM.TEST_IMAGE_ROOT", "photos"], "DATASETS.CUSTOM.TEST"),

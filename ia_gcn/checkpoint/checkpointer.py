@@ -28,7 +28,7 @@ def read_checkpoint(path: str, shown_path: str = "") -> Dict[str, Any]:
         shown_path: what it is called in a message, where that is something else.
     Returns:
         a dict with `model`, a state dict, and of checkpoints of `MultiLabelCheckpointer` with
-        label_names and config.
+        label_names, label_counts and config.
     Raises:
         InputError: the file can't be read, contains pickled code, or has no state dict of plain
             tensors, see `plain_state_dict`.
@@ -59,7 +59,7 @@ def rename_old_tensors(state_dict: Dict[str, Any]) -> Dict[str, Any]:
 
 
 class MultiLabelCheckpointer(DetectionCheckpointer):
-    """Saves label names and config with the model, and checks the names when it loads.
+    """Saves label names, counts and config with the model, and checks the names when it loads.
 
     It reads .pth files with `weights_only=True`, so that pickled code is never executed: its own
     checkpoints, bare state dicts, and torchvision's ResNet weights, which become the backbone's.
@@ -74,6 +74,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         label_names: Sequence[str],
+        label_counts: Sequence[int] = (),
         config: str = "",
         load_ema: bool = False,
         transfer: bool = False,
@@ -85,6 +86,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             model: may be wrapped in DistributedDataParallel.
             save_dir: folder for `save`.
             label_names: what the model's outputs stand for, in order.
+            label_counts: how many training images have each of them, for `save`; (): not known.
             config: of the model, as YAML, for `save`; with it, no other file is needed to use the
                 checkpoint.
             load_ema: load the EMA of a checkpoint's weights in place of the weights.
@@ -97,6 +99,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self.label_names = list(label_names)
+        self.label_counts = list(label_counts)
         self.config = config
         self.load_ema = load_ema
         self.transfer = transfer
@@ -117,6 +120,7 @@ class MultiLabelCheckpointer(DetectionCheckpointer):
             "model": self.model.state_dict(),
             **states,
             "label_names": self.label_names,
+            "label_counts": self.label_counts,
             "config": self.config,
             **kwargs,
         }

@@ -3,7 +3,9 @@
 PREDICTIONS is the predictions.npz that tools/train_net.py leaves in OUTPUT_DIR/inference/NAME.
 Prints the table of the evaluation at each --threshold, and with a threshold per label, that of the
 label's best F1. On the data that such thresholds were chosen on, the figures are too high;
---select-on chooses them on other data, for example a validation set.
+--select-on chooses them on other data, for example a validation set. Prints the mAP of frequent,
+middle and rare labels as well: by the training images of each label where the file says how many
+there are, else by the images in the file.
 
 Writes into --output
   operating_points.json   the threshold of each label's best F1, for tools/predict.py --thresholds;
@@ -46,8 +48,10 @@ from ..evaluation import (
     Predictions,
     average_precision_table,
     best_f1_points,
+    frequency_table,
     interpolated_precision,
     labels_without_positives,
+    measure_by_frequency,
     measure_calibration,
     read_predictions,
     summarize,
@@ -62,7 +66,12 @@ from .common import make_parser, non_negative_int, probability, run
 def evaluate(args: argparse.Namespace) -> None:
     """Print the tables of --help and write its files."""
     predictions = read_predictions(args.predictions)
-    _, scores, targets, label_names = predictions
+    _, scores, targets, label_names, label_counts = predictions
+    if args.frequency_groups and label_counts is None:
+        raise InputError(
+            f"--frequency-groups: {args.predictions} has no label_counts, the training images of "
+            "each label; without that option, the groups are thirds by the images in the file"
+        )
     selection = read_selection(args.select_on, label_names, args.predictions)
     folder = args.output or os.path.dirname(args.predictions) or "."
     os.makedirs(folder, exist_ok=True)
@@ -89,6 +98,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     _, ap = summarize(scores, targets, None, conventions=conventions)
     per_label = dict(zip(label_names, ap.tolist()))
+    frequency = measure_by_frequency(ap, targets, label_counts, args.frequency_groups)
+    print(f"\nmAP by how frequent a label is:\n{frequency_table(frequency)}")
     print(f"\nAP of each label:\n{average_precision_table(per_label)}")
     if np.isnan(ap).any():
         print(labels_without_positives(per_label))
@@ -118,7 +129,7 @@ def write_files(
     folder: str,
 ) -> None:
     """Write the four files into a folder and print their paths."""
-    _, scores, targets, label_names = predictions
+    _, scores, targets, label_names, _ = predictions
     writers = {
         "operating_points.json": lambda path: write_thresholds(points, label_names, path),
         "operating_points.csv": lambda path: write_operating_points(points, label_names, path),
@@ -173,6 +184,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=CONVENTIONS["ignored"],
         default="nowhere",
         help="where ignored entries count, as absent labels; in_f1: in all but AP (nowhere)",
+    )
+    parser.add_argument(
+        "--frequency-groups",
+        type=non_negative_int,
+        nargs=2,
+        default=(),
+        metavar=("RARE", "MIDDLE"),
+        help="a label is rare, or of middle frequency, if it has at most so many training images, "
+        "for example 10 100 (thirds of the labels)",
     )
     parser.add_argument(
         "--select-on", metavar="OTHER", help="choose each label's threshold on this predictions.npz"

@@ -26,7 +26,7 @@ from ..processes import blocked_stop_signals, ignore_lost_parent, leave_signals_
 from .dataset_mapper import LABEL_KEYS, MultiLabelDatasetMapper
 from .datasets.common import read_label_file
 from .proposals import add_proposals
-from .samplers import PositionSampler, mix_seeds
+from .samplers import PositionSampler, mix_seeds, repeat_factors_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -381,6 +381,7 @@ def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
         "batch_size": images_per_process(cfg.SOLVER.IMS_PER_BATCH),
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "max_unreadable": cfg.DATASETS.MAX_UNREADABLE,
+        "repeat_factors": repeat_factors_from_config(cfg, [d["labels"] for d in dataset]),
     }
 
 
@@ -393,6 +394,7 @@ def build_multilabel_train_loader(
     batch_size: int,
     num_workers: int,
     max_unreadable: int,
+    repeat_factors: torch.Tensor | None = None,
 ) -> TrainingBatches:
     """An endless loader whose every sample is a function of the seed and its place in the stream.
 
@@ -406,9 +408,10 @@ def build_multilabel_train_loader(
         batch_size: images per batch of this process.
         num_workers: loader processes.
         max_unreadable: DATASETS.MAX_UNREADABLE.
+        repeat_factors: see `PositionSampler`.
     """
     samples = TrainingSamples(DatasetFromList(dataset, copy=False), mapper, seed)
-    sampler = PositionSampler(len(samples), seed)
+    sampler = PositionSampler(len(samples), seed, repeat_factors)
     loader = _build_loader(samples, sampler, batch_size, num_workers)
     return TrainingBatches(loader, max_unreadable)
 

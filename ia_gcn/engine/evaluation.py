@@ -12,7 +12,7 @@ from ..checkpoint import load_model, scored_labels
 from ..data import get_label_names, get_test_dicts
 from ..errors import InputError
 from ..inference import SelectLabels, optimize_for_inference, set_precision
-from .label_matching import checkpoint_labels, match_labels, weights_path
+from .label_matching import checkpoint_labels, match_labels, training_counts, weights_path
 from .summary import evaluation_summary, files_summary, results_summary
 from .trainer import Trainer
 
@@ -56,7 +56,13 @@ def evaluate_checkpoint(cfg: CfgNode, resume: bool = False) -> Dict:
     set_precision(model, cfg.TEST.PRECISION)
     if label_names != trained:
         model = SelectLabels(model, chosen)
-    results = Trainer.test(cfg, model)
+    label_counts = training_counts(path, label_names)
+    if cfg.TEST.FREQUENCY_GROUPS and label_counts is None:
+        logger.warning(
+            f"TEST.FREQUENCY_GROUPS: MODEL.WEIGHTS {path} does not say how many training images "
+            "have each label: frequent, middle and rare are thirds by the test images instead"
+        )
+    results = Trainer.test(cfg, model, Trainer.build_evaluators(cfg, label_counts))
     if comm.is_main_process():
         logger.info(results_summary(cfg))
         logger.info(files_summary(cfg))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ..data.known_labels import draw_known
-from ..data.samplers import PositionSampler, mix_seeds
+from ..data.samplers import PositionSampler, mix_seeds, repeat_factors_from_config
 from ..errors import InputError
 from ..io.files import write_atomically
 from ..modeling import ImageFeatures, MultiLabelRecognizer
@@ -157,11 +157,12 @@ class HeadsOnFeatures(nn.Module):
 def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatures):
     """Train a recogniser's heads for SOLVER.MAX_ITER iterations.
 
-    The images come in the order that a training on images with the same SEED has; there is no
-    augmentation. With INPUT.KNOWN_LABELS, labels are known as they are in such a training.
+    The images come in the order that a training on images with the same SEED and
+    DATALOADER.SAMPLER_TRAIN has; there is no augmentation. With INPUT.KNOWN_LABELS, labels are
+    known as they are in such a training.
 
     Args:
-        cfg: of which SOLVER, INPUT.KNOWN_LABELS and SEED, 0 or more, count.
+        cfg: of which SOLVER, DATALOADER, INPUT.KNOWN_LABELS and SEED, 0 or more, count.
         model: its label graph and its loss filled in.
         features: of the training set.
     Returns:
@@ -184,7 +185,9 @@ class _Batches:
         self.features = features
         self.batch_size = cfg.SOLVER.IMS_PER_BATCH
         self.seed, self.known_labels = cfg.SEED, cfg.INPUT.KNOWN_LABELS
-        self.sampler = PositionSampler(len(features.targets), cfg.SEED)
+        labels = [image.nonzero().flatten().tolist() for image in features.targets == 1]
+        repeat_factors = repeat_factors_from_config(cfg, labels)
+        self.sampler = PositionSampler(len(labels), cfg.SEED, repeat_factors)
 
     def __iter__(self) -> Iterator[FrozenFeatures]:
         order = iter(self.sampler)

@@ -30,10 +30,40 @@ def checkpoint_labels(path: str) -> List[str]:
     """
     if not path:
         raise InputError("MODEL.WEIGHTS is empty: set it to a checkpoint")
-    names = checkpoint_content(path).get("label_names", [])
+    return _label_names(checkpoint_content(path), path)
+
+
+def _label_names(content: Dict[str, Any], path: str) -> List[str]:
+    names = content.get("label_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"MODEL.WEIGHTS: {path} has label_names that are not a list of names")
     return names
+
+
+def training_counts(path: str, labels: Sequence[str]) -> List[int] | None:
+    """How many training images of a checkpoint have each of some labels; None if it doesn't say.
+
+    A label that the training did not have has none.
+
+    Raises:
+        InputError: the file can't be read, or its label_counts are not a number for each of its
+            label_names.
+    """
+    content = checkpoint_content(path)
+    names, counts = _label_names(content, path), content.get("label_counts", [])
+    if not counts:
+        return None
+    if (
+        not isinstance(counts, list)
+        or len(counts) != len(names)
+        or not all(type(count) is int and count >= 0 for count in counts)
+    ):
+        raise InputError(
+            f"MODEL.WEIGHTS: {path} has label_counts that are not a number of images for each of "
+            "its labels"
+        )
+    count_of = dict(zip(names, counts))
+    return [count_of.get(label, 0) for label in labels]
 
 
 def checkpoint_content(path: str) -> Dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, hooks
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
@@ -27,6 +28,7 @@ from ..data import (
     build_multilabel_test_loader,
     build_multilabel_train_loader,
     cached_label_statistics,
+    count_states,
     get_label_names,
     get_test_dicts,
     label_embeddings,
@@ -77,6 +79,7 @@ class Trainer(DefaultTrainer):
         amp_dtype: of mixed precision; None without it.
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
         label_names: of the model's outputs, in order.
+        label_counts: how many training images have each of them.
         test_sizes: the number of images of each of DATASETS.TEST.
     """
 
@@ -89,6 +92,7 @@ class Trainer(DefaultTrainer):
         self.seed = cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         label_names = self.label_names = check_labels(cfg)
         data_loader = self.build_train_loader(cfg)
+        self.label_counts = count_states(data_loader.dataset, len(label_names)).present.tolist()
         epochs_to_iterations(cfg, len(data_loader.dataset))
         cfg.freeze()
         # Errors of a test set are raised now, and not at the first evaluation.
@@ -128,6 +132,7 @@ class Trainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             label_names=label_names,
+            label_counts=self.label_counts,
             config=cfg.dump(),
             transfer=cfg.MODEL.TRANSFER,
             trainer=weakref.proxy(self),
@@ -288,6 +293,7 @@ class Trainer(DefaultTrainer):
             model,
             self.cfg.OUTPUT_DIR,
             label_names=self.label_names,
+            label_counts=self.label_counts,
             config=self.checkpointer.config,
         )
         return BestCheckpointer(self.cfg.TEST.EVAL_PERIOD, best, metric)
@@ -315,13 +321,14 @@ class Trainer(DefaultTrainer):
         # Of the last evaluation alone, whose weights are kept under that name.
         cfg.TEST.REPORT = cfg.TEST.REPORT and self.iter + 1 >= self.max_iter
         use_buffers_of_main_process(self.model)
-        results = self.test(cfg, self.model)
+        results = self.test(cfg, self.model, self.build_evaluators(cfg, self.label_counts))
         self._log_progress("", results)
         if self.ema:
             cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "ema")
             cfg.TEST.EMA = True
             use_buffers_of_main_process(self.ema.module)
-            results = {**results, "ema": self.test(cfg, self.ema.module)}
+            evaluators = self.build_evaluators(cfg, self.label_counts)
+            results = {**results, "ema": self.test(cfg, self.ema.module, evaluators)}
             self._log_progress("EMA on ", results["ema"])
         self._last_eval_results = results
         return results
@@ -386,13 +393,20 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name):
+    def build_evaluators(cls, cfg, label_counts=None) -> List[DatasetEvaluator]:
+        """Those of DATASETS.TEST, for `test`; see `MultiLabelEvaluator` for label_counts."""
+        return [cls.build_evaluator(cfg, name, label_counts) for name in cfg.DATASETS.TEST]
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, label_counts=None):
         return MultiLabelEvaluator(
             dataset_name,
             os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name),
             threshold=cfg.TEST.THRESHOLD,
             top_k=cfg.TEST.TOP_K or None,
             conventions=MultiLabelEvaluator.conventions_of(cfg),
+            label_counts=label_counts,
+            frequency_groups=cfg.TEST.FREQUENCY_GROUPS,
             report=describe_model(cfg) if cfg.TEST.REPORT else None,
         )
 

@@ -1,4 +1,5 @@
 from .calibration import Calibration, measure_calibration
+from .frequency import FrequencyGroup, FrequencyGroups, measure_by_frequency
 from .metrics import CONVENTIONS, Conventions, average_precision, multi_label_metrics
 from .multi_label_evaluation import MultiLabelEvaluator
 from .operating_points import (
@@ -11,6 +12,7 @@ from .operating_points import (
 from .predictions import Predictions, read_predictions
 from .report import (
     average_precision_table,
+    frequency_table,
     labels_without_positives,
     metrics_tables,
     summarize,
@@ -23,6 +25,8 @@ __all__ = [
     "CONVENTIONS",
     "Calibration",
     "Conventions",
+    "FrequencyGroup",
+    "FrequencyGroups",
     "MultiLabelEvaluator",
     "OperatingPoints",
     "PrecisionRecallCurve",
@@ -30,8 +34,10 @@ __all__ = [
     "average_precision",
     "average_precision_table",
     "best_f1_points",
+    "frequency_table",
     "interpolated_precision",
     "labels_without_positives",
+    "measure_by_frequency",
     "measure_calibration",
     "metrics_tables",
     "multi_label_metrics",

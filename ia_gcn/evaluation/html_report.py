@@ -13,7 +13,7 @@ import os
 import re
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping
+from typing import Callable, Dict, List, Mapping, Sequence
 
 import jinja2
 import numpy as np
@@ -25,10 +25,11 @@ from ..io.images import UnreadableImage, decode_image, upright_8_bit
 from ..visualization import draw_confusions, draw_precision_recall, draw_reliability, to_svg
 from .calibration import measure_calibration
 from .confusion import confused_pairs, count_confusions
+from .frequency import measure_by_frequency
 from .metrics import DEFAULT_CONVENTIONS, Conventions, LabelMeasures, label_measures
 from .operating_points import best_f1_points, interpolated_precision
 from .predictions import Predictions
-from .report import SUMMARY, summarize
+from .report import SUMMARY, image_range, summarize
 
 # Limits of what is shown, so that the page stays small whatever the number of labels.
 MAX_LABELS_WITH_IMAGES = 20
@@ -55,6 +56,7 @@ def render_report(
     top_k: int | None = 3,
     conventions: Conventions = DEFAULT_CONVENTIONS,
     known: np.ndarray | None = None,
+    frequency_groups: Sequence[int] = (),
     find_file: Callable[[object], str | None] = lambda image_id: None,
 ) -> str:
     """The report of an evaluation as an HTML page.
@@ -68,16 +70,18 @@ def render_report(
         data_set: its name, for the title.
         facts: further facts about the evaluation, such as {"Checkpoint": path}.
         threshold, top_k, conventions, known: see `summarize`.
+        frequency_groups: the `bounds` of `measure_by_frequency`.
         find_file: the file of an image by its id, local or of a kind that PathManager knows; None
             where it is not known. What can't be read is left out.
     """
-    image_ids, scores, targets, names = predictions
+    image_ids, scores, targets, names, label_counts = predictions
     # The figures are XML, which has no control characters; UTF-8 has no lone surrogates.
     names = [re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", name) for name in names]
     predictions = predictions._replace(label_names=names)
     summary, ap = summarize(
         scores, targets, top_k, threshold=threshold, conventions=conventions, known=known
     )
+    frequency = measure_by_frequency(ap, targets, label_counts, frequency_groups)
     measures = label_measures(scores, targets, threshold)
     calibration = measure_calibration(scores, targets)
     mistakes = measures.wrong + measures.missed
@@ -102,6 +106,11 @@ def render_report(
         "columns": ["mAP", *SUMMARY],
         "rows": _summary_rows(summary, top_k),
         "top_k": top_k,
+        "counted": frequency.counted,
+        "frequency": [
+            (name, group.labels, image_range(group), group.mAP)
+            for name, group in frequency.groups.items()
+        ],
         "decisions": int(calibration.count.sum()),
         "mistakes": int(mistakes.sum()),
         "without_positives": [name for name, value in zip(names, ap) if math.isnan(value)],
@@ -153,7 +162,7 @@ def _summary_rows(summary: Dict[str, float], top_k: int | None) -> List:
 
 def _label_rows(predictions: Predictions, ap: np.ndarray, measures: LabelMeasures) -> List:
     """For each label: its name, positives, AP, P, R, F1, threshold, F1 there, and ECE."""
-    _, scores, targets, names = predictions
+    _, scores, targets, names, _ = predictions
     points = best_f1_points(scores, targets)
     errors = [measure_calibration(scores[:, [i]], targets[:, [i]]).error for i in range(len(names))]
     columns = (ap, measures.precision, measures.recall, measures.f1)
@@ -172,7 +181,7 @@ def _confusion_map(predictions: Predictions, threshold: float, labels: np.ndarra
 
 def _examples(predictions, ap, mistakes, threshold, find_file) -> List[Dict]:
     """The labels with the most mistakes, each with groups of images that could be read."""
-    image_ids, scores, targets, names = predictions
+    image_ids, scores, targets, names, _ = predictions
     read = lru_cache(maxsize=None)(_read_thumbnail)
     examples = []
     for label in np.argsort(-mistakes, kind="stable")[:MAX_LABELS_WITH_IMAGES]:

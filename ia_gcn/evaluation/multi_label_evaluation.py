@@ -8,7 +8,7 @@ import math
 import os
 from collections import OrderedDict
 from datetime import datetime
-from typing import Dict, List, Mapping
+from typing import Dict, List, Mapping, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -18,9 +18,16 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import get_label_names
 from ..io.files import write_atomically, write_text_atomically
+from .frequency import FrequencyGroups, measure_by_frequency
 from .metrics import DEFAULT_CONVENTIONS, Conventions
 from .predictions import Predictions
-from .report import average_precision_table, labels_without_positives, summarize, summary_table
+from .report import (
+    average_precision_table,
+    frequency_table,
+    labels_without_positives,
+    summarize,
+    summary_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +37,11 @@ class MultiLabelEvaluator(DatasetEvaluator):
 
     In `output_dir` it leaves
         metrics.json: mAP, CP, CR, CF1, OP, OR, OF1 and the same for the top k, the AP of every
-            label by name (null without positives), the number of images and the settings;
+            label by name (null without positives), the mAP of frequent, middle and rare labels,
+            the number of images and the settings;
         predictions.npz: image_ids (n,), sorted; scores (n, C) float32; targets (n, C) int8 in
-            {1, 0, -1 = ignored}; label_names (C,);
+            {1, 0, -1 = ignored}; label_names (C,); where they are known, label_counts (C,), the
+            training images that have each label;
         report.html, where it is asked for: see `render_report`.
     """
 
@@ -44,6 +53,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
         threshold: float = 0.5,
         top_k: int | None = 3,
         conventions: Conventions = DEFAULT_CONVENTIONS,
+        label_counts: Sequence[int] | None = None,
+        frequency_groups: Sequence[int] = (),
         report: Mapping[str, str] | None = None,
     ):
         """
@@ -52,6 +63,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
             output_dir: None writes no files.
             threshold, conventions: see `multi_label_metrics`.
             top_k: k of the further six figures; None leaves them out.
+            label_counts: (C,) training images that have each label; None where that is not known.
+            frequency_groups: the `bounds` of `measure_by_frequency`.
             report: facts about the model for report.html, such as {"Checkpoint": path}; None writes
                 no report.
         """
@@ -60,6 +73,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._threshold = threshold
         self._top_k = top_k
         self._conventions = conventions
+        self._label_counts = None if label_counts is None else np.asarray(label_counts, np.int64)
+        self._frequency_groups = frequency_groups
         self._facts = report
         self.reset()
 
@@ -123,43 +138,52 @@ class MultiLabelEvaluator(DatasetEvaluator):
         if self._conventions.known_in_f1:
             settings["known"] = known[first]
         summary, ap = summarize(scores, targets, self._top_k, **settings)
+        frequency = measure_by_frequency(ap, targets, self._label_counts, self._frequency_groups)
+        summary.update(frequency.summary())
         per_label = dict(zip(label_names, ap.tolist()))
-        self._report(summary, per_label, len(image_ids))
+        predictions = Predictions(image_ids, scores, targets, label_names, self._label_counts)
+        self._report(summary, frequency, per_label, len(image_ids))
         if self._output_dir:
-            self._write(summary, per_label, image_ids, scores, targets)
+            self._write(summary, frequency, per_label, predictions)
         if self._output_dir and self._facts is not None:
-            predictions = Predictions(image_ids, scores, targets, label_names)
             self._write_html(predictions, settings, file_names)
         return OrderedDict(multi_label=summary)
 
-    def _report(self, summary: Dict, per_label: Dict[str, float], num_images: int) -> None:
+    def _report(
+        self,
+        summary: Dict,
+        frequency: FrequencyGroups,
+        per_label: Dict[str, float],
+        num_images: int,
+    ) -> None:
         # For the log; the screen gets the tables when the run is over.
         table = summary_table(summary, self._top_k)
         logger.debug(f"{self._dataset_name}, {num_images} images, in percent:\n{table}")
+        logger.debug(f"mAP by how frequent a label is:\n{frequency_table(frequency)}")
         logger.debug(f"AP of each label:\n{average_precision_table(per_label)}")
         if any(map(math.isnan, per_label.values())):
             logger.debug(labels_without_positives(per_label))
 
-    def _write(self, summary, per_label, image_ids, scores, targets) -> None:
+    def _write(self, summary, frequency, per_label, predictions: Predictions) -> None:
         PathManager.mkdirs(self._output_dir)
         results = {
             "dataset": self._dataset_name,
-            "images": len(image_ids),
+            "images": len(predictions.image_ids),
             "threshold": self._threshold,
             "conventions": self._conventions._asdict(),
             **summary,
+            "frequency": {
+                "counted": frequency.counted,
+                "groups": {name: group._asdict() for name, group in frequency.groups.items()},
+            },
             "AP": per_label,
         }
         with write_text_atomically(os.path.join(self._output_dir, "metrics.json")) as file:
             json.dump(_nan_to_none(results), file, indent=1)
         with write_atomically(os.path.join(self._output_dir, "predictions.npz")) as file:
-            np.savez_compressed(
-                file,
-                image_ids=image_ids,
-                scores=scores,
-                targets=targets,
-                label_names=np.array(list(per_label)),
-            )
+            arrays = {**predictions._asdict(), "label_names": np.array(predictions.label_names)}
+            known = {name: array for name, array in arrays.items() if array is not None}
+            np.savez_compressed(file, **known)
 
     def _write_html(self, predictions: Predictions, settings, file_names) -> None:
         # It takes matplotlib, which nothing else in an evaluation does.
@@ -175,6 +199,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
             self._dataset_name,
             facts,
             top_k=self._top_k,
+            frequency_groups=self._frequency_groups,
             find_file=files.get,
             **settings,
         )

@@ -23,6 +23,12 @@ class Predictions(NamedTuple):
     """(n, C) in {1, 0, -1 = ignored}."""
     label_names: List[str]
     """C different names."""
+    label_counts: np.ndarray | None = None
+    """(C,) integers: training images that have each label; None where that is not known."""
+
+
+# Arrays of the file.
+REQUIRED, OPTIONAL = Predictions._fields[:-1], Predictions._fields[-1:]
 
 
 def read_predictions(path: str) -> Predictions:
@@ -34,13 +40,13 @@ def read_predictions(path: str) -> Predictions:
     """
     try:
         with open_input(path, "rb") as file:
-            arrays = read_npz(file, Predictions._fields)
+            arrays = read_npz(file, REQUIRED, OPTIONAL)
     # Damaged and hostile files make numpy and zipfile raise nearly anything.
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         line = " ".join(str(reason).split()) or type(error).__name__
         raise InputError(f"{path}: not a predictions.npz of an evaluation: {line}") from None
-    image_ids, scores, targets, names = arrays.values()
+    image_ids, scores, targets, names, label_counts = map(arrays.get, Predictions._fields)
     shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
     if image_ids.ndim != 1 or names.ndim != 1 or scores.shape != (len(image_ids), len(names)):
         raise InputError(f"{path}: the shapes do not agree: {shapes}")
@@ -61,4 +67,10 @@ def read_predictions(path: str) -> Predictions:
         check_predictions(scores, targets, ndim=2)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
-    return Predictions(image_ids, scores, targets, names.tolist())
+    if label_counts is not None and not (
+        label_counts.shape == names.shape
+        and label_counts.dtype.kind in "iu"
+        and label_counts.min() >= 0
+    ):
+        raise InputError(f"{path}: label_counts must be a number of images for each label")
+    return Predictions(image_ids, scores, targets, names.tolist(), label_counts)

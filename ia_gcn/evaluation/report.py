@@ -9,6 +9,7 @@ from typing import Dict, Tuple
 import numpy as np
 from tabulate import tabulate
 
+from .frequency import FrequencyGroup, FrequencyGroups
 from .metrics import multi_label_metrics
 
 # Whose AP is shown; all are in metrics.json.
@@ -46,6 +47,26 @@ def summary_table(summary: Dict[str, float], top_k: int | None) -> str:
     return tabulate(rows, ["labels", "mAP", *SUMMARY], floatfmt=".2f", tablefmt="pipe")
 
 
+def frequency_table(frequency: FrequencyGroups) -> str:
+    """The mAP of frequent, middle and rare labels, and how frequent these are."""
+    rows = [
+        [name, group.labels, image_range(group), group.mAP if group.labels else ""]
+        for name, group in frequency.groups.items()
+    ]
+    headers = ["", "labels", f"{frequency.counted} images of each", "mAP"]
+    align = ["left", "right", "right", "right"]
+    return tabulate(rows, headers, floatfmt=".2f", tablefmt="pipe", colalign=align)
+
+
+def image_range(group: FrequencyGroup) -> str:
+    """How many images the labels of a group have."""
+    if not group.labels:
+        return "–"
+    if group.fewest == group.most:
+        return f"{group.most:,}"
+    return f"{group.fewest:,} to {group.most:,}"
+
+
 def average_precision_table(per_label: Dict[str, float]) -> str:
     """The AP of each label by name, in up to four columns; without those that have none (NaN)."""
     named = [(name, ap) for name, ap in per_label.items() if not math.isnan(ap)]
@@ -74,7 +95,10 @@ def labels_without_positives(per_label: Dict[str, float]) -> str:
 def metrics_tables(metrics: Dict, top_k: int | None) -> str:
     """The content of a metrics.json as tables; of more than MAX_LABELS labels the summary alone."""
     per_label = {name: math.nan if ap is None else ap for name, ap in metrics["AP"].items()}
-    parts = [summary_table(metrics, top_k)]
+    found = metrics["frequency"]
+    groups = {name: FrequencyGroup(**group) for name, group in found["groups"].items()}
+    frequency = FrequencyGroups(found["counted"], groups)
+    parts = [summary_table(metrics, top_k), "", frequency_table(frequency)]
     if len(per_label) <= MAX_LABELS:
         parts += ["", average_precision_table(per_label)]
     if any(map(math.isnan, per_label.values())):

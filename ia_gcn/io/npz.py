@@ -14,12 +14,15 @@ MAX_GROWTH = 100
 MIN_SIZE = 2**26
 
 
-def read_npz(file: BinaryIO, names: Sequence[str] = ()) -> Dict[str, np.ndarray]:
+def read_npz(
+    file: BinaryIO, names: Sequence[str] = (), optional: Sequence[str] = ()
+) -> Dict[str, np.ndarray]:
     """Arrays of numbers and text from an .npz file; pickled ones are refused.
 
     Args:
         file: open for reading bytes, with `seek`.
         names: of the arrays; (): all of them.
+        optional: names of arrays that the file may have beside them.
     Raises:
         Exception: of a damaged file numpy and zipfile raise nearly anything.
     """
@@ -31,7 +34,9 @@ def read_npz(file: BinaryIO, names: Sequence[str] = ()) -> Dict[str, np.ndarray]
     file.seek(0)
     with np.load(file, allow_pickle=False) as content:
         # Entries of the file that are not arrays are read as bytes.
-        arrays = {name: np.asarray(content[name]) for name in names or content.files}
+        names = names or content.files
+        names = [*names, *(name for name in optional if name in content.files)]
+        arrays = {name: np.asarray(content[name]) for name in names}
     for name, array in arrays.items():
         if array.dtype.kind == "U":
             _check_text(array, name)

@@ -11,6 +11,7 @@ from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.commands import train
 from ia_gcn.data import register_multilabel_coco
 from ia_gcn.engine import Trainer, checkpoint_labels, match_labels
+from ia_gcn.engine.label_matching import training_counts
 from ia_gcn.inference import SelectLabels
 from tests.helpers.commands import own_log_handlers, run_script
 from tests.helpers.models import NARROW
@@ -237,6 +238,47 @@ def test_a_bare_state_dict_has_the_data_sets_labels(evaluate, checkpoint):
     status, line, _ = evaluate("matched", {**REORDERED, **MATCH})
     assert status == 1
     assert "model.pth holds no label names" in line
+
+
+def test_the_checkpoint_knows_how_frequent_its_labels_are(evaluate, checkpoint, tmp_path):
+    def frequency(name):
+        (path,) = (tmp_path / name).glob("inference/*/metrics.json")
+        return json.loads(path.read_text())["frequency"]
+
+    bounds = {"TEST.FREQUENCY_GROUPS": "(10, 100)"}
+    status, _, predictions = evaluate("unknown", bounds)
+    assert status == 0
+    log = (tmp_path / "unknown/log.txt").read_text()
+    assert "does not say how many training images have each label" in log
+    assert "label_counts" not in predictions
+    assert frequency("unknown")["counted"] == "test"
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "label_counts": [7, 2000, 40]}, checkpoint)
+    status, line, predictions = evaluate("known", {**REORDERED, **MATCH, **bounds})
+    assert (status, line) == (0, "")
+    assert predictions["label_counts"].tolist() == [40, 7, 2000]
+    found = frequency("known")
+    assert found["counted"] == "training"
+    assert {name: (g["labels"], g["most"]) for name, g in found["groups"].items()} == {
+        "frequent": (1, 2000),
+        "middle": (1, 40),
+        "rare": (1, 7),
+    }
+
+
+@pytest.mark.parametrize("counts", [5, [1, 2], [1, 2, -3], [1, 2, 3.0], [1, 2, "3"], {"red": 1}])
+def test_label_counts_that_are_none_are_refused(error_line, checkpoint, counts):
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "label_counts": counts}, checkpoint)
+    line = error_line(training_counts, checkpoint, COLOURS)
+    assert "model.pth has label_counts that are not a number of images" in line
+
+
+def test_a_label_that_was_not_trained_has_no_training_image(checkpoint):
+    assert training_counts(checkpoint, COLOURS) is None
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "label_counts": [7, 2000, 40]}, checkpoint)
+    assert training_counts(checkpoint, ["teal", "blue", "red"]) == [0, 40, 7]
 
 
 @pytest.mark.parametrize("label_names", [5, "red", {"red": 1}, [1, 2, 3]])

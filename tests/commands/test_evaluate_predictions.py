@@ -242,6 +242,9 @@ def test_what_is_read(write):
     for name in ("image_ids", "scores", "targets"):
         np.testing.assert_array_equal(getattr(predictions, name), arrays[name])
     assert predictions.label_names == LABELS
+    assert predictions.label_counts is None
+    counts = np.array([5, 0, 2, 9])
+    assert read_predictions(write(label_counts=counts)).label_counts.tolist() == counts.tolist()
 
 
 A = make_predictions()
@@ -272,6 +275,13 @@ REFUSALS = {
         (np.array([*LABELS[:3], "cat"]), "label_names has cat twice"),
         (np.arange(4), "label_names text"),
         (np.array(LABELS).reshape(2, 2), "the shapes do not agree"),
+    ],
+    "label_counts": [
+        (np.arange(3), "a number of images for each label"),
+        (np.array([1, 2, 3, -1]), "a number of images for each label"),
+        (np.arange(4) / 2, "a number of images for each label"),
+        (np.array(LABELS), "a number of images for each label"),
+        (np.array(LABELS, dtype=object), "allow_pickle"),
     ],
 }
 
@@ -364,6 +374,25 @@ def test_without_options_it_is_the_evaluation(main, write):
     assert row_of(metrics, "all") in rows
     assert not any(row and row[0].startswith("top") for row in rows)
     assert f"{metrics['AP'][0]:.2f}" in out
+
+
+def test_frequent_middle_and_rare_labels(main, write, tmp_path):
+    ap = multi_label_metrics(A["scores"], A["targets"])["AP"]
+    counted = write(label_counts=np.array([5, 50, 500, 5000]))
+    groups = ("--frequency-groups", 10, 100)
+    status, out, _ = main(counted, *groups)
+    assert status == 0
+    rows = [["frequent", "1", "500"], ["middle", "1", "50"], ["rare", "1", "5"]]
+    for row, value in zip(rows, ap[[2, 1, 0]]):
+        assert [*row, f"{value:.2f}"] in table_rows(out)
+    # Without the numbers of a training, by the images of the file.
+    _, out, _ = main(write())
+    images = (A["targets"] == 1).sum(axis=0)
+    rarest = min(range(3), key=lambda label: images[label])
+    assert ["rare", "1", str(images[rarest]), f"{ap[rarest]:.2f}"] in table_rows(out)
+    status, _, err = main(write(), *groups)
+    assert status != 0
+    assert "has no label_counts" in err
 
 
 def read_operating_points(folder):

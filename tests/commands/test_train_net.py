@@ -48,6 +48,7 @@ def test_it_learns_and_an_evaluation_of_the_checkpoint_says_the_same(options, tm
     trained = read_metrics(tmp_path / "run")
     # Chance is 57: a label is in four of seven images.
     assert trained["mAP"] >= 95
+    assert trained["frequency"]["counted"] == "training"
     assert "mAP" in result.stdout
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"model_final.pth", "model_best.pth", "metrics.json", "config.yaml"} <= files

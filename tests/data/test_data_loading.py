@@ -3,6 +3,7 @@
 import gc
 import itertools
 import logging
+import math
 import os
 import random
 import signal
@@ -26,7 +27,7 @@ from ia_gcn.data import (
     get_multilabel_dicts,
     register_multilabel_coco,
 )
-from ia_gcn.data.samplers import PositionSampler, mix_seeds
+from ia_gcn.data.samplers import PositionSampler, mix_seeds, repeat_factors_from_config
 from ia_gcn.errors import InputError
 
 
@@ -89,6 +90,70 @@ def test_processes_share_the_stream(as_process, world_size, start):
         sampler.start = start
         parts.append(take(sampler, 10))
     assert [item for items in zip(*parts) for item in items] == whole[: 10 * world_size]
+
+
+# ---------------------------------------------------------------------------------- repeat factors
+
+factors = st.lists(st.floats(1, 4, width=32), min_size=1, max_size=20).map(torch.tensor)
+
+
+@settings(max_examples=50)
+@given(factors, seeds)
+def test_an_epoch_has_each_image_as_often_as_its_factor_says(factors, seed):
+    size = len(factors)
+    stream = take(PositionSampler(size, seed, factors), 12 * size)
+    assert [place for place, _ in stream] == list(range(12 * size))
+    images = [image for _, image in stream]
+    for epoch in range(3):
+        generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
+        # As detectron2 rounds: up with the probability of the fraction.
+        up = (torch.rand(size, generator=generator) < factors - factors.floor()).tolist()
+        times = [math.floor(r) + more for r, more in zip(factors.tolist(), up)]
+        now, images = images[: sum(times)], images[sum(times) :]
+        assert Counter(now) == dict(enumerate(times))
+
+
+@settings(max_examples=50)
+@given(factors, seeds, st.integers(0, 100), st.integers(1, 3))
+def test_repeats_start_late_and_are_shared_as_all_others(factors, seed, start, world_size):
+    size = len(factors)
+    whole = take(PositionSampler(size, seed, factors), start + 2 * size * world_size)
+    parts = []
+    for rank in range(world_size):
+        sampler = PositionSampler(size, seed, factors)
+        sampler.start = start
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comm, "get_rank", lambda rank=rank: rank)
+            patch.setattr(comm, "get_world_size", lambda: world_size)
+            parts.append(take(sampler, 2 * size))
+    assert [item for items in zip(*parts) for item in items] == whole[start:]
+
+
+def test_the_mean_over_epochs_is_the_factor():
+    factors = torch.tensor([1.0, 1.25, 2.5, 3.0])
+    images = Counter(image for _, image in take(PositionSampler(4, 0, factors), 15500))
+    for image, factor in enumerate(factors):
+        # Some 2,000 epochs of 7.75 images each.
+        assert images[image] / 2000 == pytest.approx(float(factor), abs=0.05)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.lists(st.integers(0, 5), unique=True), min_size=1, max_size=20), st.floats(0.01, 1)
+)
+def test_the_factors_are_those_of_lvis(labels, threshold):
+    keys = {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}
+    cfg = make_cfg(**keys, DATALOADER__REPEAT_THRESHOLD=threshold)
+    expected = []
+    for image in labels:
+        factor = 1.0
+        for label in image:
+            share = sum(label in other for other in labels) / len(labels)
+            factor = max(factor, math.sqrt(threshold / share))
+        expected.append(factor)
+    found = repeat_factors_from_config(cfg, labels)
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+    assert repeat_factors_from_config(make_cfg(), labels) is None
 
 
 def test_mixed_seeds_are_unlike():
@@ -193,6 +258,24 @@ def test_batches_do_not_depend_on_the_workers(whole, workers):
 def test_a_late_start_gives_the_tail_of_the_batches(whole, workers, batches):
     tail = train_batches(8 - batches, start=4 * batches, DATALOADER__NUM_WORKERS=workers)
     assert tail == whole[batches:]
+
+
+def test_images_with_rare_labels_come_more_often(tiny):
+    keys = {"DATALOADER__SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}
+    keys["DATALOADER__REPEAT_THRESHOLD"] = 1.0
+    batches = train_batches(40, **keys)
+    assert train_batches(7, start=4 * 33, DATALOADER__NUM_WORKERS=2, **keys) == batches[33:]
+    dicts = get_multilabel_dicts(["tiny"])
+    shares = [sum(label in d["labels"] for d in dicts) / 10 for label in range(3)]
+    factors = {
+        Path(d["file_name"]).name: max(shares[label] ** -0.5 for label in d["labels"])
+        for d in dicts
+    }
+    assert max(factors.values()) > 1.4
+    seen, rounds = Counter(names(batches)), 160 / sum(factors.values())
+    for name, factor in factors.items():
+        # The number of times is rounded up or down once an epoch, and the last epoch is cut.
+        assert abs(seen[name] - rounds * factor) < 6
 
 
 def test_processes_share_the_batches(whole, as_process):

@@ -118,6 +118,25 @@ def test_label_mask_training_is_that_on_images():
     assert (torch.cat(told) >= 0).any()
 
 
+def test_images_with_rare_labels_are_repeated_as_in_a_training_on_images():
+    cfg = make_cfg(PLAIN)
+    cfg.merge_from_list(["DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"])
+    cfg.merge_from_list(["DATALOADER.REPEAT_THRESHOLD", 1.0, "SEED", 5])
+    cfg.merge_from_list(["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 6])
+    model = make_model(PLAIN, dtype=torch.float32)
+    targets = torch.zeros(6, NUM_LABELS)
+    targets[:, 0], targets[2, 1], targets[3, 1] = 1, 1, -1
+    features = extract_features(model, [make_inputs(batch=6)])._replace(targets=targets)
+    seen = []
+    model.label_head.register_forward_pre_hook(lambda head, args: seen.append(args[0]["res5"]))
+    train_heads(cfg, model, features)
+    # A label of one image in six: √6.
+    factors = torch.tensor([1, 1, 6**0.5, 1, 1, 1])
+    order = [image for _, image in itertools.islice(PositionSampler(6, 5, factors), 24)]
+    assert torch.cat(seen).equal(features.features.maps["res5"][order])
+    assert order.count(2) > 4
+
+
 def test_features_come_back_from_a_file(tmp_path):
     features = extract_features(make_model(dtype=torch.float32), [make_inputs(batch=2)])
     features.save(str(tmp_path / "features.safetensors"))

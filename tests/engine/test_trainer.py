@@ -52,6 +52,13 @@ def test_a_checkpoint_does_not_say_how_a_step_is_computed(make_cfg, tmp_path):
     assert_same_state(uncut, run(cfg, resume=True))
 
 
+def test_a_run_that_repeats_images_resumes_to_the_bit(make_cfg):
+    sampler = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler")
+    opts = (*sampler, "DATALOADER.REPEAT_THRESHOLD", 0.9, "TEST.EVAL_PERIOD", 0)
+    uncut = run(make_cfg("uncut", *opts))
+    assert_same_state(uncut, run_cut_and_resumed(make_cfg("cut", *opts)))
+
+
 @pytest.mark.slow
 def test_ia_gcn_draws_after_a_cut_what_it_would_have_drawn(make_cfg):
     uncut = run(make_cfg("uncut", config="ia_gcn"))

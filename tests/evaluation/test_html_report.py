@@ -172,6 +172,18 @@ def test_the_summary_is_that_of_scikit_learn(no_plots):
     assert f"mAP{first}" in page.text.replace("\n", "")
 
 
+def test_frequent_middle_and_rare_labels_are_compared(no_plots):
+    predictions = make_predictions(num_labels=5)._replace(label_counts=np.array([7, 900, 40, 3, 1]))
+    page = Page(render_report(predictions, "a", {}, frequency_groups=(10, 100)))
+    head, *rows = page.tables["frequency"]
+    assert head == ["frequency", "labels", "training images of each", "mAP"]
+    ap = [row[2] for row in page.tables["labels"][1:]]
+    assert rows[:2] == [["frequent", "1", "900", ap[1]], ["middle", "1", "40", ap[2]]]
+    # The last label has no AP.
+    assert rows[2][:3] == ["rare", "2", "3 to 7"]
+    assert float(rows[2][3]) == pytest.approx((float(ap[0]) + float(ap[3])) / 2, abs=0.011)
+
+
 def test_what_is_evaluated_is_said(no_plots):
     facts = {"Checkpoint": "output/model_final.pth", "Date": "today"}
     conventions = Conventions("eleven_points", "mean_of_labels", True, "in_f1")
@@ -223,7 +235,7 @@ def test_labels_are_found_that_are_taken_for_each_other():
 
 
 def test_confusions_are_counted_image_by_image():
-    _, scores, targets, _ = make_predictions(80, 5, seed=3)
+    _, scores, targets, *_ = make_predictions(80, 5, seed=3)
     rows, columns = [4, 1, 2], [0, 2, 3]
     found = count_confusions(scores, targets, 0.4, rows, columns)
     predicted = scores.astype(np.float64) >= 0.4
@@ -405,7 +417,8 @@ def test_the_page_of_many_labels_is_small(no_plots, tmp_path):
     assert all(f"<td class=name>{name}<td>" in html for name in names)
     assert html.count("<section") == MAX_LABELS_WITH_IMAGES
     assert 0 < html.count("data:image/jpeg;") <= 9 * MAX_LABELS_WITH_IMAGES
-    assert html.count("<tr>") <= 3 + num_labels + 2 + 20
+    # Heads, all labels, by their frequency, each label, and confused pairs.
+    assert html.count("<tr>") <= 4 + 2 + 3 + num_labels + 20
 
 
 # ------------------------------------------------------------------------------- in a browser
@@ -520,7 +533,7 @@ def test_a_training_writes_it_at_its_last_evaluation(make_cfg, tmp_path, monkeyp
     """Of the weights and of their EMA."""
     evaluated = []
 
-    def record(cfg, model):
+    def record(cfg, model, evaluators):
         evaluated.append(cfg.clone())
         return {"multi_label": {"mAP": 50.0, "CF1": 40.0, "OF1": 30.0}}
 

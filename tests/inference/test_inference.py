@@ -232,7 +232,7 @@ class Reached(Exception):
     ("optimize", "name", "kind"), [(True, "bf16", precision.Bf16Backbone), (False, "fp32", ResNet)]
 )
 def test_eval_only_does_as_the_config_says(build, monkeypatch, tmp_path, optimize, name, kind):
-    def test(cfg, model):
+    def test(cfg, model, evaluators):
         raise Reached(model)
 
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

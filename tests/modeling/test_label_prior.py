@@ -222,12 +222,14 @@ def test_sets_of_labels_count_images_whatever_their_order():
     targets = np.array([[1, 0, -1], [0, 0, 1], [1, 0, -1], [0, 1, 0], [0, 0, 1], [1, 0, -1]])
     sets = LabelSets.of_targets(targets)
     again = LabelSets.of_targets(targets[::-1])
-    assert sets.counts.tolist() == again.counts.tolist() and sets.counts.sum() == 6
+    assert sets.counts.tolist() == again.counts.tolist()
+    assert sets.counts.sum() == 6
     np.testing.assert_array_equal(sets.targets(), again.targets())
     rows = np.repeat(sets.targets(), sets.counts.astype(int), axis=0)
     assert sorted(map(tuple, rows)) == sorted(map(tuple, targets))
     present, known = sets.images_of_labels()
-    assert present.tolist() == [3, 1, 2] and known.tolist() == [6, 6, 3]
+    assert present.tolist() == [3, 1, 2]
+    assert known.tolist() == [6, 6, 3]
     first, second = sets.split(0.5)
     assert first.counts.sum() + second.counts.sum() == 6
 
@@ -350,7 +352,8 @@ def test_a_prior_is_chosen_by_what_it_says_of_held_out_labels():
     prior, candidates = fit.choose_prior(sets)
     assert isinstance(prior, ThemePrior)
     frequencies, *others = candidates
-    assert frequencies.kind == "" and min(c.loss for c in others) < frequencies.loss - 0.05
+    assert frequencies.kind == ""
+    assert min(c.loss for c in others) < frequencies.loss - 0.05
     prior, candidates = fit.choose_prior(sets, ["PairwisePrior"])
     assert isinstance(prior, PairwisePrior)
     assert {c.kind for c in candidates} == {"", "PairwisePrior"}

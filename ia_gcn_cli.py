@@ -29,6 +29,7 @@ COMMANDS = {
     "analyze": Command("analyze", "parameters, operations and time of a model"),
     "ablate": Command("ablate", "compare label heads on frozen features"),
     "evaluate-predictions": Command("evaluate_predictions", "measure written predictions again"),
+    "label-headroom": Command("label_headroom", "say how much a label graph could add"),
     "visualize-attention": Command("visualize_attention", "draw what a model looks at"),
     "visualize-regions": Command("visualize_regions", "draw the regions that a model looks at"),
     "visualize-results": Command("visualize_results", "draw training curve and predictions"),

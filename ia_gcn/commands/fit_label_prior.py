@@ -45,6 +45,7 @@ from ..engine.label_prior import (
     ScoredImages,
     fit_label_prior,
     fit_to_checkpoint,
+    fit_to_predictions,
     read_labels,
     save_with_prior,
     with_prior,
@@ -54,7 +55,7 @@ from ..errors import InputError
 from ..evaluation import multi_label_metrics, read_predictions
 from ..extensions import import_extensions
 from ..label_names import describe_mismatch
-from ..modeling.label_prior_fit import FITS, LabelSets
+from ..modeling.label_prior_fit import FITS
 from .common import add_import_option, make_parser, probability, run
 
 KINDS = {"pairwise": "PairwisePrior", "themes": "ThemePrior"}
@@ -88,12 +89,12 @@ def fit_predictions(args: argparse.Namespace) -> None:
     if applied.label_names != predictions.label_names:
         mismatch = describe_mismatch(applied.label_names, predictions.label_names)
         raise InputError(f"--apply {args.apply} {mismatch} than {args.predictions}")
+    scored = ScoredImages.of_predictions(predictions)
     if args.labels_from:
         labels = read_labels(args.labels_from, predictions.label_names, args.predictions)
+        fitted = fit_label_prior(labels, scored, kinds_of(args))
     else:
-        labels = LabelSets.of_targets(predictions.targets)
-    scored = ScoredImages.of_predictions(predictions)
-    fitted = fit_label_prior(labels, scored, kinds_of(args))
+        fitted = fit_to_predictions(predictions, kinds_of(args), args.share)
     print(describe(fitted, scored))
     write_predictions(args.output, with_prior(fitted.prior, applied))
     print(f"\n{args.output}")
@@ -162,7 +163,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a data set to choose the strength on, with --weights (a share of the training set)",
     )
     parser.add_argument(
-        "--share", type=probability, default=0.2, metavar="P", help="of the training images (0.2)"
+        "--share",
+        type=probability,
+        default=0.2,
+        metavar="P",
+        help="of the images (0.2)",
     )
     parser.add_argument(
         "--labels-from",

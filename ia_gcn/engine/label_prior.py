@@ -56,9 +56,23 @@ class ScoredImages(NamedTuple):
         logits = torch.from_numpy(np.log(scores) - np.log1p(-scores)).float()
         return cls(logits, predictions.targets)
 
-    def pick(self, images: np.ndarray) -> ScoredImages:
-        """Some of them, by a mask."""
-        return ScoredImages(self.logits[torch.from_numpy(images)], self.targets[images])
+    def split(self, image_ids: np.ndarray, share: float) -> Tuple[ScoredImages, ScoredImages]:
+        """See `split_images`."""
+        parts = split_images(image_ids, share)
+        return tuple(ScoredImages(self.logits[part], self.targets[part]) for part in parts)
+
+
+def split_images(image_ids: np.ndarray, share: float) -> Tuple[np.ndarray, np.ndarray]:
+    """Indices of a share of the images, drawn by their ids whatever their order, and of the others.
+
+    Raises:
+        InputError: one part would be empty.
+    """
+    drawn = np.random.RandomState(0).permutation(np.argsort(image_ids.astype(str)))
+    count = round(share * len(drawn))
+    if not 0 < count < len(drawn):
+        raise InputError(f"a share of {share} of {len(drawn)} images makes no two parts")
+    return np.sort(drawn[:count]), np.sort(drawn[count:])
 
 
 class FittedPrior(NamedTuple):
@@ -81,6 +95,21 @@ def fit_label_prior(
     prior, candidates = choose_prior(labels, kinds)
     calibrate(prior, scored.logits, torch.from_numpy(scored.targets))
     return FittedPrior(prior.eval(), candidates)
+
+
+def fit_to_predictions(
+    predictions: Predictions, kinds: Sequence[str] = tuple(FITS), share: float = 0.2
+) -> FittedPrior:
+    """`fit_label_prior` where predictions are all there is.
+
+    Args:
+        predictions: of images that the model was not trained on.
+        kinds: see there.
+        share: of the images, which the strength is chosen on; the labels of the others are fitted.
+    """
+    scored = ScoredImages.of_predictions(predictions)
+    aside, others = scored.split(predictions.image_ids, share)
+    return fit_label_prior(LabelSets.of_targets(others.targets), aside, kinds)
 
 
 def read_labels(source: str, label_names: Sequence[str], beside: str) -> LabelSets:
@@ -158,7 +187,9 @@ def fit_to_checkpoint(
     if calibrate_on:
         images = get_multilabel_dicts([calibrate_on])
     else:
-        dicts, images = _split(dicts, share)
+        ids = np.array([str(record["image_id"]) for record in dicts])
+        aside, others = split_images(ids, share)
+        dicts, images = [dicts[i] for i in others], [dicts[i] for i in aside]
     labels = LabelSets.of(*label_matrices(dicts, len(label_names)))
     scored = score_images(cfg, model, images)
     fitted = fit_label_prior(labels, scored, kinds)
@@ -178,17 +209,6 @@ def describe_size(prior: LabelPrior) -> Dict[str, int]:
         return {"NUM_THEMES": len(prior.theme_logits)}
     assert isinstance(prior, PairwisePrior)
     return {"NUM_NEIGHBORS": 0 if prior.neighbors is None else prior.neighbors.shape[1]}
-
-
-def _split(dicts: Sequence[Dict], share: float) -> Tuple[List[Dict], List[Dict]]:
-    """Two parts of a data set, the second a share of it; of the images' ids and not their order."""
-    order = sorted(range(len(dicts)), key=lambda i: str(dicts[i]["image_id"]))
-    drawn = np.random.RandomState(0).permutation(order)[: max(1, round(share * len(dicts)))]
-    held_out = set(drawn.tolist())
-    if len(held_out) == len(dicts):
-        raise InputError(f"DATASETS.TRAIN has {len(dicts)} images: too few for two parts")
-    rest = [record for i, record in enumerate(dicts) if i not in held_out]
-    return rest, [dicts[i] for i in sorted(held_out)]
 
 
 @torch.no_grad()

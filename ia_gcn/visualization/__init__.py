@@ -1,6 +1,7 @@
 from .attention import AttendedImage, attend, describe_attention, draw_attention_sheet
 from .label_bars import draw_label_bars
 from .label_graph import plot_label_graph
+from .label_headroom import plot_headroom
 from .measures import (
     draw_confusions,
     draw_precision_recall,
@@ -36,6 +37,7 @@ __all__ = [
     "draw_region_sheet",
     "draw_reliability",
     "labels_to_show",
+    "plot_headroom",
     "plot_label_graph",
     "plot_precision_recall",
     "plot_reliability",

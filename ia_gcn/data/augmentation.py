@@ -71,9 +71,7 @@ def resized_size(size: Sequence[int], share: float) -> Tuple[int, int]:
 
 def centre(size: Sequence[int], share: float) -> Tuple[int, int]:
     """Row and column where that centre begins, as torchvision's CenterCrop rounds them."""
-    top, left = (
-        round((whole - side) / 2) for whole, side in zip(resized_size(size, share), size)
-    )
+    top, left = (round((whole - side) / 2) for whole, side in zip(resized_size(size, share), size))
     return top, left
 
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer, load_model
+from ia_gcn.commands.runs import run_config
 from ia_gcn.data import MultiLabelDatasetMapper, get_test_dicts
 from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.visualization.attention import (
@@ -68,7 +69,7 @@ def make_attended(attention, size=(4, 6), cell=(2.0, 2.0), window=None, scores=N
     )
 
 
-def test_what_it_writes(main, tool, make_run):
+def test_what_it_writes(main, make_run):
     run = make_run()
     status, out, err = main(run, "--num-images", 3)
     assert status == 0, err
@@ -78,7 +79,7 @@ def test_what_it_writes(main, tool, make_run):
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     described = json.loads((folder / "attention.json").read_text())["images"]
 
-    cfg = tool.run_config(str(run), [])
+    cfg = run_config(str(run), [])
     names = ["red", "green", "blue"]
     model, mapper = load_model(cfg, names), MultiLabelDatasetMapper(cfg, is_train=False)
     records = {record["file_name"]: record for record in get_test_dicts(cfg, "custom_test")}

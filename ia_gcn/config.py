@@ -498,6 +498,9 @@ def _add_data_keys(cfg: CN) -> None:
 
     # Height and width of the model's input, in pixels.
     cfg.INPUT.IMAGE_SIZE = (448, 448)
+    # Share of each side of an image that the test view keeps: the image is resized to IMAGE_SIZE
+    # divided by it, and of that the centre is taken. 1: the whole image.
+    cfg.INPUT.CENTER_CROP = 1.0
     # How images are resized, bilinear or bicubic: Pillow's, which takes the mean over what becomes
     # a pixel. MODEL.TIMM.NAME sets that of the network's own training.
     cfg.INPUT.INTERPOLATION = "bilinear"

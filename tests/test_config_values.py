@@ -37,6 +37,7 @@ def value_of(cfg, key):
             "be one of OneCycleLR, WarmupMultiStepLR, WarmupCosineLR, not 'Step'",
         ),
         ("DATALOADER.NUM_WORKERS", -1, "be a whole number from 0 to 1024, not -1"),
+        ("INPUT.CENTER_CROP", 0.4, "be a finite number from 0.5 to 1, not 0.4"),
         ("INPUT.IMAGE_SIZE", (0, 0), "be 2 whole numbers from 1 to 16384, not (0, 0)"),
         ("INPUT.IMAGE_SIZE", (448,), "be 2 whole numbers from 1 to 16384, not (448,)"),
         ("INPUT.IMAGE_SIZE", (448.5, 448), "be 2 whole numbers from 1 to 16384, not (448.5, 448)"),

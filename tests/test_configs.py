@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from ia_gcn import add_ia_gcn_config, config
+from ia_gcn.data.dataset_mapper import build_augmentation
 from ia_gcn.data.datasets import VOC_LABELS
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
@@ -166,6 +167,14 @@ def test_ml_gcn_has_its_published_hyperparameters(data):
     assert tuple(cfg.MODEL.LABEL_GCN.HIDDEN_DIMS) == (1024,)
     assert cfg.MODEL.LABEL_GCN.NEGATIVE_SLOPE == 0.2
     assert cfg.MODEL.LABEL_EMBEDDINGS.DIM == 300
+
+
+@pytest.mark.parametrize("row", ["COCO/ssgrl", "VOC/ssgrl", "VG500/kggr", "COCO/c_tran"])
+def test_ssgrl_and_c_tran_are_tested_on_the_published_centre(row):
+    cfg = load(f"configs/{row}_R_101.yaml")
+    resize, crop = build_augmentation(cfg, is_train=False)
+    assert tuple(resize.shape) == (640, 640)
+    assert (crop.x0, crop.y0, crop.w, crop.h) == (32, 32, 576, 576)
 
 
 def test_labels_of_voc_are_looked_up_by_words_that_glove_has():

@@ -220,9 +220,7 @@ def from_asl(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, asl_settings, state)
     # ASL's checkpoints contain the order of their labels; COCO's is that of its categories.
     own = names_of(content)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
-    labels = source_labels(request.labels, count, COCO_LABELS, own, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings, COCO_LABELS, own)
     name = settings["MODEL.TIMM.NAME"]
     base = "asl_tresnet_m" if name == "tresnet_m" else "asl_tresnet_l"
     cfg = model_config(request, f"COCO/{base}.yaml", settings, label_names)
@@ -232,7 +230,7 @@ def from_asl(state: State, content: Dict, request: Request) -> Conversion:
     return Conversion(
         *(cfg, settings, tensors, expected, left),
         label_names=label_names,
-        notes=[describe_order(label_names, labels)],
+        notes=[note],
     )
 
 
@@ -248,8 +246,7 @@ def from_ml_decoder(state: State, content: Dict, request: Request) -> Conversion
     label_names, order = model_order(labels) if movable else (labels, list(range(count)))
     settings = of_source(request, ml_decoder_settings, state, count)
     size = "m" if settings["MODEL.TIMM.NAME"] == "tresnet_m" else "l"
-    folder = "VOC" if label_names == VOC_LABELS else "COCO"
-    base = f"{folder}/ml_decoder_tresnet_{size}.yaml"
+    base = default_config(f"ml_decoder_tresnet_{size}", label_names)
     cfg = model_config(request, base, settings, label_names)
     expected = random_model(cfg).state_dict()
     embeddings, notes = None, [describe_order(label_names, labels)]
@@ -266,45 +263,35 @@ def from_ml_decoder(state: State, content: Dict, request: Request) -> Conversion
 
 def from_query2label(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, query2label_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
-    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings)
     name = "tresnet_l" if "MODEL.TIMM.NAME" in settings else "R_101"
-    folder = "VOC" if label_names == VOC_LABELS else "COCO"
-    cfg = model_config(request, f"{folder}/query2label_{name}.yaml", settings, label_names)
+    base = default_config(f"query2label_{name}", label_names)
+    cfg = model_config(request, base, settings, label_names)
     expected = random_model(cfg).state_dict()
     return Conversion(
         *(cfg, settings, convert_query2label(state, expected, order), expected),
         [name for name in state if name == POSITIONS or name.endswith(BLUR)],
         label_names=label_names,
-        notes=[describe_order(label_names, labels)],
+        notes=[note],
     )
 
 
 def from_csra(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, csra_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
-    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
-    label_names, order = model_order(labels)
-    folder = "VOC" if label_names == VOC_LABELS else "COCO"
-    cfg = model_config(request, f"{folder}/resnet101.yaml", settings, label_names)
+    label_names, order, note = label_order(request, settings)
+    cfg = model_config(request, default_config("resnet101", label_names), settings, label_names)
     weight = cfg.MODEL.CSRA.ATTENTION_WEIGHT
     return Conversion(
         *(cfg, settings, convert_csra(state, order), random_model(cfg).state_dict()),
         label_names=label_names,
-        notes=[
-            describe_order(label_names, labels),
-            f"λ, which is not in the file: MODEL.CSRA.ATTENTION_WEIGHT {weight}",
-        ],
+        notes=[note, f"λ, which is not in the file: MODEL.CSRA.ATTENTION_WEIGHT {weight}"],
     )
 
 
 def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, ml_gcn_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
     # ML-GCN numbers COCO's labels by their sorted names.
-    labels = source_labels(request.labels, count, sorted(COCO_LABELS), None, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings, sorted(COCO_LABELS))
     cfg = model_config(request, default_config("ml_gcn_R_101", label_names), settings, label_names)
     expected = random_model(cfg).state_dict()
     embeddings, notes = embeddings_of(request, cfg, label_names, order)
@@ -312,15 +299,13 @@ def from_ml_gcn(state: State, content: Dict, request: Request) -> Conversion:
     tensors = of_source(
         request, convert_ml_gcn, state, order, embeddings, graph.THRESHOLD, graph.REWEIGHT
     )
-    notes = [describe_order(label_names, labels), *notes]
+    notes = [note, *notes]
     return Conversion(cfg, settings, tensors, expected, label_names=label_names, notes=notes)
 
 
 def from_c_tran(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, c_tran_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
-    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings)
     cfg = model_config(request, "COCO/c_tran_R_101.yaml", settings, label_names)
     return Conversion(
         cfg,
@@ -329,7 +314,7 @@ def from_c_tran(state: State, content: Dict, request: Request) -> Conversion:
         random_model(cfg).state_dict(),
         [name for name in state if name.startswith(IMAGENET_CLASSIFIER)],
         label_names=label_names,
-        notes=[describe_order(label_names, labels)],
+        notes=[note],
     )
 
 
@@ -352,12 +337,10 @@ def from_ssgrl(state: State, content: Dict, request: Request) -> Conversion:
             "another file, such as prob_train.npy"
         )
     settings = of_source(request, ssgrl_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
-    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings)
     cfg = model_config(request, default_config("ssgrl_R_101", label_names), settings, label_names)
     embeddings, notes = embeddings_of(request, cfg, label_names, order)
-    graph = read_matrix("--graph", request.graph, count, columns=count)[order][:, order]
+    graph = read_matrix("--graph", request.graph, len(order), columns=len(order))[order][:, order]
     return Conversion(
         cfg,
         settings,
@@ -365,16 +348,14 @@ def from_ssgrl(state: State, content: Dict, request: Request) -> Conversion:
         random_model(cfg).state_dict(),
         [name for name in state if name in WITHOUT_EFFECT],
         label_names=label_names,
-        notes=[describe_order(label_names, labels), *notes],
+        notes=[note, *notes],
     )
 
 
 def from_add_gcn(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, add_gcn_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
     # As ML-GCN's.
-    labels = source_labels(request.labels, count, sorted(COCO_LABELS), None, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings, sorted(COCO_LABELS))
     cfg = model_config(request, default_config("add_gcn_R_101", label_names), settings, label_names)
     return Conversion(
         cfg,
@@ -383,15 +364,13 @@ def from_add_gcn(state: State, content: Dict, request: Request) -> Conversion:
         random_model(cfg).state_dict(),
         [name for name in state if name == MASK],
         label_names=label_names,
-        notes=[describe_order(label_names, labels)],
+        notes=[note],
     )
 
 
 def from_salgl(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, salgl_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
-    labels = source_labels(request.labels, count, COCO_LABELS, None, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings)
     cfg = model_config(request, "COCO/salgl_R_101.yaml", settings, label_names)
     keys = ("NUM_HEADS", "STEPS", "SOFT_SCENES", "SELF_EDGES", "NORMALIZE")
     values = [f"MODEL.SALGL.{key} {cfg.MODEL.SALGL[key]}" for key in keys]
@@ -403,7 +382,7 @@ def from_salgl(state: State, content: Dict, request: Request) -> Conversion:
         without_effect(state),
         label_names=label_names,
         notes=[
-            describe_order(label_names, labels),
+            note,
             f"not in the file, but in the config.yaml beside it: {', '.join(values)}",
         ],
     )
@@ -411,10 +390,8 @@ def from_salgl(state: State, content: Dict, request: Request) -> Conversion:
 
 def from_tdrg(state: State, content: Dict, request: Request) -> Conversion:
     settings = of_source(request, tdrg_settings, state)
-    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
     # As ML-GCN's.
-    labels = source_labels(request.labels, count, sorted(COCO_LABELS), None, request.shown)
-    label_names, order = model_order(labels)
+    label_names, order, note = label_order(request, settings, sorted(COCO_LABELS))
     cfg = model_config(request, default_config("tdrg_R_101", label_names), settings, label_names)
     return Conversion(
         cfg,
@@ -424,7 +401,7 @@ def from_tdrg(state: State, content: Dict, request: Request) -> Conversion:
         list(filter(unused, state)),
         label_names=label_names,
         notes=[
-            describe_order(label_names, labels),
+            note,
             f"not in the file: MODEL.TDRG.NUM_HEADS {cfg.MODEL.TDRG.NUM_HEADS}",
             "with MODEL.TDRG.ATTENTION batch, as published, an image's scores depend on the "
             "others of its batch; with image they do not, and differ from the published ones",
@@ -482,6 +459,25 @@ def names_of(content: Dict) -> List[str] | None:
     """The labels that ASL's and ML-Decoder's checkpoints name, in their order."""
     own = content.get("idx_to_class")
     return list(map(str, own.values())) if isinstance(own, dict) else None
+
+
+def label_order(
+    request: Request,
+    settings: Dict[str, Any],
+    default: Sequence[str] = COCO_LABELS,
+    own: List[str] | None = None,
+) -> Tuple[List[str], List[int], str]:
+    """The labels of a source in the data set's order, where each is in the source, and a note.
+
+    Args:
+        settings: of the source, with the number of its labels.
+        default: COCO's labels in the order that its authors gave them.
+        own: those that the source names itself.
+    """
+    count = settings["MODEL.LABEL_HEAD.NUM_LABELS"]
+    labels = source_labels(request.labels, count, default, own, request.shown)
+    label_names, order = model_order(labels)
+    return label_names, order, describe_order(label_names, labels)
 
 
 def shared_labels(request: Request, own: List[str] | None) -> List[str]:

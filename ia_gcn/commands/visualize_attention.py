@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from ..checkpoint import load_model
 from ..data import MultiLabelDatasetMapper
-from ..data.dataset_mapper import read_image
 from ..engine import check_labels
 from ..errors import InputError
 from ..visualization import attend, describe_attention, draw_attention_sheet
-from .common import add_import_option, make_parser, positive_int, run
-from .runs import run_config, sample_records, write_json
+from .common import run
+from .runs import look_at, make_image_parser, read_run, write_json
 
+FOLDER = "attention"
 # A PNG of many more rows is too high for matplotlib.
 MAX_IMAGES = 100
 
@@ -61,14 +61,9 @@ def visualize_attention(
     if not model.has_attention:
         raise InputError(f"MODEL.LABEL_HEAD.NAME: {cfg.MODEL.LABEL_HEAD.NAME} has no attention")
     mapper = MultiLabelDatasetMapper(cfg, is_train=False)
-    rows = []
     # Without a terminal, no bar.
-    for record in tqdm(records, leave=False, disable=None):
-        view = mapper({"labels": [], **record})
-        targets = view["labels"] if "labels" in record else None
-        file_name = record["file_name"]
-        pixels = read_image(file_name)
-        rows.append(attend(model, view, pixels, name=os.path.basename(file_name), targets=targets))
+    bar = tqdm(records, leave=False, disable=None)
+    rows = [look_at(attend, model, mapper, record) for record in bar]
     threshold = cfg.TEST.THRESHOLD
     output.mkdir(parents=True, exist_ok=True)
     described = [
@@ -83,25 +78,11 @@ def visualize_attention(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = make_parser(__doc__)
-    parser.add_argument("output_dir", metavar="OUTPUT", help="OUTPUT_DIR of the run")
-    parser.add_argument("--output", metavar="DIR", help="write there and not to OUTPUT/attention")
-    parser.add_argument(
-        "--num-images", type=positive_int, default=8, metavar="N", help="of the test set (8)"
-    )
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="these instead")
-    add_import_option(parser)
-    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config keys and values")
     # Intermixed, so that options may stand between the folder and the keys.
-    args = parser.parse_intermixed_args(argv)
+    args = make_image_parser(__doc__, FOLDER, num_images=8).parse_intermixed_args(argv)
 
     def work() -> None:
-        cfg = run_config(args.output_dir, args.opts, args.imports)
-        if args.images:
-            records = [{"file_name": file_name} for file_name in args.images]
-        else:
-            records = sample_records(cfg, args.num_images)
-        output = args.output or os.path.join(args.output_dir, "attention")
-        visualize_attention(cfg, records, output)
+        cfg, records = read_run(args)
+        visualize_attention(cfg, records, args.output or os.path.join(args.output_dir, FOLDER))
 
     return run("visualize_attention", work)

@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from ..checkpoint import load_model
 from ..data import MultiLabelDatasetMapper
-from ..data.dataset_mapper import read_image
 from ..engine import check_labels
 from ..errors import InputError
 from ..visualization import (
@@ -36,9 +35,10 @@ from ..visualization import (
     draw_region_sheet,
     recognize,
 )
-from .common import add_import_option, make_parser, positive_int, run
-from .runs import run_config, sample_records, write_json
+from .common import positive_int, run
+from .runs import look_at, make_image_parser, read_run, write_json
 
+FOLDER = "regions"
 SHEET = "regions"
 # A PNG of many more rows is too high for matplotlib.
 MAX_SHEET_ROWS = 50
@@ -72,13 +72,9 @@ def visualize_regions(
     rows = []
     # Without a terminal, no bar.
     for path, record in tqdm(list(zip(paths, records)), leave=False, disable=None):
-        file_name = record["file_name"]
-        view = mapper({"labels": [], **record})
-        targets = view["labels"] if "labels" in record else None
-        recognition = recognize(
-            model, view, read_image(file_name), name=os.path.basename(file_name), targets=targets
-        )
-        write_json(f"{path}.json", describe_recognition(recognition, file_name, label_names))
+        recognition = look_at(recognize, model, mapper, record)
+        described = describe_recognition(recognition, record["file_name"], label_names)
+        write_json(f"{path}.json", described)
         draw_recognition(recognition, label_names, cfg.TEST.THRESHOLD, max_regions, f"{path}.png")
         tqdm.write(f"{path}.json\n{path}.png")
         if len(rows) < MAX_SHEET_ROWS:
@@ -115,28 +111,16 @@ def check_overwrites_none(paths: Sequence[Path], records: Sequence[Dict]) -> Non
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = make_parser(__doc__)
-    parser.add_argument("output_dir", metavar="OUTPUT", help="OUTPUT_DIR of the run")
-    parser.add_argument("--output", metavar="DIR", help="write there and not to OUTPUT/regions")
-    parser.add_argument(
-        "--num-images", type=positive_int, default=4, metavar="N", help="of the test set (4)"
-    )
-    parser.add_argument("--images", nargs="+", metavar="FILE", help="these instead")
+    parser = make_image_parser(__doc__, FOLDER, num_images=4)
     parser.add_argument(
         "--regions", type=positive_int, default=10, metavar="N", help="draw no more of them (10)"
     )
-    add_import_option(parser)
-    parser.add_argument("opts", metavar="KEY VALUE", nargs="*", help="config keys and values")
     # Intermixed, so that options may stand between the folder and the keys.
     args = parser.parse_intermixed_args(argv)
 
     def work() -> None:
-        cfg = run_config(args.output_dir, args.opts, args.imports)
-        if args.images:
-            records = [{"file_name": file_name} for file_name in args.images]
-        else:
-            records = sample_records(cfg, args.num_images)
-        output = args.output or os.path.join(args.output_dir, "regions")
+        cfg, records = read_run(args)
+        output = args.output or os.path.join(args.output_dir, FOLDER)
         visualize_regions(cfg, records, args.regions, output)
 
     return run("visualize_regions", work)

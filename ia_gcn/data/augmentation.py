@@ -6,7 +6,7 @@ transform that it returns is deterministic.
 
 from __future__ import annotations
 
-from typing import Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -41,6 +41,48 @@ def interpolation_of(cfg: CfgNode) -> Image.Resampling:
     if name not in INTERPOLATIONS:
         raise InputError(f"INPUT.INTERPOLATION must be bilinear or bicubic, not {name!r}")
     return INTERPOLATIONS[name]
+
+
+def centre_view(
+    size: Tuple[int, int], share: float, interpolation: Image.Resampling
+) -> List[T.Augmentation | T.Transform]:
+    """The test view: a resized image, or the centre of one.
+
+    It is resized by Pillow (detectron2's Resize), whose pixels an exported model gets without
+    torch, bit for bit.
+
+    Args:
+        size: height and width of the view in pixels.
+        share: of the image's height and width that the view keeps, INPUT.CENTER_CROP.
+        interpolation: Pillow's, bilinear or bicubic.
+    """
+    (height, width), (top, left) = resized_size(size, share), centre(size, share)
+    augmentations = [T.Resize((height, width), interpolation)]
+    if (height, width) != tuple(size):
+        augmentations.append(T.CropTransform(left, top, size[1], size[0], width, height))
+    return augmentations
+
+
+def resized_size(size: Sequence[int], share: float) -> Tuple[int, int]:
+    """Height and width of the image whose centre is a view of a size, see `centre_view`."""
+    height, width = (round(side / share) for side in size)
+    return height, width
+
+
+def centre(size: Sequence[int], share: float) -> Tuple[int, int]:
+    """Row and column where that centre begins, as torchvision's CenterCrop rounds them."""
+    top, left = (round((whole - side) / 2) for whole, side in zip(resized_size(size, share), size))
+    return top, left
+
+
+def window_of(transforms: T.TransformList, size: Tuple[int, int]) -> np.ndarray:
+    """What a view shows of its image: (4,), x0, y0, x1, y1 in the image's pixels.
+
+    Args:
+        transforms: that made the view, with inverses.
+        size: height and width of the view.
+    """
+    return transforms.inverse().apply_box(np.array([0.0, 0, size[1], size[0]]))[0]
 
 
 class Warp(T.Resize):

@@ -21,7 +21,9 @@ from .augmentation import (
     RandAugment,
     RandomResizedCrop,
     Warp,
+    centre_view,
     interpolation_of,
+    window_of,
 )
 from .known_labels import choose_known, draw_known
 
@@ -107,6 +109,7 @@ class MultiLabelDatasetMapper:
             the dict without its labels and annotations, and with
                 image: (3, H, W) uint8 tensor, after augmentation;
                 height, width: of the image before augmentation, in pixels;
+                window: of a test image, what of it `image` shows, see `window_of`;
                 labels: (C,) float32 tensor in {1, 0, -1 = ignored or unknown};
                 label_states: (C,) in {1, 0, -1 = unknown}, where the dict has them, or known_labels
                     is not 0; for a test image, `labels` are ignored where they are known;
@@ -129,6 +132,8 @@ class MultiLabelDatasetMapper:
         sample["image"] = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
         self.add_labels(sample, dataset_dict)
         image_size = view.image.shape[:2]
+        if not self.is_train:
+            sample["window"] = window_of(transforms, image_size)
         utils.transform_proposals(
             sample,
             image_size,
@@ -207,17 +212,16 @@ def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
 
 def build_augmentation(cfg, is_train: bool) -> List[T.Augmentation]:
     """Training view: MultiScaleCrop or RandomResizedCrop, flip, Cutout and RandAugment, if INPUT
-    enables them; test view: the image resized to INPUT.IMAGE_SIZE.
+    enables them; test view: `centre_view`.
 
-    The test view is resized by Pillow (detectron2's Resize), whose pixels an exported model gets
-    without torch, bit for bit. Training views take `Warp`, which is faster.
+    Training views take `Warp`, which is faster than the test view's Resize.
 
     Raises:
         InputError: a key is out of range, or RandAugment is used with boxes or proposals.
     """
     size, interpolation = tuple(cfg.INPUT.IMAGE_SIZE), interpolation_of(cfg)
     if not is_train:
-        return [T.Resize(size, interpolation)]
+        return centre_view(size, cfg.INPUT.CENTER_CROP, interpolation)
     crop, least_area = cfg.INPUT.MULTI_SCALE_CROP, cfg.INPUT.RANDOM_RESIZED_CROP
     if crop.ENABLED and least_area:
         raise InputError(

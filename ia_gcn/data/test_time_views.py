@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 from ..errors import InputError
-from .augmentation import interpolation_of
+from .augmentation import centre_view, interpolation_of
 from .dataset_mapper import LABEL_KEYS, MultiLabelDatasetMapper, read_image
 
 PROPOSAL_KEYS = ("proposal_boxes", "proposal_objectness_logits", "proposal_bbox_mode")
@@ -30,6 +30,7 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         self,
         *,
         image_size: Tuple[int, int],
+        center_crop: float,
         interpolation: Image.Resampling,
         scales: Sequence[float],
         flip: bool,
@@ -38,6 +39,7 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         """
         Args:
             image_size: height and width of a view at scale 1, in pixels.
+            center_crop: share of each side of the image that a view keeps.
             interpolation: Pillow's, bilinear or bicubic.
             scales: at least one positive factor of image_size.
             flip: whether each size has a mirrored view too.
@@ -47,11 +49,10 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         self.views = []
         for scale in scales:
             height, width = (max(1, round(scale * side)) for side in image_size)
-            resize = T.Resize((height, width), interpolation)
-            self.views.append(T.AugmentationList([resize]))
+            view = centre_view((height, width), center_crop, interpolation)
+            self.views.append(T.AugmentationList(view))
             if flip:
-                mirrored = [resize, T.HFlipTransform(width)]
-                self.views.append(T.AugmentationList(mirrored))
+                self.views.append(T.AugmentationList([*view, T.HFlipTransform(width)]))
 
     @classmethod
     def from_config(cls, cfg):
@@ -63,6 +64,7 @@ class DatasetMapperTTA(MultiLabelDatasetMapper):
         return {
             **ret,
             "image_size": tuple(cfg.INPUT.IMAGE_SIZE),
+            "center_crop": cfg.INPUT.CENTER_CROP,
             "interpolation": interpolation_of(cfg),
             "scales": scales,
             "flip": cfg.TEST.AUG.FLIP,

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 
 from .. import __version__
+from ..data.augmentation import centre, resized_size
 from ..errors import InputError
 from ..inference.onnx_predictor import ImageView
 
@@ -42,11 +43,16 @@ def describe(
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise InputError(f"INPUT.FORMAT must be RGB or BGR to be exported, not {cfg.INPUT.FORMAT}")
     states = "int8 (B, C): 1 for a label that is known to be there, 0 not to be there, -1 unknown"
+    size, share = cfg.INPUT.IMAGE_SIZE, cfg.INPUT.CENTER_CROP
     return {
         "label_names": list(label_names),
         **({"label_states": states} if takes_known_labels else {}),
         "preprocessing": {
-            "size": list(cfg.INPUT.IMAGE_SIZE),
+            # The image is resized to one height and width, and the size is cut out at one row and
+            # column.
+            "resize": list(resized_size(size, share)),
+            "crop": list(centre(size, share)),
+            "size": list(size),
             "format": cfg.INPUT.FORMAT,
             # Pillow's, which takes the mean over what becomes a pixel.
             "interpolation": cfg.INPUT.INTERPOLATION,

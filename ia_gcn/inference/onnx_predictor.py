@@ -16,11 +16,18 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..io.images import ImageSource, convert_file, convert_image, decode_image, image_pixels
+from ..io.images import (
+    ImageSource,
+    boxes_on_image,
+    convert_file,
+    convert_image,
+    decode_image,
+    image_pixels,
+)
 from .known_labels import KnownLabels, hold_known, known_labels, make_samples
 from .prediction import PredictedRegions, Prediction
 
-# Of a model's input; larger ones are taken for damage.
+# Of a model's input, or of what it is cut out of; larger ones are taken for damage.
 MAX_PIXELS = 2**26
 
 
@@ -37,12 +44,17 @@ class ImageView:
         Raises:
             LookupError, TypeError, ValueError: it is anything else.
         """
-        height, width = preprocessing["size"]
-        if not all(type(side) is int and side > 0 for side in (height, width)):
-            raise ValueError("size must be two numbers of pixels")
-        if height * width > MAX_PIXELS:
-            raise ValueError(f"size {height}×{width}: more than {MAX_PIXELS} pixels")
+        height, width = _sides(preprocessing, "size")
         self.size = width, height
+        # Where there is no centre crop; files of older versions have neither.
+        preprocessing = {"resize": [height, width], "crop": [0, 0], **preprocessing}
+        whole_height, whole_width = _sides(preprocessing, "resize")
+        self.resized = whole_width, whole_height
+        top, left = preprocessing["crop"]
+        self.box = left, top, left + width, top + height
+        within = 0 <= top <= whole_height - height and 0 <= left <= whole_width - width
+        if not (type(top) is type(left) is int and within):
+            raise ValueError("crop must be a row and a column inside of resize")
         self.interpolation = Image.Resampling[preprocessing["interpolation"].upper()]
         image_format = preprocessing["format"]
         if image_format not in ("RGB", "BGR"):
@@ -55,15 +67,28 @@ class ImageView:
         """
         Returns:
             image: (3, H, W) uint8 array, of the model's size;
-            height, width: of the image, turned as its EXIF says, in pixels.
+            height, width: of the image, turned as its EXIF says, in pixels;
+            window: what `image` shows of it, x0, y0, x1, y1 in its pixels.
         Raises:
             UnreadableImage: a file is missing, truncated, too large, or no image at all.
             InputError: it is none of the things that an `ImageSource` is.
         """
         pixels = image_pixels(source, self.convert, self.read)
-        resized = np.asarray(Image.fromarray(pixels).resize(self.size, self.interpolation))
+        resized = Image.fromarray(pixels).resize(self.resized, self.interpolation)
+        view = np.asarray(resized.crop(self.box)).transpose(2, 0, 1)
         height, width = pixels.shape[:2]
-        return {"image": resized.transpose(2, 0, 1), "height": height, "width": width}
+        window = np.array(self.box) * ([width, height] * 2) / (self.resized * 2)
+        return {"image": view, "height": height, "width": width, "window": window}
+
+
+def _sides(preprocessing: Dict[str, Any], name: str) -> Tuple[int, int]:
+    """Two numbers of pixels, height and width."""
+    height, width = preprocessing[name]
+    if not all(type(side) is int and side > 0 for side in (height, width)):
+        raise ValueError(f"{name} must be two numbers of pixels")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{name} {height}×{width}: more than {MAX_PIXELS} pixels")
+    return height, width
 
 
 class OnnxPredictor:
@@ -195,12 +220,10 @@ class OnnxPredictor:
         regions = None
         if self.has_regions:
             valid = outputs["valid"]
-            # From pixels of the model's input to the image's.
-            width, height = self.view.size
-            x, y = sample["width"] / width, sample["height"] / height
-            boxes = outputs["boxes"][valid] * np.array([x, y, x, y], np.float32)
             regions = PredictedRegions(
-                boxes, outputs["weights"][valid], outputs["region_scores"][valid]
+                boxes_on_image(outputs["boxes"][valid], sample),
+                outputs["weights"][valid],
+                outputs["region_scores"][valid],
             )
         if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
             raise InputError(f"the output of {self.path} for an image is not finite")

@@ -19,10 +19,11 @@ from detectron2.data import transforms as T
 from ..checkpoint import load_model, read_checkpoint, scored_labels
 from ..config import add_ia_gcn_config, read_config
 from ..config_values import check_values
+from ..data.augmentation import window_of
 from ..data.dataset_mapper import build_augmentation, convert_image, read_image
 from ..errors import InputError
 from ..extensions import check_extensions
-from ..io.images import ImageSource, image_pixels
+from ..io.images import ImageSource, boxes_on_image, image_pixels
 from ..io.plain_yaml import load_plain_yaml
 from .known_labels import KnownLabels, hold_known, known_labels, make_samples
 from .optimize import optimize_for_inference
@@ -41,7 +42,8 @@ class EvaluationView:
         """
         Returns:
             image: (3, H, W) uint8 tensor, the test view;
-            height, width: of the image, turned as its EXIF says, in pixels.
+            height, width: of the image, turned as its EXIF says, in pixels;
+            window: what `image` shows of it, x0, y0, x1, y1 in its pixels.
         Raises:
             UnreadableImage: a file is missing, truncated, too large, or no image at all.
             InputError: it is none of the things that an `ImageSource` is.
@@ -50,9 +52,10 @@ class EvaluationView:
         read = partial(read_image, image_format=self.image_format)
         view = T.AugInput(image_pixels(source, convert, read))
         height, width = view.image.shape[:2]
-        self.augmentations(view)
+        transforms = self.augmentations(view)
         image = torch.from_numpy(np.ascontiguousarray(view.image.transpose(2, 0, 1)))
-        return {"image": image, "height": height, "width": width}
+        window = window_of(transforms, view.image.shape[:2])
+        return {"image": image, "height": height, "width": width, "window": window}
 
 
 class MultiLabelPredictor:
@@ -203,12 +206,11 @@ class MultiLabelPredictor:
         scores, regions = _to_numpy(result["scores"]), None
         if "regions" in result:
             found = result["regions"]
-            # From pixels of the model's input to the image's.
-            height, width = found.image_size
-            boxes = found.proposal_boxes.clone()
-            boxes.scale(sample["width"] / width, sample["height"] / height)
-            parts = (boxes.tensor, found.weights, found.scores)
-            regions = PredictedRegions(*map(_to_numpy, parts))
+            regions = PredictedRegions(
+                boxes_on_image(_to_numpy(found.proposal_boxes.tensor), sample),
+                _to_numpy(found.weights),
+                _to_numpy(found.scores),
+            )
         if not all(np.isfinite(values).all() for values in (scores, *(regions or ()))):
             raise InputError(
                 f"MODEL.WEIGHTS: the output of {self.cfg.MODEL.WEIGHTS} for an image is not finite"

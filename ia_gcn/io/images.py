@@ -11,7 +11,7 @@ import threading
 import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import BinaryIO, Callable, Iterator, Tuple, Union
+from typing import BinaryIO, Callable, Dict, Iterator, Tuple, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -227,6 +227,22 @@ def turn_to_decode(file: str | os.PathLike[str] | BinaryIO) -> Iterator[None]:
 
 def _count_pixels(image: Image.Image) -> int:
     return image.width * image.height
+
+
+def boxes_on_image(boxes: np.ndarray, sample: Dict) -> np.ndarray:
+    """Boxes from pixels of a model's input to the image's.
+
+    Args:
+        boxes: (n, 4) of x0, y0, x1, y1.
+        sample: `image`, the input (3, H, W), and `window`, x0, y0, x1, y1 of what it shows of the
+            image, in the image's pixels.
+    Returns:
+        (n, 4), of the same dtype.
+    """
+    height, width = sample["image"].shape[-2:]
+    x0, y0, x1, y1 = sample["window"]
+    scale = [(x1 - x0) / width, (y1 - y0) / height] * 2
+    return boxes * np.array(scale, boxes.dtype) + np.array([x0, y0] * 2, boxes.dtype)
 
 
 def image_pixels(

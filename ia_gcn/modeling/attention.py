@@ -101,6 +101,7 @@ class MultiheadAttention(nn.Module):
         values: torch.Tensor,
         mask: torch.Tensor | None = None,
         need_weights: bool = False,
+        num_weights: int | None = None,
     ) -> Tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
@@ -108,6 +109,8 @@ class MultiheadAttention(nn.Module):
             keys, values: (B, K, D).
             mask: (B, K) bool, or None.
             need_weights: whether the weights are asked for.
+            num_weights: of so many keys alone, the first ones, over which each head's softmax is
+                then taken; None: of all.
         Returns:
             (B, Q, D); and the weights (B, Q, K), the mean over the heads, if they are asked for.
             These are without gradient and without dropout.
@@ -121,7 +124,11 @@ class MultiheadAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         attended = self.out_proj(attended.transpose(1, 2).flatten(2))
-        return attended, _mean_weights(q, k, mask) if need_weights else None
+        if not need_weights:
+            return attended, None
+        if mask is not None:
+            mask = mask[..., :num_weights]
+        return attended, _mean_weights(q, k[:, :, :num_weights], mask)
 
 
 @torch.no_grad()
@@ -181,6 +188,29 @@ class EncoderLayer(nn.Module):
         """
         placed = _add(tokens, positions)
         attended, _ = self.self_attn(placed, placed, tokens, mask)
+        return self._after_attention(tokens, attended)
+
+    def encode_some(
+        self,
+        some: torch.Tensor,
+        tokens: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        need_weights: bool = False,
+        num_weights: int | None = None,
+    ) -> Tuple[torch.Tensor, torch.Tensor | None]:
+        """What `forward` makes of some of the tokens, without the cost of the others.
+
+        Args:
+            some: (B, Q, D), those of the tokens whose output is wanted.
+            tokens, mask: of `forward`.
+            need_weights, num_weights: of `MultiheadAttention`.
+        Returns:
+            (B, Q, D); and the weights (B, Q, K) of the tokens, if they are asked for.
+        """
+        attended, weights = self.self_attn(some, tokens, tokens, mask, need_weights, num_weights)
+        return self._after_attention(some, attended), weights
+
+    def _after_attention(self, tokens: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.dropout(self.activation(self.linear1(tokens)))
         return self.norm2(tokens + self.dropout(self.linear2(hidden)))

@@ -39,9 +39,11 @@ class AttendedImage(NamedTuple):
     """(C,) in [0, 1]."""
     attention: np.ndarray
     """(C, H, W), 0 or more."""
+    window: Tuple[float, float, float, float]
+    """x0, y0, x1, y1 of the part of the image that the model saw, in the image's pixels."""
     cell: Tuple[float, float]
     """Width and height of a cell of the maps in the image's pixels. The first one is in the upper
-    left corner; the last ones may reach beyond the image."""
+    left corner of the window; the last ones may reach beyond it."""
 
 
 @torch.no_grad()
@@ -70,6 +72,7 @@ def attend(
     shapes = model.backbone.output_shape()
     strides = [shapes[feature].stride for feature in model.label_head.in_features]
     stride = min(strides, key=lambda stride: abs(math.ceil(width / stride) - attention.shape[2]))
+    x0, y0, x1, y1 = map(float, sample["window"])
     return AttendedImage(
         name=name,
         image=thumbnail(pixels),
@@ -78,7 +81,8 @@ def attend(
         targets=np.full(len(scores), -1) if targets is None else targets.cpu().numpy(),
         scores=scores,
         attention=attention,
-        cell=(stride * sample["width"] / width, stride * sample["height"] / height),
+        window=(x0, y0, x1, y1),
+        cell=(stride * (x1 - x0) / width, stride * (y1 - y0) / height),
     )
 
 
@@ -93,16 +97,19 @@ def attention_light(attended: AttendedImage, label: int) -> np.ndarray:
     weights = attended.attention[label]
     rows, columns = weights.shape
     height, width = attended.image.shape[:2]
-    # Of the whole map, of which the image is the upper left part.
     scale = width / attended.width, height / attended.height
+    x0, y0, x1, y1 = np.rint(np.multiply(attended.window, scale * 2)).astype(int)
+    # Of the whole map, of which the window is the upper left part.
     size = [
         max(1, round(cells * side * factor))
         for cells, side, factor in zip((columns, rows), attended.cell, scale)
     ]
     light = Image.fromarray(weights / (weights.max() or 1))
-    light = np.asarray(light.resize(size, Image.Resampling.BILINEAR))[:height, :width]
-    # By rounding, the map may end a pixel before the image.
-    light = np.pad(light, [(0, height - len(light)), (0, width - light.shape[1])], "edge")
+    light = np.asarray(light.resize(size, Image.Resampling.BILINEAR))[: y1 - y0, : x1 - x0]
+    # By rounding, the map may end a pixel before the window.
+    light = np.pad(light, [(0, y1 - y0 - len(light)), (0, x1 - x0 - light.shape[1])], "edge")
+    # What the model did not see is dark.
+    light = np.pad(light, [(y0, height - y1), (x0, width - x1)])
     return DIMMED + (1 - DIMMED) * light
 
 
@@ -155,6 +162,7 @@ def describe_attention(
         "file_name": file_name,
         "width": attended.width,
         "height": attended.height,
+        "window": [round(side, 2) for side in attended.window],
         "cell": [round(side, 2) for side in attended.cell],
         "labels": [
             {

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..io.images import boxes_on_image
 from .regions import Recognition, labels_to_show, thumbnail
 
 # How many labels of each region are described.
@@ -29,7 +30,8 @@ def recognize(
     Args:
         model: in evaluation mode; its `has_regions` is true.
         sample: of the image, as `MultiLabelDatasetMapper` or a predictor's `view` makes it: the
-            model's input `image`, and the image's own `height` and `width`.
+            model's input `image`, the image's own `height` and `width`, and the `window` of it that
+            the input shows.
         pixels: the image itself, (height, width, 3) uint8 RGB, or its `thumbnail`.
         name: what to call it.
         targets: (C,) in {1, 0, -1 = unknown}; None: nothing is known.
@@ -38,9 +40,6 @@ def recognize(
     """
     result = model([sample])[0]
     regions = result["regions"].to("cpu")
-    # From pixels of the model's input to the image's.
-    boxes = regions.proposal_boxes.clone()
-    boxes.scale(sample["width"] / regions.image_size[1], sample["height"] / regions.image_size[0])
     if targets is None:
         targets = torch.full_like(result["scores"], -1)
     logits = {"fused": "logits", "global": "logits_global", "region": "logits_region"}
@@ -57,7 +56,7 @@ def recognize(
         },
         presence=to_numpy(result["presence"]),
         label_graph=image_label_graph(model, result["presence"]),
-        boxes=to_numpy(boxes.tensor),
+        boxes=boxes_on_image(to_numpy(regions.proposal_boxes.tensor), sample),
         objectness=to_numpy(regions.objectness_logits.sigmoid()),
         weights=to_numpy(regions.weights),
         region_scores=to_numpy(regions.scores),

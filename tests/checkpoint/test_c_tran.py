@@ -93,6 +93,7 @@ def test_it_gives_the_same_logits_by_label(tmp_path, network, source, prefix):
     assert "left in the file: 2 tensors" in "".join(reports)
     model, label_names = load(tmp_path / "model.pth")
     assert label_names == VOC_LABELS
+    assert "CENTER_CROP: 0.9" in read_checkpoint(str(tmp_path / "model.pth"))["config"]
 
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(256, (3, 64, 96), dtype=torch.uint8, generator=generator)

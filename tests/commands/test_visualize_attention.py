@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer, load_model
+from ia_gcn.commands.runs import run_config
 from ia_gcn.data import MultiLabelDatasetMapper, get_test_dicts
 from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.visualization.attention import (
@@ -30,7 +31,7 @@ def make_run(tiny_coco, repository, tmp_path):
     """
     data = tiny_coco(5)
 
-    def make(config="csra"):
+    def make(*opts, config="csra"):
         options = {
             "MODEL.DEVICE": "cpu",
             "DATASETS.CUSTOM.TEST": data.json_file,
@@ -38,7 +39,7 @@ def make_run(tiny_coco, repository, tmp_path):
             "INPUT.IMAGE_SIZE": (96, 64),
         }
         flat = [item for pair in options.items() for item in pair]
-        cfg = setup_cfg(str(repository / f"configs/DigitScenes/{config}.yaml"), flat)
+        cfg = setup_cfg(str(repository / f"configs/DigitScenes/{config}.yaml"), [*flat, *opts])
         torch.manual_seed(0)
         folder = tmp_path / "run"
         folder.mkdir()
@@ -52,7 +53,7 @@ def make_run(tiny_coco, repository, tmp_path):
     return make
 
 
-def make_attended(attention, size=(4, 6), cell=(2.0, 2.0), scores=None, targets=None):
+def make_attended(attention, size=(4, 6), cell=(2.0, 2.0), window=None, scores=None, targets=None):
     height, width = size
     attention = np.asarray(attention, np.float32)
     return AttendedImage(
@@ -63,11 +64,12 @@ def make_attended(attention, size=(4, 6), cell=(2.0, 2.0), scores=None, targets=
         targets=np.full(len(attention), -1) if targets is None else np.array(targets),
         scores=np.full(len(attention), 0.9) if scores is None else np.array(scores),
         attention=attention,
+        window=window or (0.0, 0.0, float(width), float(height)),
         cell=cell,
     )
 
 
-def test_what_it_writes(main, tool, make_run):
+def test_what_it_writes(main, make_run):
     run = make_run()
     status, out, err = main(run, "--num-images", 3)
     assert status == 0, err
@@ -77,7 +79,7 @@ def test_what_it_writes(main, tool, make_run):
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 50
     described = json.loads((folder / "attention.json").read_text())["images"]
 
-    cfg = tool.run_config(str(run), [])
+    cfg = run_config(str(run), [])
     names = ["red", "green", "blue"]
     model, mapper = load_model(cfg, names), MultiLabelDatasetMapper(cfg, is_train=False)
     records = {record["file_name"]: record for record in get_test_dicts(cfg, "custom_test")}
@@ -87,6 +89,7 @@ def test_what_it_writes(main, tool, make_run):
         with torch.no_grad():
             result = model([mapper(record)])[0]
         assert (image["width"], image["height"]) == (32, 24)
+        assert image["window"] == [0, 0, 32, 24]
         # 2 cells over 32 pixels, 3 over 24.
         assert image["cell"] == [16, 8]
         order = result["scores"].argsort(descending=True).tolist()
@@ -100,6 +103,16 @@ def test_what_it_writes(main, tool, make_run):
             assert np.shape(label["attention"]) == (3, 2)
             # CSRA's is a softmax over the cells.
             assert np.sum(label["attention"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_cells_of_a_centre_crop(main, make_run, tmp_path):
+    run = make_run("INPUT.CENTER_CROP", 0.8)
+    status, _, err = main(run, "--num-images", 1)
+    assert status == 0, err
+    (image,) = json.loads((run / "attention/attention.json").read_text())["images"]
+    # The model sees 64×96 of 80×120 pixels, of an image of 32×24.
+    assert image["window"] == pytest.approx([3.2, 2.4, 28.8, 21.6])
+    assert image["cell"] == pytest.approx([12.8, 6.4])
 
 
 def test_images_of_a_users_own(main, make_run, tmp_path):
@@ -120,7 +133,7 @@ def fails(outcome):
 
 
 def test_refusals(main, make_run, tmp_path):
-    run = make_run("asl")
+    run = make_run(config="asl")
     assert fails(main(run)).endswith("MODEL.LABEL_HEAD.NAME: LinearHead has no attention")
     sheet = tmp_path / "attention.png"
     Image.new("RGB", (8, 8)).save(sheet)
@@ -160,6 +173,18 @@ def test_cells_may_reach_beyond_the_image():
     assert light.shape == (5, 5)
     assert light[0].argmax() == 4
     assert light[0, 0] == pytest.approx(DIMMED)
+
+
+def test_what_the_model_did_not_see_is_dark():
+    # Of 8×10 pixels the model saw 4×6, in cells of 2×2.
+    weights = np.zeros((1, 2, 3))
+    weights[0, 1, 2] = 0.3
+    inside = attention_light(make_attended(weights), 0)
+    window = (2.0, 1.0, 8.0, 5.0)
+    light = attention_light(make_attended(weights, size=(8, 10), window=window), 0)
+    np.testing.assert_allclose(light[1:5, 2:8], inside)
+    light[1:5, 2:8] = DIMMED
+    np.testing.assert_allclose(light, DIMMED)
 
 
 def test_a_map_that_ends_before_the_image_by_rounding():

@@ -11,6 +11,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from ia_gcn.checkpoint import MultiLabelCheckpointer, load_model
+from ia_gcn.commands.runs import run_config, sample_records
 from ia_gcn.data import MultiLabelDatasetMapper, get_test_dicts
 from ia_gcn.data.dataset_mapper import read_image
 from ia_gcn.engine import Trainer, setup_cfg
@@ -63,9 +64,9 @@ def make_run(tiny_coco, repository, tmp_path):
     return make
 
 
-def open_run(tool, folder):
+def open_run(folder):
     """The config, the model, the mapper and the data set dicts of a run."""
-    cfg = tool.run_config(str(folder), [])
+    cfg = run_config(str(folder), [])
     model = load_model(cfg, ["red", "green", "blue"])
     mapper = MultiLabelDatasetMapper(cfg, is_train=False)
     return cfg, model, mapper, get_test_dicts(cfg, "custom_test")
@@ -95,12 +96,12 @@ def assert_drawn(path):
 
 
 @pytest.mark.slow
-def test_what_it_writes(main, tool, make_run):
+def test_what_it_writes(main, make_run):
     run = make_run()
     status, out, err = main(run, "--num-images", 2)
     assert status == 0, err
-    cfg, model, mapper, dicts = open_run(tool, run)
-    files = [Path(record["file_name"]) for record in tool.sample_records(cfg, 2)]
+    cfg, model, mapper, dicts = open_run(run)
+    files = [Path(record["file_name"]) for record in sample_records(cfg, 2)]
     expected = {f"{file.stem}{suffix}" for file in files for suffix in (".json", ".png")}
     written = {path.name for path in (run / "regions").iterdir()}
     assert written == {*expected, "regions.png"}
@@ -169,6 +170,18 @@ def check_content(content, model, mapper, record):
     torch.testing.assert_close(torch.tensor(graph["fused"]), lcm * individual, atol=1e-4, rtol=0)
 
 
+def test_regions_of_a_centre_crop_are_inside_of_its_window(make_run):
+    _, model, mapper, dicts = open_run(make_run("INPUT.CENTER_CROP", 0.5))
+    view = mapper(dicts[0])
+    # The middle half of 32×24 pixels, which the model sees as 64×96.
+    np.testing.assert_allclose(view["window"], [8, 6, 24, 18])
+    with torch.no_grad():
+        seen = model([view])[0]["regions"].proposal_boxes.tensor
+    found = recognize_record(model, mapper, dicts[0]).boxes
+    assert len(found) == len(seen) > 0
+    np.testing.assert_allclose(found, seen.numpy() / (4, 8, 4, 8) + (8, 6, 8, 6))
+
+
 def test_any_images_from_another_checkpoint(main, tool, make_run, tmp_path, monkeypatch):
     """Grey, 16 bits, odd sizes, twice the same name; an image `regions`; no ground truth."""
     drawn = []
@@ -210,13 +223,13 @@ def test_help_has_examples(main, capsys):
     assert "tools/visualize_regions.py output/demo\n" in capsys.readouterr().out
 
 
-def test_the_best_checkpoint_comes_first(tool, make_run):
+def test_the_best_checkpoint_comes_first(make_run):
     run = make_run()
     best, final = run / "model_best.pth", run / "model_final.pth"
     final.write_bytes(best.read_bytes())
 
     def weights(*opts):
-        return tool.run_config(str(run), opts).MODEL.WEIGHTS
+        return run_config(str(run), opts).MODEL.WEIGHTS
 
     assert weights() == str(best)
     best.unlink()
@@ -224,9 +237,9 @@ def test_the_best_checkpoint_comes_first(tool, make_run):
     assert weights("MODEL.WEIGHTS", "x.pth") == "x.pth"
 
 
-def test_the_test_sets_images_are_always_the_same(tool, make_run):
-    cfg, *_ = open_run(tool, make_run())
-    ids = [[record["image_id"] for record in tool.sample_records(cfg, n)] for n in (3, 3, 100)]
+def test_the_test_sets_images_are_always_the_same(make_run):
+    cfg, *_ = open_run(make_run())
+    ids = [[record["image_id"] for record in sample_records(cfg, n)] for n in (3, 3, 100)]
     assert ids[0] == ids[1] == ids[2][:3]
     assert sorted(ids[2]) == [1, 2, 3, 4, 5, 6, 7]
 
@@ -255,8 +268,8 @@ def test_the_test_sets_images_are_always_the_same(tool, make_run):
         ),
     ],
 )
-def test_what_a_model_lacks_is_null(tool, make_run, opts, branches, graph):
-    _, model, mapper, dicts = open_run(tool, make_run(*opts))
+def test_what_a_model_lacks_is_null(make_run, opts, branches, graph):
+    _, model, mapper, dicts = open_run(make_run(*opts))
     recognition = recognize_record(model, mapper, dicts[0])
     content = describe_recognition(recognition, "a.png", ["red", "green", "blue"])
     for label in content["labels"]:
@@ -268,8 +281,8 @@ def test_what_a_model_lacks_is_null(tool, make_run, opts, branches, graph):
     assert there == ["labels", *graph]
 
 
-def test_an_image_without_regions(tool, make_run, monkeypatch):
-    _, model, mapper, dicts = open_run(tool, make_run())
+def test_an_image_without_regions(make_run, monkeypatch):
+    _, model, mapper, dicts = open_run(make_run())
     propose = model.propose_regions
     monkeypatch.setattr(
         model, "propose_regions", lambda *args: ([p[:0] for p in propose(*args)[0]], {})
@@ -281,8 +294,8 @@ def test_an_image_without_regions(tool, make_run, monkeypatch):
     assert content["label_graph"]["fused"] == content["label_graph"]["statistical"]
 
 
-def test_a_box_of_the_input_becomes_one_of_the_image(tool, make_run, monkeypatch):
-    _, model, mapper, dicts = open_run(tool, make_run())
+def test_a_box_of_the_input_becomes_one_of_the_image(make_run, monkeypatch):
+    _, model, mapper, dicts = open_run(make_run())
     propose = model.propose_regions
 
     def propose_one(*args):
@@ -295,8 +308,8 @@ def test_a_box_of_the_input_becomes_one_of_the_image(tool, make_run, monkeypatch
     assert recognize_record(model, mapper, dicts[0]).boxes.tolist() == [[16, 0, 32, 6]]
 
 
-def test_ignored_labels_are_neither_present_nor_absent(tool, make_run):
-    _, model, mapper, dicts = open_run(tool, make_run())
+def test_ignored_labels_are_neither_present_nor_absent(make_run):
+    _, model, mapper, dicts = open_run(make_run())
     record = {**dicts[0], "labels": [2], "ignored_labels": [0]}
     content = describe_recognition(
         recognize_record(model, mapper, record), "", ["red", "green", "blue"]

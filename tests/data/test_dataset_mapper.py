@@ -66,7 +66,8 @@ def record_of(path, **more):
 def test_what_a_sample_holds(noise, is_train):
     record = record_of(noise[0], labels=[3, 0], ignored_labels=[1], annotations=[], extra="kept")
     sample = make_mapper(is_train)(record)
-    assert set(sample) == {"file_name", "image_id", "extra", "height", "width", "image", "labels"}
+    keys = {"file_name", "image_id", "extra", "height", "width", "image", "labels"}
+    assert set(sample) == (keys if is_train else {*keys, "window"})
     assert (sample["file_name"], sample["image_id"], sample["extra"]) == (noise[0], 7, "kept")
     assert (sample["height"], sample["width"]) == (20, 30)
     assert sample["image"].shape == (3, 32, 48)

@@ -67,7 +67,7 @@ FEW = {"MODEL.RPN.POST_NMS_TOPK_TEST": 2, "MODEL.REGION_BRANCH.NUM_REGIONS": 4}
 
 # What is exported to ONNX, once each.
 KINDS = {
-    "linear": ("asl", {"INPUT.FORMAT": "BGR"}),
+    "linear": ("asl", {"INPUT.FORMAT": "BGR", "INPUT.CENTER_CROP": 0.8}),
     "ml_gcn": ("ml_gcn", {"MODEL.LABEL_GCN.BIAS": True}),
     "ml_agcn": ("ml_agcn", {}),
     "c_tran": ("c_tran", {}),
@@ -82,7 +82,11 @@ KINDS = {
     # So picky that of many images no region is left.
     "ia_gcn": (
         "ia_gcn_plus",
-        {"MODEL.REGION_BRANCH.EVAL_SAMPLES": 1, "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 50},
+        {
+            "MODEL.REGION_BRANCH.EVAL_SAMPLES": 1,
+            "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": 50,
+            "INPUT.CENTER_CROP": 0.9,
+        },
     ),
     "ia_agcn": ("ia_agcn", {"MODEL.REGION_GCN.READING": "regions"}),
 }
@@ -406,6 +410,7 @@ def test_metadata(exported):
     preprocessing = stored["preprocessing"]
     cfg = MultiLabelPredictor(weights, device="cpu").cfg
     assert preprocessing["size"] == list(SIZE)
+    assert (preprocessing["resize"], preprocessing["crop"]) == ([80, 120], [8, 12])
     assert preprocessing["format"] == "BGR"
     assert preprocessing["mean"] == cfg.MODEL.PIXEL_MEAN
     assert preprocessing["deviation"] == cfg.MODEL.PIXEL_STD

@@ -9,16 +9,24 @@ NUM_LABELS = 5
 
 
 def make_cfg(backbone, pooling="max", head="LinearHead"):
+    """Of a small model; the head is one of the registry, or KGGR."""
     cfg = get_cfg()
     add_ia_gcn_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = "MultiLabelRecognizer"
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.NAME = backbone
     cfg.MODEL.GLOBAL_POOLING.NAME = pooling
-    cfg.MODEL.LABEL_HEAD.NAME = head
+    cfg.MODEL.LABEL_HEAD.NAME = "SSGRLHead" if head == "KGGR" else head
+    cfg.MODEL.SSGRL.CLASSIFIER_GRAPH = head == "KGGR"
+    if head in ("SRNHead", "TDRGHead"):
+        cfg.MODEL.LABEL_HEAD.IN_FEATURES = ["res4", "res5"]
     cfg.MODEL.LABEL_HEAD.NUM_LABELS = NUM_LABELS
-    for keys in (cfg.MODEL.ML_DECODER, cfg.MODEL.QUERY2LABEL):
+    for keys in (cfg.MODEL.ML_DECODER, cfg.MODEL.QUERY2LABEL, cfg.MODEL.TDRG):
         keys.DIM, keys.FFN_DIM = 16, 24
+    for keys in (cfg.MODEL.SALGL, cfg.MODEL.SRN, cfg.MODEL.SSGRL):
+        keys.HIDDEN_DIM = 16
+    cfg.MODEL.SALGL.FFN_DIM = cfg.MODEL.SSGRL.OUTPUT_DIM = 24
+    cfg.MODEL.SRN.GRID_SIZE = 3
     return cfg
 
 

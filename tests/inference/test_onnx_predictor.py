@@ -67,12 +67,25 @@ def size(*sides):
     return as_json(preprocessing={**METADATA["preprocessing"], "size": list(sides)})
 
 
+def cut(resize=(6, 6), crop=(1, 0)):
+    return as_json(preprocessing={**METADATA["preprocessing"], "resize": resize, "crop": crop})
+
+
+def test_the_input_is_cut_out_where_the_file_says(write):
+    predictor = OnnxPredictor(write(cut()), device="cpu")
+    image = np.full((6, 6, 3), 255, np.uint8)
+    image[1:5] = 10, 20, 30
+    assert predictor(image).scores.tolist() == [10, 20, 30]
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
         *(size(10**9, 10**9), size(0, 6), size(-4, -6), size(4.0, 6), size(4, 7), size(4)),
         *(size(True, 6), size("4", "6"), size([4], [6])),
         as_json(preprocessing=[1]),
+        *(cut(crop=crop) for crop in ([3, 0], [-1, 0], [0, 0.5], [True, 0], [1], 1, "ab")),
+        *(cut(resize=resize) for resize in ([3, 6], [10**9, 10**9], [6], None, [6.0, 6])),
         as_json(preprocessing={**METADATA["preprocessing"], "interpolation": 5}),
         as_json(preprocessing={**METADATA["preprocessing"], "interpolation": "no such"}),
         as_json(preprocessing={**METADATA["preprocessing"], "format": "L"}),

@@ -132,6 +132,21 @@ def test_regions_are_those_of_the_model_in_the_images_pixels(make_checkpoint, tm
     assert (regions.boxes[:, 2:] <= (32, 48)).all()
 
 
+def test_regions_of_a_centre_crop_are_in_the_whole_images_pixels(make_checkpoint):
+    weights, _, model = make_checkpoint("INPUT.CENTER_CROP", 0.8, config="ia_gcn_plus")
+    p = MultiLabelPredictor(weights, device="cpu")
+    # The model gets 64×96 pixels, from the eighth column and the twelfth row of 80×120.
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8)
+    regions = p(pixels).regions
+    doubled = np.asarray(Image.fromarray(pixels).resize((80, 120), Image.BILINEAR))
+    image = torch.tensor(doubled[12:108, 8:72]).permute(2, 0, 1)
+    with torch.no_grad():
+        expected = model([{"image": image}])[0]["regions"]
+    assert len(regions.boxes) == len(expected) > 5
+    boxes = 2 * regions.boxes - (8, 12, 8, 12)
+    np.testing.assert_allclose(boxes, expected.proposal_boxes.tensor, atol=1e-3)
+
+
 def test_a_file_an_array_and_a_pillow_image_are_the_same(make_checkpoint, tmp_path):
     p = MultiLabelPredictor(make_checkpoint("INPUT.FORMAT", "BGR")[0])
     rng = np.random.default_rng(0)

@@ -45,11 +45,29 @@ def test_views_are_warped_from_the_file(make_cfg, record):
         np.testing.assert_allclose(view["image"].permute(1, 2, 0), pixels, rtol=0, atol=1)
 
 
+def test_views_of_a_centre_crop(make_cfg, record):
+    cfg = make_cfg("run", *SEVERAL, "INPUT.CENTER_CROP", 0.8)
+    sample = DatasetMapperTTA(cfg)(record)
+    image, boxes = Image.open(record["file_name"]), record["proposal_boxes"]
+    # Side of the view, of the image that it is cut out of, and where.
+    sizes = [(32, 40, 4), (16, 20, 2), (51, 64, 6)]
+    for plain, mirrored, (side, whole, start) in zip(
+        sample["views"][::2], sample["views"][1::2], sizes
+    ):
+        warped = np.asarray(image.resize((whole, whole), Image.BILINEAR))
+        expected = warped[start : start + side, start : start + side]
+        np.testing.assert_array_equal(plain["image"].permute(1, 2, 0), expected)
+        np.testing.assert_array_equal(mirrored["image"].permute(1, 2, 0), expected[:, ::-1])
+        scaled = boxes * np.array([whole / 50, whole / 30] * 2, np.float32) - start
+        found = plain["proposals"].proposal_boxes.tensor
+        np.testing.assert_allclose(found, scaled.clip(0, side), rtol=1e-5, atol=1e-5)
+
+
 def test_the_rest_of_a_sample_is_as_without(make_cfg, record):
     cfg = make_cfg("run", *SEVERAL)
     plain = MultiLabelDatasetMapper(cfg, is_train=False)(record)
     sample = DatasetMapperTTA(cfg)(record)
-    assert sample.keys() - {"views"} == plain.keys() - {"image", "proposals"}
+    assert sample.keys() - {"views"} == plain.keys() - {"image", "window", "proposals"}
     assert sample["labels"].tolist() == plain["labels"].tolist() == [1, 0, -1]
     for key in ("image_id", "file_name", "height", "width"):
         assert sample[key] == plain[key]

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torchvision
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
@@ -18,11 +19,13 @@ from ia_gcn.inference import EvaluationView
 from ia_gcn.inference.onnx_predictor import ImageView
 from tests.helpers.images import IMAGES, JPEGS, jpeg_bytes
 
-# Height, width and channel order of models' inputs: images are shrunk much, a little, or enlarged.
+# Height, width, channel order and share of the image of models' inputs: images are shrunk much, a
+# little, or enlarged.
 INPUTS = [
-    ((48, 64), "RGB", "bicubic"),
-    ((171, 256), "BGR", "bilinear"),
-    ((500, 300), "RGB", "bilinear"),
+    ((48, 64), "RGB", "bicubic", 1.0),
+    ((171, 256), "BGR", "bilinear", 0.9),
+    ((500, 300), "RGB", "bilinear", 1.0),
+    ((63, 32), "RGB", "bicubic", 0.7),
 ]
 
 
@@ -51,21 +54,23 @@ def write_files(folder):
     return sorted(folder.iterdir())
 
 
-def build_views(size, image_format, interpolation="bilinear"):
+def build_views(size, image_format, interpolation="bilinear", center_crop=1.0):
     """The config, the view of a checkpoint's predictor, and that of an exported model."""
     opts = ["INPUT.IMAGE_SIZE", size, "INPUT.FORMAT", image_format, "MODEL.DEVICE", "cpu"]
-    opts += ["INPUT.INTERPOLATION", interpolation]
+    opts += ["INPUT.INTERPOLATION", interpolation, "INPUT.CENTER_CROP", center_crop]
     cfg = setup_cfg("configs/DigitScenes/asl.yaml", opts)
     # As an exported file has it.
     return cfg, EvaluationView(cfg), ImageView(describe(cfg, ["cat"])["preprocessing"])
 
 
-@pytest.mark.parametrize(("size", "image_format", "interpolation"), INPUTS)
+@pytest.mark.parametrize(("size", "image_format", "interpolation", "center_crop"), INPUTS)
 def test_all_views_of_a_file_are_identical(
-    repository, monkeypatch, tmp_path, size, image_format, interpolation
+    repository, monkeypatch, tmp_path, size, image_format, interpolation, center_crop
 ):
     monkeypatch.chdir(repository)
-    cfg, view, exported_view = build_views(size, image_format, interpolation)
+    cfg, view, exported_view = build_views(size, image_format, interpolation, center_crop)
+    resized = [round(side / center_crop) for side in size]
+    cut_out = torchvision.transforms.CenterCrop(size)
     cfg.TEST.AUG.SCALES, cfg.TEST.AUG.FLIP = (1.0,), False
     mapper, views_mapper = MultiLabelDatasetMapper(cfg, is_train=False), DatasetMapperTTA(cfg)
     files = write_files(tmp_path)
@@ -79,17 +84,37 @@ def test_all_views_of_a_file_are_identical(
             exported[key] for key in ("height", "width")
         ]
         record = {"file_name": str(file), "image_id": 0, "labels": []}
-        evaluated, (one_view,) = mapper(record)["image"], views_mapper(record)["views"]
-        np.testing.assert_array_equal(exported["image"], evaluated, str(file))
+        evaluated, (one_view,) = mapper(record), views_mapper(record)["views"]
+        np.testing.assert_array_equal(exported["image"], evaluated["image"], str(file))
+        np.testing.assert_array_equal(found["window"], evaluated["window"])
+        np.testing.assert_allclose(found["window"], exported["window"], atol=1e-9)
         np.testing.assert_array_equal(exported["image"], one_view["image"], str(file))
         with Image.open(file) as image:
             if not image.mode.startswith(("I", "F")):
                 # Pillow's own, apart from the greys that it can't scale.
                 pillows = ImageOps.exif_transpose(image).convert("RGB")
-                pillows = np.asarray(pillows.resize(size[::-1], INTERPOLATIONS[interpolation]))
+                pillows = pillows.resize(resized[::-1], INTERPOLATIONS[interpolation])
+                pillows = np.asarray(cut_out(pillows))
                 order = [2, 1, 0] if image_format == "BGR" else [0, 1, 2]
                 expected = pillows.transpose(2, 0, 1)[order]
                 np.testing.assert_array_equal(exported["image"], expected, str(file))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (1.0, [0, 0, 300, 200]),
+        # 64×32 is row 4 of 40 and column 8 of 80.
+        (0.8, [30, 20, 270, 180]),
+        # Of 91×46, from row 7 and, as 13.5 is rounded to even, column 14.
+        (0.7, [300 * 14 / 91, 200 * 7 / 46, 300 * 78 / 91, 200 * 39 / 46]),
+    ],
+)
+def test_the_window_is_what_the_view_shows_of_the_image(repository, monkeypatch, share, expected):
+    monkeypatch.chdir(repository)
+    for view in build_views((32, 64), "RGB", center_crop=share)[1:]:
+        window = view(np.zeros((200, 300, 3), np.uint8))["window"]
+        np.testing.assert_allclose(window, expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])

@@ -64,6 +64,20 @@ def test_encoder_layer_is_torchs(mask):
     tokens = randn(2, 5, DIM)
     expected = theirs(tokens, src_key_padding_mask=None if mask is None else ~mask)
     torch.testing.assert_close(ours(tokens, mask), expected)
+    some, weights = ours.encode_some(tokens[:, 3:], tokens, mask)
+    torch.testing.assert_close(some, expected[:, 3:])
+    assert weights is None
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_weights_of_some_keys_are_those_of_an_attention_to_them_alone(mask):
+    attention = of_torch(MultiheadAttention(DIM, HEADS))
+    queries, keys = randn(2, 3, DIM), randn(2, 5, DIM, seed=1)
+    found, weights = attention(queries, keys, keys, mask, need_weights=True, num_weights=3)
+    torch.testing.assert_close(found, attention(queries, keys, keys, mask)[0])
+    few = mask if mask is None else mask[:, :3]
+    _, expected = attention(queries, keys[:, :3], keys[:, :3], few, need_weights=True)
+    torch.testing.assert_close(weights, expected)
 
 
 @pytest.mark.parametrize("mask", MASKS)

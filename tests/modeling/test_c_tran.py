@@ -54,22 +54,43 @@ def normalised(norm, x):
     return [w * (v - mean) / deviation + b for v, w, b in zip(x, weight, bias)]
 
 
-def attended(attention, tokens):
+def projected(attention, tokens):
+    """Queries, keys and values."""
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-    q, k, v = ([affine(w, b.tolist(), x) for x in tokens] for w, b in zip(weights, biases))
+    return ([affine(w, b.tolist(), x) for x in tokens] for w, b in zip(weights, biases))
+
+
+def shares(query, keys, head):
+    """What a query gives to each key in a head, before all is divided by their sum."""
+    size = DIM // HEADS
+    part = slice(head * size, (head + 1) * size)
+    scores = [sum(a * b for a, b in zip(query[part], key[part])) for key in keys]
+    return [math.exp(score / math.sqrt(size)) for score in scores]
+
+
+def attended(attention, tokens):
+    q, k, v = projected(attention, tokens)
     size = DIM // HEADS
     results = []
-    for i in range(len(tokens)):
+    for query in q:
         joined = []
         for head in range(HEADS):
-            part = slice(head * size, (head + 1) * size)
-            scores = [sum(a * b for a, b in zip(q[i][part], key[part])) for key in k]
-            shares = [math.exp(score / math.sqrt(size)) for score in scores]
-            for channel in range(part.start, part.stop):
-                total = sum(share * value[channel] for share, value in zip(shares, v))
-                joined.append(total / sum(shares))
+            given = shares(query, k, head)
+            for channel in range(head * size, (head + 1) * size):
+                total = sum(share * value[channel] for share, value in zip(given, v))
+                joined.append(total / sum(given))
         results.append(affine(attention.out_proj.weight, attention.out_proj.bias.tolist(), joined))
     return results
+
+
+def looked_at(attention, tokens, num_cells):
+    """Of each label, the mean over the heads of its shares in the cells, 1 in sum."""
+    q, k, _ = projected(attention, tokens)
+    maps = []
+    for query in q[num_cells:]:
+        given = [shares(query, k[:num_cells], head) for head in range(HEADS)]
+        maps.append([sum(s[i] / sum(s) for s in given) / HEADS for i in range(num_cells)])
+    return maps
 
 
 def encoded(layer, tokens):
@@ -83,8 +104,11 @@ def encoded(layer, tokens):
     return results
 
 
-def loop_logits(head, cells, states):
-    """Of one image: its cells, a list of channels each, and its C states."""
+def loop_outputs(head, cells, states):
+    """Logits and attention of one image: its cells, a list of channels each, and its C states.
+
+    The last layer computes all tokens, as the others do.
+    """
     labels = head.label_embeddings.weight.tolist()
     told = head.state_embeddings.weight.tolist()
     unknown, absent, present = told
@@ -95,15 +119,17 @@ def loop_logits(head, cells, states):
     ]
     tokens = [normalised(head.norm, token) for token in tokens]
     for layer in head.layers:
+        maps = looked_at(layer.self_attn, tokens, len(cells))
         tokens = encoded(layer, tokens)
     weight, bias = head.readout.weight[:, :, 0].tolist(), head.readout.bias.tolist()
     tokens = tokens[-NUM_LABELS:]
-    return [sum(w * x for w, x in zip(weight[c], tokens[c])) + bias[c] for c in range(NUM_LABELS)]
+    logits = [sum(w * x for w, x in zip(weight[c], tokens[c])) + bias[c] for c in range(NUM_LABELS)]
+    return logits, maps
 
 
 @pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_logits_are_those_of_the_loops(positions, masked):
+def test_logits_and_attention_are_those_of_the_loops(positions, masked):
     head, features = make_head(positions), make_map()
     mask = None
     if masked:
@@ -114,11 +140,18 @@ def test_logits_are_those_of_the_loops(positions, masked):
         encoding = sine_positions(features, mask, DIM)
         placed = features + encoding.mT.unflatten(2, (2, 3))
     with torch.no_grad():
-        logits = head({"map": features}, {"map": mask}, label_states=STATES)["logits"]
+        outputs = head({"map": features}, {"map": mask}, label_states=STATES)
     for i, states in enumerate(STATES.tolist()):
         shown = torch.ones(2, 3).bool() if mask is None else mask[i, 0]
-        cells = placed[i][:, shown].T.tolist()
-        np.testing.assert_allclose(logits[i].tolist(), loop_logits(head, cells, states))
+        logits, maps = loop_outputs(head, placed[i][:, shown].T.tolist(), states)
+        np.testing.assert_allclose(outputs["logits"][i], logits)
+        np.testing.assert_allclose(outputs["attention"][i][:, shown], maps)
+        assert not outputs["attention"][i][:, ~shown].any()
+
+
+def test_attention_is_not_computed_in_training():
+    outputs = make_head().train()({"map": make_map()}, {"map": None}, label_states=STATES)
+    assert list(outputs) == ["logits"]
 
 
 def test_what_the_mask_leaves_out_has_no_effect_and_no_gradient():

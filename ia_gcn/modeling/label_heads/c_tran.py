@@ -29,6 +29,7 @@ class CTranHead(LabelHead):
     """
 
     needs = frozenset({"label_states"})
+    has_attention = True
 
     @configurable
     def __init__(
@@ -90,6 +91,11 @@ class CTranHead(LabelHead):
         }
 
     def forward(self, features, masks, *, label_states: torch.Tensor) -> Dict[str, torch.Tensor]:
+        """See `LabelHead`; attention is that of the last layer, in evaluation alone.
+
+        It is how each label's token divides among the cells what it gives to them, which is 1 in
+        sum; how much it gives to the labels is left out.
+        """
         (name,) = self.in_features
         cells, mask = map_tokens(features[name], masks[name])
         if self.positions:
@@ -97,7 +103,16 @@ class CTranHead(LabelHead):
         labels = self.label_embeddings.weight + self.state_embeddings(label_states.long() + 1)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(label_states.shape)], dim=1)
+        num_cells = cells.shape[1]
         tokens = self.norm(torch.cat([cells, labels], dim=1))
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             tokens = layer(tokens, mask)
-        return {"logits": self.readout(tokens[:, cells.shape[1] :])}
+        # Nothing reads the cells behind the last layer.
+        labels, weights = last.encode_some(
+            tokens[:, num_cells:], tokens, mask, not self.training, num_cells
+        )
+        outputs = {"logits": self.readout(labels)}
+        if weights is not None:
+            outputs["attention"] = weights.unflatten(2, features[name].shape[2:])
+        return outputs

@@ -265,4 +265,5 @@ def with_prior(prior: LabelPrior, predictions: Predictions) -> Predictions:
 def write_predictions(path: str, predictions: Predictions) -> None:
     """Write a predictions.npz, as `read_predictions` reads it."""
     with write_atomically(path) as file:
-        np.savez_compressed(file, **predictions._asdict())
+        arrays = predictions._asdict().items()
+        np.savez_compressed(file, **{name: array for name, array in arrays if array is not None})

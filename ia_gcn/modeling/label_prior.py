@@ -76,7 +76,8 @@ class LabelPrior(nn.Module):
             posterior = self.posterior(logits, label_states)
             if self.training:
                 return posterior
-            moved = (self.strength > 0).expand(len(logits), 1)
+            # Not expand(len(logits), 1), which would make the batch a constant of an export.
+            moved = (self.strength > 0).expand_as(logits[:, :1])
             if label_states is not None:
                 moved = moved | (label_states >= 0).any(dim=1, keepdim=True)
             return torch.where(moved, posterior, logits)

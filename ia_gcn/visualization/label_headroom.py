@@ -22,7 +22,7 @@ def plot_headroom(headroom: Headroom, path: str) -> None:
 
 def draw_headroom(headroom: Headroom) -> Figure:
     """mAP by the share of an image's labels that are known, and by the labels' frequency."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     known, groups = figure.subplots(1, 2, width_ratios=(3, 2))
     shares = [0, *(100 * share for share in headroom.map_known)]
     lines = (
@@ -48,7 +48,7 @@ def draw_headroom(headroom: Headroom) -> Figure:
         label="all labels but the one known",
     )
     known.set(xlabel="labels that are known (%)", ylabel="mAP of the others (%)", xticks=shares)
-    known.legend(frameon=False)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
 
     places = np.arange(len(headroom.by_frequency))
     bars = (("map", MODEL), ("map_with_prior", PRIOR), ("map_ceiling", CEILING))
@@ -56,8 +56,8 @@ def draw_headroom(headroom: Headroom) -> Figure:
         heights = [group[name] for group in headroom.by_frequency.values()]
         groups.bar(places + 0.27 * (i - 1), heights, 0.25, color=colour)
     names = [
-        f"{name}\n{group['fewest']} to {group['most']} images"
+        f"{name}\n{group['fewest']}–{group['most']}"
         for name, group in headroom.by_frequency.items()
     ]
-    groups.set(xticks=places, xticklabels=names, title="by the labels' frequency, none known")
+    groups.set(xticks=places, xticklabels=names, xlabel="labels, by their images; none known")
     return figure

@@ -49,10 +49,10 @@ from ..engine.label_prior import (
     read_labels,
     save_with_prior,
     with_prior,
-    write_predictions,
 )
 from ..errors import InputError
 from ..evaluation import multi_label_metrics, read_predictions
+from ..evaluation.predictions import write_predictions
 from ..extensions import import_extensions
 from ..label_names import describe_mismatch
 from ..modeling.label_prior_fit import FITS

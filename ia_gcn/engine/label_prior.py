@@ -260,10 +260,3 @@ def with_prior(prior: LabelPrior, predictions: Predictions) -> Predictions:
     logits = ScoredImages.of_predictions(predictions).logits
     parts = [prior(logits[part]) for part in batches(prior, len(logits))]
     return predictions._replace(scores=torch.cat(parts).sigmoid().numpy())
-
-
-def write_predictions(path: str, predictions: Predictions) -> None:
-    """Write a predictions.npz, as `read_predictions` reads it."""
-    with write_atomically(path) as file:
-        arrays = predictions._asdict().items()
-        np.savez_compressed(file, **{name: array for name, array in arrays if array is not None})

@@ -20,7 +20,7 @@ from ..data import get_label_names
 from ..io.files import write_atomically, write_text_atomically
 from .frequency import FrequencyGroups, measure_by_frequency
 from .metrics import DEFAULT_CONVENTIONS, Conventions
-from .predictions import Predictions
+from .predictions import Predictions, write_predictions
 from .report import (
     average_precision_table,
     frequency_table,
@@ -180,10 +180,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         }
         with write_text_atomically(os.path.join(self._output_dir, "metrics.json")) as file:
             json.dump(_nan_to_none(results), file, indent=1)
-        with write_atomically(os.path.join(self._output_dir, "predictions.npz")) as file:
-            arrays = {**predictions._asdict(), "label_names": np.array(predictions.label_names)}
-            known = {name: array for name, array in arrays.items() if array is not None}
-            np.savez_compressed(file, **known)
+        write_predictions(os.path.join(self._output_dir, "predictions.npz"), predictions)
 
     def _write_html(self, predictions: Predictions, settings, file_names) -> None:
         # It takes matplotlib, which nothing else in an evaluation does.

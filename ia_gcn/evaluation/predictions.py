@@ -7,6 +7,7 @@ from typing import List, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..io.files import write_atomically
 from ..io.inputs import open_input
 from ..io.npz import read_npz
 from .metrics import check_predictions
@@ -74,3 +75,11 @@ def read_predictions(path: str) -> Predictions:
     ):
         raise InputError(f"{path}: label_counts must be a number of images for each label")
     return Predictions(image_ids, scores, targets, names.tolist(), label_counts)
+
+
+def write_predictions(path: str, predictions: Predictions) -> None:
+    """Write such a file, in place of an older one once it is complete."""
+    arrays = {**predictions._asdict(), "label_names": np.array(predictions.label_names)}
+    with write_atomically(path) as file:
+        known = {name: array for name, array in arrays.items() if array is not None}
+        np.savez_compressed(file, **known)

@@ -46,6 +46,7 @@ setup(
     ],
     extras_require={
         "bench": ["torchmetrics>=1.0"],
+        "clean": ["cleanlab>=2.7.1"],
         "demo": ["gradio>=6.31"],
         "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
         # To run what was exported, onnxruntime alone will do.

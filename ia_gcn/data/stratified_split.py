@@ -1,4 +1,4 @@
-"""Holding out a share of a multi-label data set, stratified by label."""
+"""Parts of a multi-label data set, stratified by label: a share held out, or folds."""
 
 from __future__ import annotations
 
@@ -40,6 +40,26 @@ def stratified_split(labels: Mapping[Hashable, Collection[str]], share: float, s
     sides = _deal_out(groups, members, share)
     _mend(sides, groups, members)
     return {image for image, side in sides.items() if side == HELD_OUT}
+
+
+def stratified_folds(
+    labels: Mapping[Hashable, Collection[str]], number: int, seed: int
+) -> Dict[Hashable, int]:
+    """Divide images into folds of about equal size, in each label too, by `stratified_split`.
+
+    Args:
+        labels, seed: see there.
+        number: K of the folds, at least 2.
+    Returns:
+        the fold of each image, 0 to K - 1.
+    """
+    left = dict(labels)
+    folds: Dict[Hashable, int] = {}
+    for fold in range(number - 1):
+        held_out = stratified_split(left, 1 / (number - fold), seed)
+        folds.update(dict.fromkeys(held_out, fold))
+        left = {image: names for image, names in left.items() if image not in held_out}
+    return {**folds, **dict.fromkeys(left, number - 1)}
 
 
 def _rank(image: Hashable, seed: int) -> bytes:

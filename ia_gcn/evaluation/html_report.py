@@ -6,26 +6,20 @@ n is the number of images, C the number of labels.
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import math
 import os
 import re
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Sequence
 
-import jinja2
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
-from PIL import Image
 
-from ..io.images import UnreadableImage, decode_image, upright_8_bit
 from ..visualization import draw_confusions, draw_precision_recall, draw_reliability, to_svg
 from .calibration import measure_calibration
 from .confusion import confused_pairs, count_confusions
 from .frequency import measure_by_frequency
+from .html_page import read_thumbnail, render_page
 from .metrics import DEFAULT_CONVENTIONS, Conventions, LabelMeasures, label_measures
 from .operating_points import best_f1_points, interpolated_precision
 from .predictions import Predictions
@@ -43,8 +37,6 @@ AVERAGE_PRECISIONS = {
 }
 # The longer side of an image in pixels.
 THUMBNAIL_SIZE = 128
-
-PAGE = Path(__file__).parent / "report_page"
 
 
 def render_report(
@@ -127,13 +119,7 @@ def render_report(
         frequent = np.argsort(-measures.positives, kind="stable")[:MAX_LABELS_IN_HEAT_MAP]
         page["frequent"] = len(frequent)
         page["confusions"] = _data_uri(_confusion_map(predictions, threshold, np.sort(frequent)))
-    style, script = ((PAGE / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["figure"] = _figure
-    template = environment.from_string((PAGE / "page.html").read_text("utf-8"))
-    return template.render(page, style=style, script=script, script_hash=_hash(script))
+    return render_page("report.html", page)
 
 
 def _describe(conventions: Conventions) -> Dict[str, str]:
@@ -182,7 +168,7 @@ def _confusion_map(predictions: Predictions, threshold: float, labels: np.ndarra
 def _examples(predictions, ap, mistakes, threshold, find_file) -> List[Dict]:
     """The labels with the most mistakes, each with groups of images that could be read."""
     image_ids, scores, targets, names, _ = predictions
-    read = lru_cache(maxsize=None)(_read_thumbnail)
+    read = lru_cache(maxsize=None)(partial(read_thumbnail, size=THUMBNAIL_SIZE))
     examples = []
     for label in np.argsort(-mistakes, kind="stable")[:MAX_LABELS_WITH_IMAGES]:
         groups = []
@@ -228,35 +214,5 @@ def _verdict(predicted: bool, present: bool) -> str:
     return "missed" if present else "rejected"
 
 
-def _read_thumbnail(file_name: str) -> str | None:
-    """An image as a small JPEG in a data URI; None where it can't be read."""
-    size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
-
-    def shrink(image: Image.Image) -> Image.Image:
-        # A JPEG is decoded at the smallest size that is enough, from an eighth of its own on.
-        image.draft("RGB", size)
-        image = upright_8_bit(image).convert("RGB")
-        image.thumbnail(size)
-        return image
-
-    try:
-        image = decode_image(file_name, shrink, partial(PathManager.open, mode="rb"))
-    except UnreadableImage:
-        return None
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 def _data_uri(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(to_svg(figure)).decode()}"
-
-
-def _hash(script: str) -> str:
-    """The hash of the page's own script; its security policy allows no other one."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
-
-
-def _figure(value: float, decimals: int = 2) -> str:
-    """A number in a table; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:.{decimals}f}"

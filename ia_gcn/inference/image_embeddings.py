@@ -21,7 +21,7 @@ def features(model: nn.Module, images: List[Dict]) -> torch.Tensor:
     """(B, D): the label head's feature of each image."""
     if model.label_head is None:
         raise InputError(
-            "--kind features: MODEL.FUSION.GLOBAL_WEIGHT is 0, so there is no label head"
+            "MODEL.FUSION.GLOBAL_WEIGHT is 0, so there is no label head with a feature of the image"
         )
     found, _ = model.extract_features(images)
     return model.label_head.image_features(found.maps, found.masks)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ia_gcn.data.stratified_split import stratified_split
+from ia_gcn.data.stratified_split import stratified_folds, stratified_split
 
 data_sets = st.dictionaries(
     st.text("abc123./", min_size=1, max_size=6), st.sets(st.sampled_from("pqrst")), max_size=12
@@ -92,3 +92,25 @@ def test_another_seed_holds_out_other_images():
     labels = long_tailed(200)
     assert stratified_split(labels, 0.2, 0) == stratified_split(labels, 0.2, 0)
     assert stratified_split(labels, 0.2, 0) != stratified_split(labels, 0.2, 1)
+
+
+def test_folds_have_every_label_in_like_numbers():
+    labels = long_tailed()
+    folds = stratified_folds(labels, 5, seed=0)
+    assert set(folds) == set(labels)
+    total = counts_of(labels, labels)
+    for fold in range(5):
+        images = [image for image in labels if folds[image] == fold]
+        assert len(images) == pytest.approx(len(labels) / 5, rel=0.05)
+        for label, count in counts_of(labels, images).items():
+            assert abs(count - total[label] / 5) < 2, (fold, label)
+
+
+@settings(max_examples=50)
+@given(data_sets, st.integers(2, 6), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_folds_do_not_depend_on_the_order(labels, number, seed, rng):
+    folds = stratified_folds(labels, number, seed)
+    assert set(folds.values()) <= set(range(number))
+    items = list(labels.items())
+    rng.shuffle(items)
+    assert stratified_folds(dict(items), number, seed) == folds

@@ -145,7 +145,7 @@ ALLOWED = {
     ("ablation/runs.py", "open"): "the log of a run",
     ("ablation/start.py", "save"): "FrozenFeatures.save, which writes atomically",
     ("engine/logs.py", "FileHandler"): "the log",
-    ("evaluation/html_report.py", "save"): "into memory",
+    ("evaluation/html_page.py", "save"): "into memory",
     ("export/onnx.py", "save"): "into a folder of export_model's, which copies it",
     ("export/torch_export.py", "save"): "into a folder of export_model's, which copies it",
     ("visualization/style.py", "savefig"): "into memory, or a file that is open",

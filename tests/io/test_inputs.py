@@ -105,7 +105,7 @@ def test_other_names_are_path_managers(tmp_path, monkeypatch):
 
 def test_there_is_no_other_way_to_read_a_file_of_others():
     """PathManager opens images, for `decode_image` has looked at them, and a cache of ia_gcn's."""
-    allowed = {"io/inputs.py", "data/dataset_mapper.py", "evaluation/html_report.py"}
+    allowed = {"io/inputs.py", "data/dataset_mapper.py", "evaluation/html_page.py"}
     allowed |= {"data/label_statistics.py", "engine/summary.py"}
     package = ROOT / "ia_gcn"
     using = {

@@ -1,5 +1,6 @@
 """tools/benchmark.py on networks and label graphs that take next to no time."""
 
+import argparse
 import json
 import sys
 import time
@@ -8,7 +9,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from benchmarks import cpu, evaluator, heads, label_graph, loading, profiling, scaling
+from benchmarks import (
+    cpu,
+    evaluator,
+    heads,
+    label_errors,
+    label_graph,
+    loading,
+    profiling,
+    scaling,
+)
 from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
 from benchmarks.networks import (
     CONFIGS,
@@ -22,8 +32,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from PIL import Image
 
+from ia_gcn.checkpoint import MultiLabelCheckpointer
 from ia_gcn.checkpoint.torchvision_resnet import convert_torchvision_resnet
-from ia_gcn.engine import setup_cfg
+from ia_gcn.data import get_multilabel_dicts
+from ia_gcn.data.datasets.custom import load_multilabel_csv
+from ia_gcn.engine import Trainer, setup_cfg
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import multi_label_metrics
 from ia_gcn.inference.precision import has_fast_bf16
@@ -463,3 +476,46 @@ def test_photos_are_images_that_differ(tmp_path):
     assert all(p.std() > 30 for p in pixels)
     again = loading.write_photos(tmp_path, 8)
     assert [np.asarray(Image.open(f)).tobytes() for f in again] == [p.tobytes() for p in pixels]
+
+
+def test_flips_are_a_share_of_the_known_entries():
+    targets = np.random.default_rng(0).integers(-1, 2, (50, 4))
+    flips = label_errors.choose_flips(targets, 0.1, seed=3)
+    assert flips.sum() == round(0.1 * (targets >= 0).sum())
+    assert not flips[targets < 0].any()
+    assert np.array_equal(flips, label_errors.choose_flips(targets, 0.1, seed=3))
+    assert not np.array_equal(flips, label_errors.choose_flips(targets, 0.1, seed=4))
+
+
+def test_precision_and_recall_of_the_first_doubts():
+    """Four entries of 100 were flipped; there are five doubts, not eight."""
+    rows = label_errors.rows_of_first([True, False, True, False, True], 4, 100)
+    assert [row["precision"] for row in rows] == [0.5, 0.5, 0.6]
+    assert [row["recall"] for row in rows] == [0.25, 0.5, 0.75]
+    assert [row["random_recall"] for row in rows] == [0.02, 0.04, 0.05]
+    table = markdown(Table("flips", rows)).splitlines()
+    assert "first 2n (5)" in table[-1]
+
+
+def test_flipped_labels_are_looked_for(make_cfg, tmp_path):
+    """The labels that are written are those of the data set but for the flips."""
+    cfg = make_cfg("run", "DATASETS.CUSTOM.HOLD_OUT", 0.0)
+    names = ["red", "green", "blue"]
+    model = Trainer.build_model(cfg)
+    MultiLabelCheckpointer(model, str(tmp_path), label_names=names).save("model")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    args = argparse.Namespace(
+        config_file=str(tmp_path / "config.yaml"),
+        weights=str(tmp_path / "model.pth"),
+        opts=[],
+        share=0.1,
+        seed=0,
+        folds=2,
+        csv=str(tmp_path / "flipped.csv"),
+    )
+    (table,) = label_errors.run_label_errors(args)
+    assert table.title.startswith("4 of 42 entries flipped, ")
+    flipped = load_multilabel_csv(args.csv, "", names)
+    true = {d["file_name"]: set(d["labels"]) for d in get_multilabel_dicts(cfg.DATASETS.TRAIN)}
+    true = {name.rpartition("/")[2]: labels for name, labels in true.items()}
+    assert sum(len(true[d["file_name"]] ^ set(d["labels"])) for d in flipped) == 4

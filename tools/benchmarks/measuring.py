@@ -102,6 +102,10 @@ COLUMNS: Dict[str, tuple] = {
     "speed": ("times as many", lambda row: f"{row['speed']:.2f}"),
     "level_difference": ("max difference of 0–255", lambda row: f"{row['level_difference']}"),
     "differing_share": ("values that differ", lambda row: f"{row['differing_share']:.3%}"),
+    "precision": ("precision", lambda row: f"{row['precision']:.1%}"),
+    "recall": ("recall", lambda row: f"{row['recall']:.1%}"),
+    "random_precision": ("at random", lambda row: f"{row['random_precision']:.1%}"),
+    "random_recall": ("at random", lambda row: f"{row['random_recall']:.1%}"),
     "step_bytes": ("memory of the step", lambda row: describe_bytes(row["step_bytes"])),
     "peak_bytes": ("peak of the process", lambda row: describe_bytes(row["peak_bytes"])),
 }

@@ -7,7 +7,8 @@ are labels with few images.
 
 Writes into --output
   label_errors.csv   rank, file, label, given (present or absent), probability of the label, score
-                     (of the given label, 0 to 1); the most doubtful entry comes first
+                     (of the given label, 0 to 1), labels_alone (the probability according to the
+                     image's other labels alone); the most doubtful entry comes first
   label_errors.html  the first 100 of them with their images, and the numbers of each label
 
 The network may be a checkpoint or a pretrained backbone. If it was trained on these very labels, it
@@ -39,6 +40,7 @@ from detectron2.config import CfgNode
 from ..data import get_label_names
 from ..data.build import MAX_LISTED
 from ..engine import setup_cfg
+from ..engine.label_prior import label_opinions
 from ..engine.out_of_fold import assign_folds, out_of_fold_probabilities, training_vectors
 from ..errors import InputError
 from ..evaluation.label_errors import (
@@ -74,7 +76,9 @@ def search(cfg: CfgNode, num_folds: int, output: str) -> None:
     folds = assign_folds(images.image_ids, images.targets, num_folds, max(cfg.SEED, 0))
     probabilities = out_of_fold_probabilities(images.vectors, images.targets, folds).numpy()
     targets = images.targets.numpy()
-    doubts = find_label_errors(probabilities, targets, min_images=num_folds)
+    doubts = find_label_errors(
+        probabilities, targets, label_opinions(targets), min_images=num_folds
+    )
 
     table = os.path.join(output, "label_errors.csv")
     write_label_errors(table, doubts, images.file_names, label_names)

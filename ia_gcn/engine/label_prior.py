@@ -255,6 +255,22 @@ def save_with_prior(predictor: MultiLabelPredictor, path: str) -> str:
 
 
 @torch.no_grad()
+def label_opinions(targets: np.ndarray) -> np.ndarray:
+    """What the other labels of its image say of each entry: its probability, (n, C) float32.
+
+    Args:
+        targets: (n, C) in {1, 0, -1 = unknown}, from which the prior is chosen, too.
+    """
+    prior, _ = choose_prior(LabelSets.of_targets(targets))
+    states = torch.from_numpy(targets.astype(np.int8))
+    parts = []
+    for part in batches(prior, len(states)):
+        nothing_seen = prior.log_odds.expand(states[part].shape)
+        parts.append(prior.posterior(nothing_seen, states[part]))
+    return torch.cat(parts).sigmoid().numpy()
+
+
+@torch.no_grad()
 def with_prior(prior: LabelPrior, predictions: Predictions) -> Predictions:
     """Predictions whose scores are those with the prior, float32."""
     logits = ScoredImages.of_predictions(predictions).logits

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..checkpoint import build_model
 from ..data import get_label_names, get_multilabel_dicts
-from ..engine import Trainer, fill_label_graph, fill_loss
+from ..engine import Trainer, fill_label_graph, fill_label_prior, fill_loss
 from ..engine.frozen_features import FrozenFeatures, HeadsOnFeatures, train_heads
 from ..engine.schedule import epochs_to_iterations
 from ..errors import InputError
@@ -120,7 +120,9 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = "", False
     model = build_model(cfg)
     label_names = get_label_names(cfg.DATASETS.TRAIN)
-    fill_label_graph(cfg, model, get_multilabel_dicts(cfg.DATASETS.TRAIN), label_names)
+    dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN)
+    fill_label_graph(cfg, model, dicts, label_names)
+    fill_label_prior(cfg, model, dicts)
     fill_loss(cfg, model, train.targets, label_names)
     heads, storage = train_heads(cfg, model, train)
     return {

@@ -6,7 +6,7 @@ from .launch import launch
 from .logs import setup_logging, setup_run
 from .output_lock import sole_training
 from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
-from .trainer import Trainer, check_labels, fill_label_graph, fill_loss
+from .trainer import Trainer, check_labels, fill_label_graph, fill_label_prior, fill_loss
 
 __all__ = [
     "BestCheckpointer",
@@ -20,6 +20,7 @@ __all__ = [
     "epochs_to_iterations",
     "evaluate_checkpoint",
     "fill_label_graph",
+    "fill_label_prior",
     "fill_loss",
     "launch",
     "make_config",

@@ -5,7 +5,7 @@ n is the number of images, C of labels.
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Tuple
+from typing import Dict, NamedTuple
 
 import numpy as np
 import torch
@@ -96,57 +96,81 @@ class Headroom(NamedTuple):
 
 
 def measure_headroom(
-    prior: LabelPrior, logits: torch.Tensor, targets: np.ndarray, seed: int = 0
+    prior: LabelPrior,
+    logits: torch.Tensor,
+    targets: np.ndarray,
+    label_counts: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Headroom:
     """Measure predictions with what a prior makes of them.
 
     Args:
         prior: calibrated, on other images than these.
         logits: (n, C).
-        targets: (n, C) in {1, 0, -1 = ignored}.
+        targets: (n, C) in {1, 0, -1 = ignored}; at least 2 labels.
+        label_counts: (C,) training images with each label, see `measure_by_frequency`.
         seed: of the labels that are known, and of the resamples.
     """
     prior.eval()
     targets = targets.astype(np.int8)
     resamples = draw_resamples(len(targets), NUM_RESAMPLES, seed)
-    cases: Dict[str, Tuple[np.ndarray, np.ndarray]] = {
-        "map": (_scores(logits), targets),
-        "map_with_prior": (_with_prior(prior, logits, None), targets),
-        "map_ceiling": (_with_prior(prior, logits, targets), targets),
-    }
+    num_labels = targets.shape[1]
     order = np.random.RandomState(seed).rand(*targets.shape).argsort(axis=1).argsort(axis=1)
-    for share in SHARES:
-        known = order < round(share * targets.shape[1])
-        states, others = np.where(known, targets, -1), np.where(known, -1, targets)
-        cases[f"{share} without"] = cases["map"][0], others
-        cases[f"{share} with"] = _with_prior(prior, logits, states), others
+
+    def measure(share: float, with_prior: bool) -> Measured:
+        known = np.zeros(targets.shape, bool)
+        if share < 1:
+            # One at least is left to be measured.
+            known = order < min(round(share * num_labels), num_labels - 1)
+        others = np.where(known, -1, targets)
+        states = targets if share == 1 else np.where(known, targets, -1)
+        scores = _scores(prior, logits, states) if with_prior else logits.double().sigmoid().numpy()
+        ap = multi_label_metrics(scores, others)["AP"]
+        return Measured(ap, resampled_map(scores, others, resamples))
+
     # Without a terminal, no bar.
-    bar = tqdm(cases.items(), "bootstrap", leave=False, disable=None)
-    resampled = {name: resampled_map(*case, resamples) for name, case in bar}
-    ap = {name: multi_label_metrics(*case)["AP"] for name, case in cases.items()}
-    maps = {name: Interval.of(np.nanmean(ap[name]), resampled[name]) for name in cases}
-
-    def difference(name: str) -> Interval:
-        value = maps[name].value - maps["map"].value
-        return Interval.of(value, resampled[name] - resampled["map"])
-
+    cases = [(0, False), (0, True), (1, True), *((s, p) for s in SHARES for p in (False, True))]
+    found = {case: measure(*case) for case in tqdm(cases, "bootstrap", leave=False, disable=None)}
+    plain, with_prior, ceiling = found[0, False], found[0, True], found[1, True]
     return Headroom(
-        map=maps["map"],
-        map_with_prior=maps["map_with_prior"],
+        map=plain.interval(),
+        map_with_prior=with_prior.interval(),
         map_known={
-            share: Known(maps[f"{share} without"], maps[f"{share} with"]) for share in SHARES
+            share: Known(found[share, False].interval(), found[share, True].interval())
+            for share in SHARES
         },
-        map_ceiling=maps["map_ceiling"],
-        gain=difference("map_with_prior"),
-        headroom=difference("map_ceiling"),
+        map_ceiling=ceiling.interval(),
+        gain=with_prior.minus(plain),
+        headroom=ceiling.minus(plain),
         by_frequency=_by_frequency(
-            {name: ap[name] for name in ("map", "map_with_prior", "map_ceiling")}, targets
+            {"map": plain.ap, "map_with_prior": with_prior.ap, "map_ceiling": ceiling.ap},
+            targets,
+            label_counts,
         ),
     )
 
 
-def _by_frequency(ap: Dict[str, np.ndarray], targets: np.ndarray) -> Dict[str, Dict[str, float]]:
-    groups = {name: measure_by_frequency(values, targets).groups for name, values in ap.items()}
+class Measured(NamedTuple):
+    """One case: AP of each label, (C,), and the mAP of each resample, (R,)."""
+
+    ap: np.ndarray
+    resampled: np.ndarray
+
+    def interval(self) -> Interval:
+        return Interval.of(float(np.nanmean(self.ap)), self.resampled)
+
+    def minus(self, other: Measured) -> Interval:
+        difference = np.nanmean(self.ap) - np.nanmean(other.ap)
+        return Interval.of(float(difference), self.resampled - other.resampled)
+
+
+def _by_frequency(
+    ap: Dict[str, np.ndarray], targets: np.ndarray, label_counts: np.ndarray | None
+) -> Dict[str, Dict[str, float]]:
+    groups = {
+        name: measure_by_frequency(values, targets, label_counts).groups
+        for name, values in ap.items()
+    }
     return {
         group: {
             "labels": found.labels,
@@ -159,17 +183,9 @@ def _by_frequency(ap: Dict[str, np.ndarray], targets: np.ndarray) -> Dict[str, D
     }
 
 
-def _scores(logits: torch.Tensor) -> np.ndarray:
-    # In float64, where few become 1.
-    return logits.double().sigmoid().numpy()
-
-
 @torch.no_grad()
-def _with_prior(
-    prior: LabelPrior, logits: torch.Tensor, label_states: np.ndarray | None
-) -> np.ndarray:
-    parts: List[torch.Tensor] = []
-    for part in batches(prior, len(logits)):
-        states = None if label_states is None else torch.from_numpy(label_states[part])
-        parts.append(prior(logits[part], states))
-    return _scores(torch.cat(parts))
+def _scores(prior: LabelPrior, logits: torch.Tensor, label_states: np.ndarray) -> np.ndarray:
+    """(n, C) float64, of which few become 1."""
+    states = torch.from_numpy(label_states)
+    parts = [prior(logits[part], states[part]) for part in batches(prior, len(logits))]
+    return torch.cat(parts).double().sigmoid().numpy()

@@ -34,6 +34,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Sequence
 
 import numpy as np
@@ -43,9 +44,11 @@ from tabulate import tabulate
 from ..engine.label_prior import (
     FittedPrior,
     ScoredImages,
+    check_other_images,
     fit_label_prior,
     fit_to_checkpoint,
     fit_to_predictions,
+    posterior_logits,
     read_labels,
     save_with_prior,
     with_prior,
@@ -54,26 +57,35 @@ from ..errors import InputError
 from ..evaluation import multi_label_metrics, read_predictions
 from ..evaluation.predictions import write_predictions
 from ..extensions import import_extensions
+from ..io.files import check_writable
 from ..label_names import describe_mismatch
 from ..modeling.label_prior_fit import FITS
 from .common import add_import_option, make_parser, probability, run
 
+# Options of one kind of input alone, by their names among the arguments.
+OF_WEIGHTS = {
+    "calibrate_on": "--calibrate-on",
+    "ema": "--ema",
+    "device": "--device",
+    "opts": "KEY VALUE",
+}
+OF_PREDICTIONS = {"labels_from": "--labels-from", "apply": "--apply"}
+SHARE = 0.2
 KINDS = {"pairwise": "PairwisePrior", "themes": "ThemePrior"}
 
 
 def fit_checkpoint(args: argparse.Namespace) -> None:
     """--weights: write the checkpoint and its config."""
-    import_extensions(args.imports)
-    predictor, fitted, scored = fit_to_checkpoint(
+    predictor, fitted = fit_to_checkpoint(
         args.weights,
         calibrate_on=args.calibrate_on,
-        share=args.share,
+        share=args.share or SHARE,
         kinds=kinds_of(args),
         ema=args.ema,
         device=args.device,
         opts=args.opts,
     )
-    print(describe(fitted, scored))
+    print(describe(fitted))
     if not args.calibrate_on:
         print(
             "\nThese images are of the training set. Of images that it was trained on a model is "
@@ -89,13 +101,16 @@ def fit_predictions(args: argparse.Namespace) -> None:
     if applied.label_names != predictions.label_names:
         mismatch = describe_mismatch(applied.label_names, predictions.label_names)
         raise InputError(f"--apply {args.apply} {mismatch} than {args.predictions}")
-    scored = ScoredImages.of_predictions(predictions)
+    check_other_images(
+        predictions.image_ids, predictions.targets == 1, applied, args.predictions, args.apply
+    )
     if args.labels_from:
-        labels = read_labels(args.labels_from, predictions.label_names, args.predictions)
+        scored = ScoredImages.of_predictions(predictions)
+        labels = read_labels(args.labels_from, applied, args.apply)
         fitted = fit_label_prior(labels, scored, kinds_of(args))
     else:
-        fitted = fit_to_predictions(predictions, kinds_of(args), args.share)
-    print(describe(fitted, scored))
+        fitted = fit_to_predictions(predictions, kinds_of(args), args.share or SHARE)
+    print(describe(fitted))
     write_predictions(args.output, with_prior(fitted.prior, applied))
     print(f"\n{args.output}")
 
@@ -104,12 +119,12 @@ def kinds_of(args: argparse.Namespace) -> Sequence[str]:
     return [KINDS[args.kind]] if args.kind else list(FITS)
 
 
-def describe(fitted: FittedPrior, scored: ScoredImages) -> str:
+def describe(fitted: FittedPrior) -> str:
     """What was tried, what was taken, and what it does to the images it was calibrated on."""
     rows = [[name_of(c.kind), f"{c.setting:g}" * bool(c.kind), c.loss] for c in fitted.candidates]
     headers = ["", "L2 weight or themes", "nats"]
     table = tabulate(rows, headers, floatfmt=".4f", disable_numparse=[0, 1])
-    prior = fitted.prior
+    prior, scored = fitted.prior, fitted.scored
     drawn = np.random.RandomState(0).rand(*scored.targets.shape) < 0.5
     known = torch.from_numpy(np.where(drawn, scored.targets, -1))
     others = np.where(drawn, -1, scored.targets)
@@ -117,11 +132,10 @@ def describe(fitted: FittedPrior, scored: ScoredImages) -> str:
         ("no label known", mean_ap(scored.logits, scored.targets), scored.targets, None),
         ("half of them known, the others measured", mean_ap(scored.logits, others), others, known),
     ]
-    with torch.no_grad():
-        maps = [
-            [what, before, mean_ap(prior(scored.logits, states), targets)]
-            for what, before, targets, states in measured
-        ]
+    maps = [
+        [what, before, mean_ap(posterior_logits(prior, scored.logits, states), targets)]
+        for what, before, targets, states in measured
+    ]
     return (
         "What the other labels of an image leave open of a label, on held-out labels:\n"
         f"{table}\n\n"
@@ -165,9 +179,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--share",
         type=probability,
-        default=0.2,
         metavar="P",
-        help="of the images (0.2)",
+        help=f"of the images, to choose the strength on ({SHARE})",
     )
     parser.add_argument(
         "--labels-from",
@@ -182,6 +195,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if args.predictions and not args.apply:
         parser.error("--predictions: --apply names the predictions that get the prior")
+    for name, option in (OF_PREDICTIONS if args.weights else OF_WEIGHTS).items():
+        if getattr(args, name):
+            what = "--weights" if args.weights else "--predictions"
+            parser.error(f"{option} has no effect with {what}")
+    if args.share is not None and (args.calibrate_on or args.labels_from):
+        parser.error("--share has no effect with --calibrate-on or --labels-from")
     ending = ".pth" if args.weights else ".npz"
     if not args.output.endswith(ending):
         parser.error(f"--output: must end in {ending}")
@@ -191,7 +210,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status; invalid user input is reported in one line."""
     args = parse_arguments(argv)
-    return run(
-        "fit_label_prior",
-        lambda: (fit_checkpoint if args.weights else fit_predictions)(args),
-    )
+
+    def work() -> None:
+        # Before the minutes of computing.
+        check_writable(os.path.dirname(args.output) or ".")
+        import_extensions(args.imports)
+        (fit_checkpoint if args.weights else fit_predictions)(args)
+
+    return run("fit_label_prior", work)

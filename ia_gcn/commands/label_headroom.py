@@ -26,30 +26,36 @@ import json
 import os
 from typing import Sequence, Tuple
 
-import numpy as np
 from tabulate import tabulate
 
 from ..analysis.label_headroom import Headroom, measure_headroom
 from ..engine.label_prior import (
     FittedPrior,
     ScoredImages,
+    check_other_images,
     fit_label_prior,
     fit_to_predictions,
+    label_order,
     read_labels,
 )
-from ..errors import InputError
 from ..evaluation import Predictions, read_predictions
 from ..extensions import import_extensions
-from ..io.files import write_text_atomically
+from ..io.files import check_writable, write_text_atomically
 from ..visualization import plot_headroom
 from .common import add_import_option, make_parser, probability, run
 
 
 def measure(args: argparse.Namespace) -> None:
     import_extensions(args.imports)
+    path = args.plot or os.path.join(os.path.dirname(args.predictions), "label_headroom.png")
+    # Before the minutes of computing.
+    for written in filter(None, (path, args.json)):
+        check_writable(os.path.dirname(written) or ".")
     predictions = read_predictions(args.predictions)
     fitted, measured = fit(args, predictions)
-    headroom = measure_headroom(fitted.prior, measured.logits, measured.targets)
+    headroom = measure_headroom(
+        fitted.prior, measured.logits, measured.targets, predictions.label_counts
+    )
     print(
         f"{args.predictions}: {len(measured.targets)} images, {len(predictions.label_names)} labels"
     )
@@ -58,7 +64,6 @@ def measure(args: argparse.Namespace) -> None:
         with write_text_atomically(args.json) as file:
             json.dump(headroom.summary(), file, indent=2)
         print(args.json)
-    path = args.plot or os.path.join(os.path.dirname(args.predictions), "label_headroom.png")
     plot_headroom(headroom, path)
     print(path)
 
@@ -67,20 +72,17 @@ def fit(args: argparse.Namespace, predictions: Predictions) -> Tuple[FittedPrior
     """The prior, and the images that are measured."""
     if args.labels_from.endswith(".npz"):
         others = read_predictions(args.labels_from)
-        if others.label_names != predictions.label_names:
-            raise InputError(
-                f"--labels-from {args.labels_from} has other labels than {args.predictions}, or "
-                "another order of them"
-            )
-        both = np.intersect1d(others.image_ids.astype(str), predictions.image_ids.astype(str))
-        if len(both):
-            raise InputError(
-                f"--labels-from {args.labels_from} has {len(both)} of the images of "
-                f"{args.predictions}, such as {both[0]}: nothing may be chosen on images that are "
-                "measured"
-            )
+        order = label_order(others.label_names, predictions, args.labels_from)
+        others = others._replace(
+            scores=others.scores[:, order],
+            targets=others.targets[:, order],
+            label_names=predictions.label_names,
+        )
+        check_other_images(
+            others.image_ids, others.targets == 1, predictions, args.labels_from, args.predictions
+        )
         return fit_to_predictions(others), ScoredImages.of_predictions(predictions)
-    labels = read_labels(args.labels_from, predictions.label_names, args.predictions)
+    labels = read_labels(args.labels_from, predictions, args.predictions)
     aside, measured = ScoredImages.of_predictions(predictions).split(
         predictions.image_ids, args.share
     )

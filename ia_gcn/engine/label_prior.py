@@ -5,12 +5,13 @@ n is the number of images, C of labels.
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from tqdm import tqdm
 
 from ..data import (
@@ -26,8 +27,9 @@ from ..evaluation.predictions import Predictions, read_predictions
 from ..inference import MultiLabelPredictor
 from ..io.files import write_atomically, write_text_atomically
 from ..label_names import describe_mismatch
-from ..modeling import LabelPrior, PairwisePrior, ThemePrior
+from ..modeling import LabelPrior, ThemePrior
 from ..modeling.label_prior_fit import (
+    FEWEST_IMAGES,
     FITS,
     Candidate,
     LabelSets,
@@ -35,16 +37,19 @@ from ..modeling.label_prior_fit import (
     calibrate,
     choose_prior,
 )
+from .label_matching import training_counts
 
 # Probabilities are no nearer to 0 and 1.
 LEAST_PROBABILITY = 1e-7
+# The strength of a prior is chosen on no more training images.
+MOST_SCORED = 4000
 
 
 class ScoredImages(NamedTuple):
     """What a model says of images, and their labels."""
 
     logits: torch.Tensor
-    """(n, C) float32."""
+    """(n, C) float32, on the CPU."""
     targets: np.ndarray
     """(n, C) in {1, 0, -1 = ignored}."""
 
@@ -71,15 +76,17 @@ def split_images(image_ids: np.ndarray, share: float) -> Tuple[np.ndarray, np.nd
     drawn = np.random.RandomState(0).permutation(np.argsort(image_ids.astype(str)))
     count = round(share * len(drawn))
     if not 0 < count < len(drawn):
-        raise InputError(f"a share of {share} of {len(drawn)} images makes no two parts")
+        raise InputError(f"a share of {share:g} of {len(drawn)} images makes no two parts")
     return np.sort(drawn[:count]), np.sort(drawn[count:])
 
 
 class FittedPrior(NamedTuple):
-    """A prior that is calibrated, and what it was chosen from."""
+    """A prior, what it was chosen from, and what it was calibrated on."""
 
     prior: LabelPrior
+    """On the CPU, in evaluation."""
     candidates: List[Candidate]
+    scored: ScoredImages
 
 
 def fit_label_prior(
@@ -91,10 +98,12 @@ def fit_label_prior(
         labels: of training images.
         scored: images that the model was not trained on, and that are not in `labels`.
         kinds: PairwisePrior, ThemePrior.
+    Raises:
+        InputError: there are too few images or labels.
     """
     prior, candidates = choose_prior(labels, kinds)
     calibrate(prior, scored.logits, torch.from_numpy(scored.targets))
-    return FittedPrior(prior.eval(), candidates)
+    return FittedPrior(prior.eval(), candidates, scored)
 
 
 def fit_to_predictions(
@@ -112,33 +121,71 @@ def fit_to_predictions(
     return fit_label_prior(LabelSets.of_targets(others.targets), aside, kinds)
 
 
-def read_labels(source: str, label_names: Sequence[str], beside: str) -> LabelSets:
-    """The labels of a predictions.npz, or of a registered data set.
+def read_labels(source: str, measured: Predictions, path: str) -> LabelSets:
+    """The labels of a predictions.npz, or of a registered data set, for a prior of predictions.
 
     Args:
         source: a path that ends in .npz, or the data set's name.
-        label_names: C names, in the order that the labels are to have.
-        beside: what has these names, for the message.
+        measured: what gets the prior; the labels come in the order of its labels.
+        path: of `measured`, for messages.
     Raises:
-        InputError: it can't be read, or has other labels.
+        InputError: it can't be read, has other labels, or see `check_other_images`.
     """
     if source.endswith(".npz"):
         predictions = read_predictions(source)
-        columns = _columns(predictions.label_names, label_names, source, beside)
-        return LabelSets.of_targets(predictions.targets[:, columns])
-    found = get_label_names([source])
-    columns = _columns(found, label_names, source, beside)
-    present, known = label_matrices(load_multilabel_dicts(source), len(found))
-    return LabelSets.of(present[:, columns], None if known is None else known[:, columns])
+        targets = predictions.targets[:, label_order(predictions.label_names, measured, source)]
+        present, known = targets == 1, targets >= 0
+        ids, matrices = predictions.image_ids, LabelSets.of_targets(targets)
+    else:
+        found = get_label_names([source])
+        order = label_order(found, measured, source)
+        dicts = load_multilabel_dicts(source)
+        present, known = label_matrices(dicts, len(found))
+        present, known = present[:, order], None if known is None else known[:, order]
+        ids, matrices = [d["image_id"] for d in dicts], LabelSets.of(present, known)
+    check_other_images(ids, present, measured, source, path)
+    return matrices
 
 
-def _columns(
-    found: Sequence[str], label_names: Sequence[str], source: str, beside: str
-) -> List[int]:
-    if sorted(found) != sorted(label_names):
-        mismatch = describe_mismatch(list(found), list(label_names))
-        raise InputError(f"{source} {mismatch} than {beside}")
-    return [list(found).index(name) for name in label_names]
+def label_order(label_names: Sequence[str], measured: Predictions, source: str) -> List[int]:
+    """Where each label of `measured` is among others.
+
+    Raises:
+        InputError: they are not the same.
+    """
+    if sorted(label_names) != sorted(measured.label_names):
+        mismatch = describe_mismatch(list(label_names), measured.label_names)
+        raise InputError(f"{source} {mismatch} than the predictions")
+    places = {name: i for i, name in enumerate(label_names)}
+    return [places[name] for name in measured.label_names]
+
+
+def check_other_images(
+    image_ids: Sequence, present, measured: Predictions, source: str, path: str
+) -> None:
+    """Refuse to choose anything on images that are measured.
+
+    Many data sets number their images from 1: the same ids alone don't make them the same images.
+
+    Args:
+        image_ids: n.
+        present: (n, C) booleans, or a sparse matrix, in the order of the labels of `measured`.
+        measured: the predictions that are measured.
+        source, path: names of both, for the message.
+    Raises:
+        InputError: all images whose ids are among the measured ones have the same labels there.
+    """
+    rows = {image_id: i for i, image_id in enumerate(measured.image_ids.astype(str))}
+    shared = [(i, rows[str(name)]) for i, name in enumerate(image_ids) if str(name) in rows]
+    for i, row in shared:
+        labels = present[i].toarray()[0] > 0 if hasattr(present, "toarray") else present[i]
+        if (labels != (measured.targets[row] == 1)).any():
+            return
+    if shared:
+        raise InputError(
+            f"{source} has {len(shared)} of the images of {path}: nothing may be chosen on images "
+            "that are measured"
+        )
 
 
 def fit_to_checkpoint(
@@ -150,21 +197,20 @@ def fit_to_checkpoint(
     ema: bool = False,
     device: str | None = None,
     opts: Sequence[Any] = (),
-) -> Tuple[MultiLabelPredictor, FittedPrior, ScoredImages]:
+) -> Tuple[MultiLabelPredictor, FittedPrior]:
     """Give the model of a checkpoint a label prior, from the labels of its training set.
 
     Args:
         weights: the checkpoint.
         calibrate_on: a registered data set with the model's labels, of images that it was not
             trained on; "": a share of the training images, whose labels are then not fitted.
-        share: of the training images.
+        share: of the training images, of which MOST_SCORED at most are taken.
         kinds: see `fit_label_prior`.
         ema: take the EMA of the weights.
         device: see `MultiLabelPredictor`.
         opts: keys and values that come after the checkpoint's config.
     Returns:
-        a predictor, whose model has the prior and whose config says so; the prior; and the images
-        that it was calibrated on, without the prior.
+        a predictor, whose model has the prior and whose config says so; and the prior.
     Raises:
         InputError: the checkpoint, its training set or the other data set can't be used.
     """
@@ -174,11 +220,11 @@ def fit_to_checkpoint(
     model.label_prior = None
     cfg = predictor.cfg.clone()
     cfg.defrost()
+    # The weights are those of the EMA now; and nothing is known of the images.
+    cfg.TEST.EMA, cfg.TEST.KNOWN_LABELS = False, 0.0
     register_custom(cfg)
     if not cfg.DATASETS.TRAIN:
-        raise InputError(
-            f"DATASETS.TRAIN is empty in the config of {weights}: set it to a data set"
-        )
+        raise InputError(f"DATASETS.TRAIN is empty in the config of {weights}: set it")
     names = [*cfg.DATASETS.TRAIN, *([calibrate_on] if calibrate_on else [])]
     if get_label_names(names) != label_names:
         mismatch = describe_mismatch(get_label_names(names), label_names)
@@ -188,27 +234,23 @@ def fit_to_checkpoint(
         images = get_multilabel_dicts([calibrate_on])
     else:
         ids = np.array([str(record["image_id"]) for record in dicts])
-        aside, others = split_images(ids, share)
+        aside, others = split_images(ids, min(share, MOST_SCORED / len(ids)))
         dicts, images = [dicts[i] for i in others], [dicts[i] for i in aside]
     labels = LabelSets.of(*label_matrices(dicts, len(label_names)))
-    scored = score_images(cfg, model, images)
-    fitted = fit_label_prior(labels, scored, kinds)
-    model.label_prior = fitted.prior.to(model.device)
-    keys = cfg.MODEL.LABEL_PRIOR
-    keys.NAME = type(fitted.prior).__name__
-    keys.TRAINED = False
-    keys.update(describe_size(fitted.prior))
+    fitted = fit_label_prior(labels, score_images(cfg, model, images), kinds)
+    model.label_prior = copy.deepcopy(fitted.prior).to(model.device)
+    cfg.MODEL.LABEL_PRIOR.update(describe_prior(fitted.prior))
     cfg.freeze()
     predictor.cfg = cfg
-    return predictor, fitted, scored
+    return predictor, fitted
 
 
-def describe_size(prior: LabelPrior) -> Dict[str, int]:
-    """The keys of MODEL.LABEL_PRIOR that a prior's tensors have their shapes from."""
+def describe_prior(prior: LabelPrior) -> Dict[str, Any]:
+    """The keys of MODEL.LABEL_PRIOR of a prior that was fitted to a model."""
+    keys = {"NAME": type(prior).__name__, "TRAINED": False}
     if isinstance(prior, ThemePrior):
-        return {"NUM_THEMES": len(prior.theme_logits)}
-    assert isinstance(prior, PairwisePrior)
-    return {"NUM_NEIGHBORS": 0 if prior.neighbors is None else prior.neighbors.shape[1]}
+        return {**keys, "NUM_THEMES": len(prior.theme_logits)}
+    return {**keys, "NUM_NEIGHBORS": 0 if prior.neighbors is None else prior.neighbors.shape[1]}
 
 
 @torch.no_grad()
@@ -239,13 +281,15 @@ def save_with_prior(predictor: MultiLabelPredictor, path: str) -> str:
     """
     cfg = predictor.cfg.clone()
     cfg.defrost()
-    cfg.MODEL.WEIGHTS = path
+    counts = training_counts(cfg.MODEL.WEIGHTS, predictor.label_names)
+    # Not of this machine: a config says cuda, which is cpu where there is none.
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = path, get_cfg().MODEL.DEVICE
     content = {
         "model": predictor.model.state_dict(),
         "label_names": predictor.label_names,
+        "label_counts": counts or [],
         "config": cfg.dump(),
     }
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with write_atomically(path) as file:
         torch.save(content, file)
     config_path = f"{os.path.splitext(path)[0]}.yaml"
@@ -255,12 +299,16 @@ def save_with_prior(predictor: MultiLabelPredictor, path: str) -> str:
 
 
 @torch.no_grad()
-def label_opinions(targets: np.ndarray) -> np.ndarray:
+def label_opinions(targets: np.ndarray) -> np.ndarray | None:
     """What the other labels of its image say of each entry: its probability, (n, C) float32.
 
     Args:
         targets: (n, C) in {1, 0, -1 = unknown}, from which the prior is chosen, too.
+    Returns:
+        None where there are too few images to fit a prior.
     """
+    if len(targets) < FEWEST_IMAGES or targets.shape[1] < 2:
+        return None
     prior, _ = choose_prior(LabelSets.of_targets(targets))
     states = torch.from_numpy(targets.astype(np.int8))
     parts = []
@@ -270,9 +318,18 @@ def label_opinions(targets: np.ndarray) -> np.ndarray:
     return torch.cat(parts).sigmoid().numpy()
 
 
-@torch.no_grad()
 def with_prior(prior: LabelPrior, predictions: Predictions) -> Predictions:
     """Predictions whose scores are those with the prior, float32."""
     logits = ScoredImages.of_predictions(predictions).logits
-    parts = [prior(logits[part]) for part in batches(prior, len(logits))]
-    return predictions._replace(scores=torch.cat(parts).sigmoid().numpy())
+    return predictions._replace(scores=posterior_logits(prior, logits).sigmoid().numpy())
+
+
+@torch.no_grad()
+def posterior_logits(
+    prior: LabelPrior, logits: torch.Tensor, label_states: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A prior's output for any number of images, (n, C) float32, some at a time."""
+    parts = []
+    for part in batches(prior, len(logits)):
+        parts.append(prior(logits[part], None if label_states is None else label_states[part]))
+    return torch.cat(parts)

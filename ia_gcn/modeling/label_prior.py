@@ -14,6 +14,11 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import nn
 
+from ..errors import InputError
+
+# With more labels, each is regressed on some others alone: there is nothing of C×C.
+MOST_LABELS = 400
+
 # Labels that ThemePrior looks at together: it holds B × K × this many numbers at once.
 LABELS_AT_ONCE = 1024
 
@@ -115,7 +120,8 @@ class PairwisePrior(LabelPrior):
         Δ_i = κ_i (b_i - λ_i) + Σⱼ s_j W_ij (q_j - p_j),
 
     where the weight s_j is 1 for a label that is known and α else, and κ_i is the mean of the
-    other labels' weights. So with all others known Δ is the regression's, whatever α is.
+    other labels' weights. So with all others known Δ is the regression's, whatever α is. To a label
+    that is known, only known ones speak: the others' q_j have heard what is known of it.
 
     Attributes:
         bias: b, (C,) float32.
@@ -130,7 +136,14 @@ class PairwisePrior(LabelPrior):
             num_labels: C.
             num_neighbors: K; 0 for all other labels.
             num_steps: of mean field.
+        Raises:
+            InputError: K is not less than C, or it is 0 and C is above MOST_LABELS.
         """
+        if num_neighbors >= num_labels or (not num_neighbors and num_labels > MOST_LABELS):
+            raise InputError(
+                f"MODEL.LABEL_PRIOR.NUM_NEIGHBORS is {num_neighbors}, with {num_labels} labels: it "
+                f"must be less, and not 0 where there are more than {MOST_LABELS}"
+            )
         super().__init__(num_labels)
         self.num_steps = num_steps
         self.bias = nn.Parameter(torch.zeros(num_labels))
@@ -154,23 +167,33 @@ class PairwisePrior(LabelPrior):
     def message(self, evidence: torch.Tensor, label_states: torch.Tensor | None) -> torch.Tensor:
         """See `LabelPrior.message`."""
         weights = self.strength.expand_as(evidence)
+        q = (self.log_odds + evidence).sigmoid()
+        known, states = torch.zeros_like(q, dtype=torch.bool), q
         if label_states is not None:
-            weights = torch.where(label_states >= 0, 1, weights)
+            known, states = label_states >= 0, label_states.to(q.dtype)
+            weights = torch.where(known, 1, weights)
+        q = torch.where(known, states, q)
+        for _ in range(self.num_steps):
+            seen = self.log_odds + evidence + self.speak(q, weights)
+            q = torch.where(known, states, (q + seen.sigmoid()) / 2)
+        if label_states is None:
+            return self.speak(q, weights)
+        return torch.where(known, self.speak(q, known.to(q.dtype)), self.speak(q, weights))
+
+    def speak(self, q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Δ (B, C) of probabilities q and weights s, (B, C)."""
         # κ, of one label alone the mean of none.
         others = (weights.sum(dim=1, keepdim=True) - weights) / max(weights.shape[1] - 1, 1)
         constant = others * (self.bias - self.log_odds)
-        frequency = self.log_odds.sigmoid()
+        return constant + self.regress(weights * (q - self.log_odds.sigmoid()))
 
-        def hold(q: torch.Tensor) -> torch.Tensor:
-            if label_states is None:
-                return q
-            return torch.where(label_states >= 0, label_states.to(q.dtype), q)
-
-        q = hold((self.log_odds + evidence).sigmoid())
-        for _ in range(self.num_steps):
-            message = constant + self.regress(weights * (q - frequency))
-            q = hold((q + (self.log_odds + evidence + message).sigmoid()) / 2)
-        return constant + self.regress(weights * (q - frequency))
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        neighbors = state_dict.get(f"{prefix}neighbors")
+        if neighbors is not None and neighbors.numel():
+            lowest, highest = neighbors.min(), neighbors.max()
+            if lowest < 0 or highest >= len(self.log_odds):
+                raise InputError(f"{prefix}neighbors: there is no label {lowest} or {highest}")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def regress(self, values: torch.Tensor) -> torch.Tensor:
         """Σⱼ W_ij x_j, (B, C), of x (B, C)."""

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from scipy import sparse
 from scipy.optimize import minimize
 
-from .label_prior import LabelPrior, PairwisePrior, ThemePrior
+from ..errors import InputError
+from .label_prior import MOST_LABELS, LabelPrior, PairwisePrior, ThemePrior
 
-# Above so many labels, each is regressed on so many others. Of the sets without the label that have
-# some of these, MOST_ABSENT are drawn, or twice as many as have it.
-MOST_LABELS = 400
+# With more than MOST_LABELS labels, each is regressed on so many others. Of the sets without the
+# label that have some of these, MOST_ABSENT are drawn, or twice as many as have it.
 NUM_NEIGHBORS = 32
 MOST_ABSENT = 1000
 
@@ -25,6 +25,7 @@ MOST_ABSENT = 1000
 L2_WEIGHTS = (10.0, 3.0, 1.0, 0.3, 0.1)
 NUM_THEMES = (4, 8, 16, 32, 64, 128, 256)
 HELD_OUT = 0.2
+FEWEST_IMAGES = 10
 
 # Of EM: pseudo-images of the labels' frequencies in each theme, the most steps, and the gain per
 # image in nats at which it ends.
@@ -33,14 +34,14 @@ EM_STEPS = 200
 EM_TOLERANCE = 1e-5
 
 # Of L-BFGS.
-MOST_STEPS = 100
+MOST_STEPS = 200
 
 # Numbers that are held at once: some tens of megabytes.
 NUMBERS_AT_ONCE = 8_000_000
 # A choice by held-out labels looks at no more entries.
 MOST_ENTRIES = 2_000_000
 # `calibrate` measures as many images as take so many numbers. It has three values to find.
-MOST_NUMBERS = 8_000_000
+MOST_NUMBERS = 16_000_000
 
 
 class LabelSets(NamedTuple):
@@ -129,17 +130,20 @@ def fit_pairwise(
         return _fit_to_neighbors(labels, l2_weight, num_neighbors)
     prior = PairwisePrior(num_labels=labels.num_labels)
     prior.log_odds.copy_(torch.from_numpy(labels.log_odds()))
-    targets = torch.from_numpy(labels.targets())
-    inputs = _centred(targets, prior.log_odds.sigmoid())
-    weights = torch.from_numpy(labels.counts)[:, None] * (targets >= 0)
+    # In float64, where the last steps still count.
+    targets = torch.from_numpy(labels.targets()).double()
+    inputs = _centred(targets, prior.log_odds.double().sigmoid())
+    weights = torch.from_numpy(labels.counts)[:, None] * (targets >= 0).double()
     others = 1 - torch.eye(labels.num_labels)
 
     def regress(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return inputs @ (weight * others).T + bias
 
-    start = torch.zeros_like(prior.weight), prior.log_odds
-    weight, bias = _minimize(regress, start, targets, weights, l2_weight)
-    prior.weight.data, prior.bias.data = weight * others, bias
+    squares = weights.T @ inputs.square()
+    log_odds = prior.log_odds.double()
+    weight, bias = _minimize(regress, squares, log_odds, targets, weights, l2_weight)
+    prior.weight.data.copy_(weight * others)
+    prior.bias.data.copy_(bias)
     return prior.requires_grad_(False)
 
 
@@ -166,8 +170,9 @@ def _fit_to_neighbors(labels: LabelSets, l2_weight: float, num_neighbors: int) -
             return (inputs @ weight[:, :, None] + bias[:, None, None])[:, :, 0]
 
         places = [label for label, _ in block]
-        start = torch.zeros(len(block), num_neighbors), prior.log_odds[places]
-        weight, bias = _minimize(regress, start, targets, weights, l2_weight)
+        squares = (weights[:, None] @ inputs.square())[:, 0]
+        log_odds = prior.log_odds[places]
+        weight, bias = _minimize(regress, squares, log_odds, targets, weights, l2_weight)
         prior.weight.data[places], prior.bias.data[places] = weight, bias
     return prior.requires_grad_(False)
 
@@ -276,34 +281,51 @@ def _centred(targets: torch.Tensor, frequency: torch.Tensor) -> torch.Tensor:
 
 def _minimize(
     regress: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    start: Tuple[torch.Tensor, torch.Tensor],
+    squares: torch.Tensor,
+    log_odds: torch.Tensor,
     targets: torch.Tensor,
     weights: torch.Tensor,
     l2_weight: float,
 ) -> Tuple[torch.Tensor, torch.Tensor]:
-    """Weights and biases of logistic regressions that don't depend on each other, by L-BFGS."""
-    weight, bias = (value.detach().clone().requires_grad_() for value in start)
+    """Weights and biases of logistic regressions that don't depend on each other, by L-BFGS.
+
+    Args:
+        regress: weights and biases to the targets' logits.
+        squares: of each weight's input, the weighted sum over the images.
+        log_odds: of each regression, which its bias starts from.
+        targets: in {1, 0}, or -1, without weight.
+        weights: of the images.
+        l2_weight: see `fit_pairwise`.
+    """
     targets = targets.clamp(min=0)
-    total = weights.sum()
+    # All in the same steps: in units in which the loss is about equally curved.
+    chance = log_odds.sigmoid()
+    variance = chance * (1 - chance)
+    unit = (variance[:, None] * squares + l2_weight).rsqrt()
+    bias_unit = (variance * weights.sum() / len(log_odds)).clamp(min=1e-3).rsqrt()
+    weight, bias = torch.zeros_like(unit), log_odds / bias_unit
+    weight.requires_grad_(), bias.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=MOST_STEPS,
-        tolerance_grad=1e-6,
+        history_size=10,
+        tolerance_grad=1e-5,
         tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
+        values = weight * unit
         losses = F.binary_cross_entropy_with_logits(
-            regress(weight, bias), targets, weights, reduction="sum"
+            regress(values, bias * bias_unit), targets, weights, reduction="sum"
         )
-        value = (losses + l2_weight / 2 * weight.square().sum()) / total
+        value = losses + l2_weight / 2 * values.square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    return weight.detach(), bias.detach()
+    return (weight * unit).detach(), (bias * bias_unit).detach()
 
 
 def fit_themes(labels: LabelSets, num_themes: int, seed: int = 0) -> ThemePrior:
@@ -318,38 +340,61 @@ def fit_themes(labels: LabelSets, num_themes: int, seed: int = 0) -> ThemePrior:
         seed: of the themes that it starts from.
     """
     prior = ThemePrior(num_labels=labels.num_labels, num_themes=num_themes)
-    log_odds = labels.log_odds()
-    frequency = 1 / (1 + np.exp(-log_odds))
-    counts = labels.counts.astype(np.float32)[:, None]
+    prior.log_odds.copy_(torch.from_numpy(labels.log_odds()))
+    frequency = prior.log_odds.sigmoid().numpy()
     random = np.random.RandomState(seed)
-    shares = random.dirichlet(np.full(num_themes, 0.5), len(counts)).astype(np.float32)
-    likelihood = -np.inf
+    themes, likelihood = None, -np.inf
     for _ in range(EM_STEPS):
-        weighted = counts * shares
-        sizes = weighted.sum(axis=0)
-        present = (labels.present.T @ weighted).T
-        known = sizes[:, None] if labels.known is None else (labels.known.T @ weighted).T
+        before, (themes, likelihood) = likelihood, _em_step(labels, themes, num_themes, random)
+        sizes, present, known = themes
         theta = (present + THEME_SMOOTHING * frequency) / (known + THEME_SMOOTHING)
         theta = theta.clip(1e-7, 1 - 1e-7).astype(np.float32)
-        theme_logits = np.log((sizes + 1) / (sizes.sum() + num_themes))
-        log_absent = np.log1p(-theta)
-        label_logits = np.log(theta) - log_absent
-        joint = theme_logits + labels.present @ label_logits.T
-        if labels.known is None:
-            joint += log_absent.sum(axis=1)
-        else:
-            joint += labels.known @ log_absent.T
-        highest = joint.max(axis=1, keepdims=True)
-        shares = np.exp(joint - highest)
-        totals = shares.sum(axis=1, keepdims=True)
-        shares /= totals
-        before, likelihood = likelihood, float((counts * (highest + np.log(totals))).sum())
-        if likelihood - before < EM_TOLERANCE * counts.sum():
+        log_sizes = np.log((sizes + 1) / (sizes.sum() + num_themes)).astype(np.float32)
+        themes = log_sizes, np.log(theta), np.log1p(-theta)
+        if likelihood - before < EM_TOLERANCE * labels.counts.sum():
             break
-    prior.log_odds.copy_(torch.from_numpy(log_odds))
-    prior.theme_logits.data.copy_(torch.from_numpy(theme_logits))
-    prior.label_logits.data.copy_(torch.from_numpy(label_logits))
+    log_sizes, log_present, log_absent = themes
+    prior.theme_logits.data.copy_(torch.from_numpy(log_sizes))
+    prior.label_logits.data.copy_(torch.from_numpy(log_present - log_absent))
     return prior.requires_grad_(False)
+
+
+def _em_step(
+    labels: LabelSets,
+    themes: Tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+    num_themes: int,
+    random: np.random.RandomState,
+) -> Tuple[Tuple[np.ndarray, np.ndarray, np.ndarray], float]:
+    """The images of each theme (K,), those of them that have a label (K, C), and those of which it
+    is known (K, C) or (K, 1); and the log-likelihood of all images.
+
+    Args:
+        themes: log π (K,), log θ and log (1 - θ) (K, C); None: images are of themes at random.
+    """
+    sizes = np.zeros(num_themes)
+    present = np.zeros((num_themes, labels.num_labels))
+    known = np.zeros_like(present) if labels.known is not None else None
+    likelihood = -np.inf if themes is None else 0.0
+    step = max(1, NUMBERS_AT_ONCE // num_themes)
+    for start in range(0, len(labels.counts), step):
+        part = labels.pick(slice(start, start + step))
+        if themes is None:
+            shares = random.dirichlet(np.full(num_themes, 0.5), len(part.counts))
+        else:
+            log_sizes, log_present, log_absent = themes
+            joint = log_sizes + part.present @ (log_present - log_absent).T
+            joint += log_absent.sum(axis=1) if known is None else part.known @ log_absent.T
+            highest = joint.max(axis=1, keepdims=True)
+            shares = np.exp(joint - highest)
+            totals = shares.sum(axis=1, keepdims=True)
+            shares /= totals
+            likelihood += float(part.counts @ (highest + np.log(totals))[:, 0])
+        shares = (part.counts[:, None] * shares).astype(np.float32)
+        sizes += shares.sum(axis=0)
+        present += (part.present.T @ shares).T
+        if known is not None:
+            known += (part.known.T @ shares).T
+    return (sizes, present, sizes[:, None] if known is None else known), likelihood
 
 
 class Candidate(NamedTuple):
@@ -376,8 +421,19 @@ def choose_prior(
         kinds: PairwisePrior, ThemePrior.
     Returns:
         it, and all that were tried, the labels' frequencies first.
+    Raises:
+        InputError: there are fewer than FEWEST_IMAGES images, or labels.
     """
+    count = int(labels.counts.sum())
+    if count < FEWEST_IMAGES or labels.num_labels < 2:
+        raise InputError(
+            f"a label prior takes {FEWEST_IMAGES} images and 2 labels at least, and there are "
+            f"{count} and {labels.num_labels}"
+        )
     fitted, held_out = labels.split(HELD_OUT)
+    entries = held_out.counts.sum() * labels.num_labels
+    if entries > MOST_ENTRIES:
+        _, held_out = held_out.split(MOST_ENTRIES / entries)
     candidates = [Candidate("", 0, frequency_loss(fitted, held_out))]
     for kind in kinds:
         fit, settings = FITS[kind]
@@ -402,12 +458,7 @@ def frequency_loss(labels: LabelSets, held_out: LabelSets) -> float:
 
 @torch.no_grad()
 def label_loss(prior: LabelPrior, labels: LabelSets) -> float:
-    """BCE of each label given all others of its image, mean over known labels, in nats.
-
-    Of as many sets, drawn at random, as MOST_ENTRIES allows.
-    """
-    order = np.random.RandomState(0).permutation(len(labels.counts))
-    labels = labels.pick(order[: max(1, MOST_ENTRIES // labels.num_labels)])
+    """BCE of each label given all others of its image, mean over known labels, in nats."""
     cost = total = 0.0
     for rows in batches(prior, len(labels.counts)):
         part = labels.pick(rows)
@@ -439,9 +490,15 @@ def calibrate(prior: LabelPrior, logits: torch.Tensor, targets: torch.Tensor) ->
     Args:
         logits: (n, C), of images that neither the recogniser nor the prior was trained on.
         targets: (n, C) in {1, 0, -1 = ignored}.
+    Raises:
+        InputError: all of them are ignored.
     """
-    most = max(1, MOST_NUMBERS // prior.numbers_per_image)
-    logits, targets = logits[:most].float(), targets[:most].float()
+    if not (targets >= 0).any():
+        raise InputError("no label of the images to choose a label prior's strength on is known")
+    # Some images at random, whatever their order.
+    order = np.random.RandomState(0).permutation(np.lexsort(logits.T.numpy()))
+    order = torch.from_numpy(order[: max(1, MOST_NUMBERS // prior.numbers_per_image)])
+    logits, targets = logits[order].float(), targets[order].float()
     # In evaluation, logits without a strength come back as they are.
     was_training, hidden = prior.training, prior.hidden_evidence
     prior.train()

@@ -49,7 +49,9 @@ def test_a_checkpoint_with_a_prior_is_complete(trained, tmp_path, capsys, kind):
     prior.strength.fill_(0.0)
     np.testing.assert_array_equal(before(image()).scores, after(image()).scores)
     # It starts from nothing but the weights.
-    assert sorted(read_checkpoint(output)) == ["config", "label_names", "model"]
+    content = read_checkpoint(output)
+    assert sorted(content) == ["config", "label_counts", "label_names", "model"]
+    assert "DEVICE: cuda" in content["config"]
 
     config = output.replace(".pth", ".yaml")
     assert config in printed.out
@@ -154,6 +156,10 @@ def test_files_that_are_not_there(capsys, argv, message):
         ["--predictions", "a.npz", "--output", "b.npz"],
         ["--predictions", "a.npz", "--apply", "b.npz", "--output", "b.pth"],
         ["--weights", "a.pth", "--predictions", "a.npz", "--output", "b.npz"],
+        ["--weights", "a.pth", "--output", "b.pth", "--labels-from", "a.npz"],
+        ["--weights", "a.pth", "--output", "b.pth", "--calibrate-on", "a", "--share", "0.1"],
+        ["--predictions", "a.npz", "--apply", "b.npz", "--output", "c.npz", "--ema"],
+        ["--predictions", "a.npz", "--apply", "b.npz", "--output", "c.npz", "TEST.EMA", "True"],
     ],
 )
 def test_options_that_do_not_go_together(capsys, argv):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ia_gcn.analysis.label_headroom import measure_headroom
 from ia_gcn.evaluation import multi_label_metrics
+from ia_gcn.evaluation.bootstrap import resampled_map
 from ia_gcn.modeling.label_prior_fit import LabelSets, calibrate, fit_themes
 from tests.helpers.commands import load_command
 
@@ -96,8 +97,8 @@ def test_with_a_data_set_a_share_is_set_aside_and_not_measured(tmp_path, capsys,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("labels", "has other labels than"),
-        ("images", "has 400 of the images of"),
+        ("labels", r"has other labels \(6 against 6; has square; lacks round\)"),
+        ("images", "has 400 of the images of .*test.npz: nothing may be chosen"),
         ("missing", "no such file|No such file"),
         ("dataset", "is not registered|no data set"),
     ],
@@ -105,7 +106,9 @@ def test_with_a_data_set_a_share_is_set_aside_and_not_measured(tmp_path, capsys,
 def test_what_can_t_be_used(files, capsys, change, message):
     test, _val, folder = files
     source = {
-        "labels": lambda: write(folder / "l.npz", *draw(9, 3), first_id=2000, labels=LABELS[::-1]),
+        "labels": lambda: write(
+            folder / "l.npz", *draw(9, 3), first_id=2000, labels=[*LABELS[:5], "square"]
+        ),
         "images": lambda: test,
         "missing": lambda: "nowhere.npz",
         "dataset": lambda: "nowhere",
@@ -116,16 +119,33 @@ def test_what_can_t_be_used(files, capsys, change, message):
     assert "Traceback" not in printed.err
 
 
-def test_known_entries_are_not_measured():
+def test_other_images_may_have_the_same_ids(tmp_path, capsys):
+    """Many data sets count from 1."""
+    test = write(tmp_path / "test.npz", *draw(200, 1))
+    val = write(tmp_path / "val.npz", *draw(300, 2), labels=LABELS)
+    status, printed = run(capsys, test, "--labels-from", val)
+    assert status == 0, printed.err
+
+
+def test_known_entries_are_not_measured(monkeypatch):
     """With -1 among the targets, and whatever is said of entries that are known."""
+    measured = []
+
+    def keep(scores, targets, *args):
+        measured.append(targets)
+        return resampled_map(scores, targets, *args)
+
+    monkeypatch.setattr("ia_gcn.analysis.label_headroom.resampled_map", keep)
     targets, scores = draw(300, 4)
     targets[::7, 2] = -1
     prior = fit_themes(LabelSets.of_targets(draw(2000, 5)[0]), 2)
     logits = torch.logit(torch.from_numpy(scores)).float()
     calibrate(prior, logits, torch.from_numpy(targets))
     headroom = measure_headroom(prior, logits, targets)
-    again = measure_headroom(prior, logits, targets)
-    assert headroom == again
+    assert [(t >= 0).sum() / (targets >= 0).sum() for t in measured[3::2]] == pytest.approx(
+        [0.75, 0.5, 0.25], abs=0.1
+    )
+    assert headroom == measure_headroom(prior, logits, targets)
     states = torch.from_numpy(targets)
     expected = multi_label_metrics(prior(logits, states).double().sigmoid().numpy(), targets)
     assert headroom.map_ceiling.value == pytest.approx(expected["mAP"])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from ia_gcn.errors import InputError
 from ia_gcn.modeling import PairwisePrior, ThemePrior
 from ia_gcn.modeling import label_prior_fit as fit
 from ia_gcn.modeling.label_prior_fit import LabelSets
@@ -131,11 +132,15 @@ def test_with_all_others_known_the_regression_speaks(kind, strength):
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_what_is_known_of_a_label_does_not_move_itself():
+@pytest.mark.parametrize("holes", [False, True])
+def test_what_is_known_of_a_label_does_not_move_itself(holes):
     for kind in KINDS:
         prior = make_prior(kind)
         logits = random_logits()
         states = (random_logits(seed=7) > 0).float()
+        if holes:
+            # What is known of label 2 reaches the unknown ones, and must not come back.
+            states[:, [0, 4]] = -1
         other = states.clone()
         other[:, 2] = 1 - other[:, 2]
         scores, changed = prior(logits, states), prior(logits, other)
@@ -329,9 +334,9 @@ def test_themes_are_found(hidden):
 def test_the_loss_of_labels_given_the_others_by_hand():
     prior = make_prior("pairwise", 6)
     targets = np.where(np.random.RandomState(0).rand(50, 6) < 0.2, -1, draw_sets(50))
+    assert float(prior.strength) == 1
     weight, frequency = dense_weight(prior), sigmoid(prior.log_odds.double().numpy())
     cost = count = 0
-    prior.strength.fill_(0.0)
     for row in targets:
         for i in range(6):
             if row[i] < 0:
@@ -345,6 +350,66 @@ def test_the_loss_of_labels_given_the_others_by_hand():
     np.testing.assert_allclose(
         fit.label_loss(prior, LabelSets.of_targets(targets)), cost / count, rtol=1e-5
     )
+
+
+def test_of_two_labels_that_are_equal_one_alone_says_nothing_of_itself():
+    """One of both is known in each image: ln 2 nats are open."""
+    random = np.random.RandomState(0)
+    both = np.repeat(random.randint(2, size=(400, 1)), 2, axis=1)
+    targets = np.where(np.eye(2)[random.randint(2, size=400)] > 0, -1, both)
+    prior = fit.fit_pairwise(LabelSets.of_targets(both), 0.1).eval()
+    assert fit.label_loss(prior, LabelSets.of_targets(targets)) == pytest.approx(
+        np.log(2), rel=0.02
+    )
+
+
+def test_rare_labels_regressions_converge():
+    random = np.random.RandomState(0)
+    theme = random.randint(8, size=6000)
+    chances = np.where(np.arange(24) % 8 == theme[:, None], 0.4, 0.01) * (0.85 ** np.arange(24))
+    targets = (random.rand(6000, 24) < chances).astype(np.int64)
+    sets = LabelSets.of_targets(targets)
+    prior = fit.fit_pairwise(sets, 0.3)
+    inputs = targets - sigmoid(sets.log_odds().astype(np.float64))
+    for i in np.argsort(targets.sum(axis=0))[[0, 1, -1]]:
+        others = [j for j in range(24) if j != i]
+        model = LogisticRegression(C=1 / 0.3, solver="newton-cholesky", tol=1e-8)
+        model.fit(inputs[:, others], targets[:, i])
+        np.testing.assert_allclose(prior.weight[i, others], model.coef_[0], atol=0.02)
+
+
+def test_too_little_to_fit_or_to_choose_on():
+    with pytest.raises(InputError, match="takes 10 images and 2 labels at least"):
+        fit.choose_prior(LabelSets.of_targets(draw_sets(9)))
+    prior = make_prior("themes", 6)
+    with pytest.raises(InputError, match="is known"):
+        fit.calibrate(prior, random_logits(9, 6), torch.full((9, 6), -1))
+
+
+@pytest.mark.parametrize(("num_labels", "num_neighbors"), [(5, 5), (5, 9), (401, 0)])
+def test_numbers_of_neighbors_that_can_t_be(num_labels, num_neighbors):
+    with pytest.raises(InputError, match=r"MODEL\.LABEL_PRIOR\.NUM_NEIGHBORS"):
+        PairwisePrior(num_labels=num_labels, num_neighbors=num_neighbors)
+
+
+def test_neighbors_of_a_file_are_labels():
+    prior = make_prior("neighbors")
+    state = {**prior.state_dict(), "neighbors": prior.neighbors + 4}
+    with pytest.raises(InputError, match="neighbors: there is no label"):
+        prior.load_state_dict(state)
+
+
+def test_calibration_does_not_depend_on_the_order_of_images(monkeypatch):
+    monkeypatch.setattr(fit, "MOST_NUMBERS", 2_000)
+    targets, others = draw_sets(2000), draw_sets(600, seed=9)
+    others = others[np.lexsort(others.T)]
+    logits = torch.from_numpy(np.random.RandomState(0).randn(600, 6) + 2 * others - 2).float()
+    found = []
+    for order in (slice(None), np.arange(600)[::-1].copy()):
+        prior = fit.fit_themes(LabelSets.of_targets(targets), 2)
+        fit.calibrate(prior, logits[order], torch.from_numpy(others[order]))
+        found.append([float(prior.temperature), float(prior.offset), float(prior.strength)])
+    assert found[0] == found[1]
 
 
 def test_a_prior_is_chosen_by_what_it_says_of_held_out_labels():

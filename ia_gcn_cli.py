@@ -31,6 +31,7 @@ COMMANDS = {
     "ablate": Command("ablate", "compare label heads on frozen features"),
     "evaluate-predictions": Command("evaluate_predictions", "measure written predictions again"),
     "label-headroom": Command("label_headroom", "say how much a label graph could add"),
+    "fit-label-prior": Command("fit_label_prior", "add what labels say of each other to a model"),
     "visualize-attention": Command("visualize_attention", "draw what a model looks at"),
     "visualize-regions": Command("visualize_regions", "draw the regions that a model looks at"),
     "visualize-results": Command("visualize_results", "draw training curve and predictions"),

@@ -4,8 +4,9 @@ INPUT is a file; a folder, for all images in it and below; a pattern such as 'ph
 for standard input: an image, or a list of files, one a line. URLs are not downloaded. A file
 that is named twice is predicted twice.
 
-A C-Tran can be told which labels are there and which are not, and uses it for the others: with
---known for all images, and for one image with a line of the list that is JSON
+A C-Tran, or a model with a label prior (tools/fit_label_prior.py), can be told which labels are
+there and which are not, and uses it for the others: with --known for all images, and for one image
+with a line of the list that is JSON
   {"file": "a.jpg", "known": {"fork": true, "cup": false}}
 and comes before --known. Their probabilities are 1 and 0, and the image's record has the same
 "known".

@@ -23,6 +23,8 @@ Examples:
     tools/benchmark.py cpu
   how many of labels that were flipped on purpose are found:
     tools/benchmark.py label-errors --config-file ... --weights ...
+  what labels that are known bring, by C-Tran and by a label prior:
+    tools/benchmark.py known-labels
   what a subcommand takes:
     tools/benchmark.py model --help
 """
@@ -40,6 +42,7 @@ from benchmarks.arguments import positive
 from benchmarks.cpu import add_cpu
 from benchmarks.evaluator import add_evaluator
 from benchmarks.heads import add_heads
+from benchmarks.known_labels import add_known_labels
 from benchmarks.label_errors import add_label_errors
 from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
@@ -101,7 +104,7 @@ def main() -> int:
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
-    adds += (add_label_errors,)
+    adds += (add_label_errors, add_known_labels)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

@@ -114,6 +114,19 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     train, test = (
         FrozenFeatures.load(str(start.features(name))) for name in (spec.train, spec.test)
     )
+    heads, storage = train_on_features(cfg, train)
+    return {
+        **measure_heads(heads, test, cfg),
+        "train": measure_heads(heads, train, cfg),
+        "regions": region_figures(storage),
+    }
+
+
+def train_on_features(cfg: CfgNode, train: FrozenFeatures):
+    """What `train_heads` returns, of a new model of a run's config.
+
+    Label graph, prior and loss are those of all images of DATASETS.TRAIN.
+    """
     epochs_to_iterations(cfg, len(train.targets))
     seed_all_rng(cfg.SEED)
     # Its network is not used.
@@ -124,12 +137,7 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     fill_label_graph(cfg, model, dicts, label_names)
     fill_label_prior(cfg, model, dicts)
     fill_loss(cfg, model, train.targets, label_names)
-    heads, storage = train_heads(cfg, model, train)
-    return {
-        **measure_heads(heads, test, cfg),
-        "train": measure_heads(heads, train, cfg),
-        "regions": region_figures(storage),
-    }
+    return train_heads(cfg, model, train)
 
 
 def measure_heads(heads: HeadsOnFeatures, features: FrozenFeatures, cfg: CfgNode) -> Dict:

@@ -44,6 +44,8 @@ def test_threads_that_predict_files_decode_no_more_than_the_budget(monkeypatch, 
     meter = Meter()
 
     class Predictor:
+        label_names = ()
+
         def view(self, file):
             meter.use(100)
             return {}

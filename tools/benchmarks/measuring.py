@@ -83,6 +83,10 @@ COLUMNS: Dict[str, tuple] = {
     "forward_s": ("forward s", lambda row: f"{row['forward_s']:.3g}"),
     "backward_s": ("backward s", lambda row: f"{row['backward_s']:.3g}"),
     "share": ("share of the step", lambda row: f"{row['share']:.1%}"),
+    **{
+        f"known_{share}": (f"{share} %", lambda row, share=share: row[f"known_{share}"])
+        for share in (0, 25, 50, 75)
+    },
     "exponent": ("growth exponent", lambda row: f"{row['exponent']:.2f}"),
     "regions": (
         "regions per image",

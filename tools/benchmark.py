@@ -25,6 +25,8 @@ Examples:
     tools/benchmark.py label-errors --config-file ... --weights ...
   what labels that are known bring, by C-Tran and by a label prior:
     tools/benchmark.py known-labels
+  when a label graph is worth its cost, by what images and labels say (hours):
+    tools/benchmark.py label-evidence
   what a subcommand takes:
     tools/benchmark.py model --help
 """
@@ -44,6 +46,7 @@ from benchmarks.evaluator import add_evaluator
 from benchmarks.heads import add_heads
 from benchmarks.known_labels import add_known_labels
 from benchmarks.label_errors import add_label_errors
+from benchmarks.label_evidence import add_label_evidence
 from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
 from benchmarks.models import add_model
@@ -104,7 +107,7 @@ def main() -> int:
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
-    adds += (add_label_errors, add_known_labels)
+    adds += (add_label_errors, add_known_labels, add_label_evidence)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

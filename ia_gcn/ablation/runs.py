@@ -122,10 +122,12 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     }
 
 
-def train_on_features(cfg: CfgNode, train: FrozenFeatures):
+def train_on_features(cfg: CfgNode, train: FrozenFeatures, dicts: Sequence[Dict] | None = None):
     """What `train_heads` returns, of a new model of a run's config.
 
-    Label graph, prior and loss are those of all images of DATASETS.TRAIN.
+    Args:
+        train: features of training images.
+        dicts: the images whose labels the label graph is made of; None: those of DATASETS.TRAIN.
     """
     epochs_to_iterations(cfg, len(train.targets))
     seed_all_rng(cfg.SEED)
@@ -133,7 +135,8 @@ def train_on_features(cfg: CfgNode, train: FrozenFeatures):
     cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM.PRETRAINED = "", False
     model = build_model(cfg)
     label_names = get_label_names(cfg.DATASETS.TRAIN)
-    dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN)
+    if dicts is None:
+        dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN)
     fill_label_graph(cfg, model, dicts, label_names)
     fill_label_prior(cfg, model, dicts)
     fill_loss(cfg, model, train.targets, label_names)

@@ -1,6 +1,7 @@
 """tools/benchmark.py on networks and label graphs that take next to no time."""
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -14,6 +15,7 @@ from benchmarks import (
     evaluator,
     heads,
     label_errors,
+    label_evidence,
     label_graph,
     loading,
     profiling,
@@ -519,3 +521,53 @@ def test_flipped_labels_are_looked_for(make_cfg, tmp_path):
     true = {d["file_name"]: set(d["labels"]) for d in get_multilabel_dicts(cfg.DATASETS.TRAIN)}
     true = {name.rpartition("/")[2]: labels for name, labels in true.items()}
     assert sum(len(true[d["file_name"]] ^ set(d["labels"])) for d in flipped) == 4
+
+
+def enumerate_posterior(sets, chances, evidence, states):
+    """Log-odds of each label, by adding up the chances of all sets; states: (C,) or None."""
+    result = []
+    for label in range(len(evidence)):
+        totals = [0.0, 0.0]
+        for labels, chance in zip(sets, chances):
+            if states is None:
+                totals[int(labels[label])] += chance * np.exp(evidence[labels].sum())
+            elif all(labels[j] == states[j] for j in range(len(evidence)) if j != label):
+                totals[int(labels[label])] += chance * np.exp(evidence[label] * labels[label])
+        result.append(np.log(totals[1]) - np.log(totals[0]))
+    return result
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_exact_posterior_of_scenes_by_enumeration(known):
+    random = np.random.RandomState(0)
+    sets = np.array(list(itertools.product([False, True], repeat=4)))
+    chances = random.dirichlet(np.ones(16))
+    logits = random.randn(5, 4)
+    states = random.randint(2, size=(5, 4)) if known else None
+    frequency = chances @ sets
+    log_odds = np.log(frequency / (1 - frequency))
+    found = label_evidence.exact_posterior(sets, chances, logits, (np.log(2.0), 0.3), states)
+    for i in range(5):
+        evidence = logits[i] / 2 + 0.3 - log_odds
+        state = None if states is None else states[i]
+        expected = enumerate_posterior(sets, chances, evidence, state)
+        np.testing.assert_allclose(found[i], expected, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_what_labels_are_worth_over_evidence_and_correlation(tmp_path):
+    options = ["--folder", tmp_path, "--evidence", "1", "--correlation", "0,1", "--images", "40"]
+    options += ["--seeds", "1", "--steps", "5", "--epochs", "1", "--aside", "32", "--val", "24"]
+    options += ["--rows", "ML-GCN"]
+    outcome = benchmark("label-evidence", *options)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [line["correlation"] for line in lines] == [0, 1]
+    names = ["Linear", "label prior", "exact prior", "true other labels", "ML-GCN"]
+    assert all(sorted(line["mAP"]) == sorted(names) for line in lines)
+    assert "evidence 1, correlation 1" in outcome.stdout
+    with Image.open(tmp_path / "label_evidence.png") as image:
+        assert min(image.size) > 200
+    # What is there is not run again.
+    assert benchmark("label-evidence", *options).returncode == 0
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2

@@ -66,7 +66,7 @@ def run_known_labels(args) -> Iterator[Table]:
     )
 
 
-COLUMNS = ("known_0", "known_25", "known_50", "known_75")
+COLUMNS = [f"{share:.0%} known" for share in SHARES]
 
 
 def spread(values) -> str:

@@ -27,7 +27,8 @@ MEMORY_SHARE = 0.6
 class Table(NamedTuple):
     title: str
     rows: List[Dict]
-    """Each with a name, and of the keys of COLUMNS those that were measured."""
+    """Each with a name, of the keys of COLUMNS those that were measured, and texts by the names of
+    other columns."""
     note: str = ""
 
 
@@ -83,10 +84,6 @@ COLUMNS: Dict[str, tuple] = {
     "forward_s": ("forward s", lambda row: f"{row['forward_s']:.3g}"),
     "backward_s": ("backward s", lambda row: f"{row['backward_s']:.3g}"),
     "share": ("share of the step", lambda row: f"{row['share']:.1%}"),
-    **{
-        f"known_{share}": (f"{share} %", lambda row, share=share: row[f"known_{share}"])
-        for share in (0, 25, 50, 75)
-    },
     "exponent": ("growth exponent", lambda row: f"{row['exponent']:.2f}"),
     "regions": (
         "regions per image",
@@ -121,6 +118,10 @@ def describe_bytes(number: float) -> str:
 
 def markdown(table: Table) -> str:
     columns = {key: column for key, column in COLUMNS.items() if any(key in r for r in table.rows)}
+    # What is text already has the name of its column.
+    own = {key for row in table.rows for key, value in row.items() if isinstance(value, str)}
+    for key in dict.fromkeys(key for row in table.rows for key in row if key in own - set(COLUMNS)):
+        columns[key] = key, lambda row, key=key: row[key]
     cells = [
         [cell(row) if key in row else "–" for key, (_, cell) in columns.items()]
         for row in table.rows

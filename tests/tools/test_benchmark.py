@@ -558,12 +558,12 @@ def test_the_exact_posterior_of_scenes_by_enumeration(known):
 def test_what_labels_are_worth_over_evidence_and_correlation(tmp_path):
     options = ["--folder", tmp_path, "--evidence", "1", "--correlation", "0,1", "--images", "40"]
     options += ["--seeds", "1", "--steps", "5", "--epochs", "1", "--aside", "32", "--val", "24"]
-    options += ["--rows", "ML-GCN"]
+    options += ["--rows", "ML-GCN", "ML-AGCN, whitened features"]
     outcome = benchmark("label-evidence", *options)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["correlation"] for line in lines] == [0, 1]
-    names = ["Linear", "label prior", "exact prior", "true other labels", "ML-GCN"]
+    names = ["Linear", "label prior", "exact prior", "true other labels", *options[-2:]]
     assert all(sorted(line["mAP"]) == sorted(names) for line in lines)
     assert "evidence 1, correlation 1" in outcome.stdout
     with Image.open(tmp_path / "label_evidence.png") as image:

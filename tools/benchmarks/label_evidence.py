@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ia_gcn.ablation.runs import in_new_process, train_on_features
 from ia_gcn.ablation.spec import Spec, as_list, read_spec
-from ia_gcn.ablation.start import Start, feature_loader, train_network
+from ia_gcn.ablation.start import Start, feature_loader, train_network, write_label_embeddings
 from ia_gcn.checkpoint import MultiLabelCheckpointer, build_model
 from ia_gcn.data import get_label_names, get_multilabel_dicts
 from ia_gcn.engine import setup_cfg
@@ -120,9 +120,9 @@ def network_opts(spec: Spec) -> Dict:
 
 
 def make_network(evidence: List[float], epochs: int, folder: Path) -> None:
-    """Train the network, where it is not there yet."""
+    """Train the network, and compute its label embeddings, where they are not there yet."""
     start, spec = Start(folder), read_spec(str(SPEC))
-    if start.checkpoint.exists():
+    if start.label_embeddings.exists():
         return
     opts = {
         **network_opts(spec),
@@ -135,7 +135,9 @@ def make_network(evidence: List[float], epochs: int, folder: Path) -> None:
     start.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     path = start.checkpoint.parent / "stdout.txt"
     with open(path, "a") as log, redirect_stdout(log), redirect_stderr(log):
-        train_network(setup_cfg(str(ROOT / spec.network.config), as_list(opts, folder)))
+        cfg = setup_cfg(str(ROOT / spec.network.config), as_list(opts, folder))
+        train_network(cfg)
+        write_label_embeddings(cfg, cfg.DATASETS.TRAIN[0], start)
 
 
 def make_features(scenes: str, folder: Path) -> None:

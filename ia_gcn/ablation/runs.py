@@ -136,7 +136,8 @@ def train_on_features(cfg: CfgNode, train: FrozenFeatures):
     dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN)
     fill_label_graph(cfg, model, dicts, label_names)
     fill_label_prior(cfg, model, dicts)
-    fill_loss(cfg, model, train.targets, label_names)
+    present, absent = ((train.targets == state).sum(dim=0) for state in (1, 0))
+    fill_loss(cfg, model, len(train.targets), present, absent, label_names)
     return train_heads(cfg, model, train)
 
 

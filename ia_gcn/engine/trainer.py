@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import weakref
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from ..data import (
     label_embeddings,
     label_matrices,
 )
-from ..data.dataset_mapper import target_vector
 from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError, TrainingDiverged
 from ..evaluation import MultiLabelEvaluator, summary_line
@@ -92,8 +91,10 @@ class Trainer(DefaultTrainer):
         self.seed = cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         label_names = self.label_names = check_labels(cfg)
         data_loader = self.build_train_loader(cfg)
-        self.label_counts = count_states(data_loader.dataset, len(label_names)).present.tolist()
-        epochs_to_iterations(cfg, len(data_loader.dataset))
+        num_images = len(data_loader.dataset)
+        present, absent, _ = count_states(data_loader.dataset, len(label_names))
+        self.label_counts = present.tolist()
+        epochs_to_iterations(cfg, num_images)
         cfg.freeze()
         # Errors of a test set are raised now, and not at the first evaluation.
         self.test_sizes = {name: len(get_test_dicts(cfg, name)) for name in cfg.DATASETS.TEST}
@@ -105,8 +106,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         fill_label_graph(cfg, model, data_loader.dataset, label_names)
         fill_label_prior(cfg, model, data_loader.dataset)
-        targets = (target_vector(x, len(label_names)) for x in data_loader.dataset)
-        fill_loss(cfg, model, targets, label_names)
+        fill_loss(cfg, model, num_images, present, absent, label_names)
         self._follow_loss = FollowLoss(
             model.criterion.loss, len(data_loader.dataset), cfg.SOLVER.IMS_PER_BATCH
         )
@@ -490,28 +490,29 @@ def fill_label_prior(cfg: CfgNode, model: nn.Module, dataset: Sequence[Dict]) ->
 
 
 def fill_loss(
-    cfg: CfgNode, model: nn.Module, targets: Iterable[torch.Tensor], label_names: Sequence[str]
+    cfg: CfgNode,
+    model: nn.Module,
+    num_images: int,
+    present: Sequence[int],
+    absent: Sequence[int],
+    label_names: Sequence[str],
 ) -> None:
     """Give a recogniser's loss the label counts, if it needs them.
 
     Args:
-        targets: (C,) in {1, 0, -1 = unknown}, of each image of the training set.
+        num_images: of the training set.
+        present, absent: (C,), in how many of them each label is known to be there, or not.
         label_names: C names.
     Raises:
         InputError: MODEL.LOSS.LABEL_COUNTS is no predictions.npz, or has other labels.
     """
     if "label_counts" not in model.criterion.needs:
         return
-    present, absent = torch.zeros(2, len(label_names), dtype=torch.float64)
-    num_images = 0
-    for target in targets:
-        present += target == 1
-        absent += target == 0
-        num_images += 1
-    path = cfg.MODEL.LOSS.LABEL_COUNTS
-    if path:
-        present, absent = expected_counts(path, label_names)
-    model.criterion.loss.fill(num_images, present, absent)
+    counts = present, absent
+    if cfg.MODEL.LOSS.LABEL_COUNTS:
+        counts = expected_counts(cfg.MODEL.LOSS.LABEL_COUNTS, label_names)
+    counts = (torch.as_tensor(count, dtype=torch.float64) for count in counts)
+    model.criterion.loss.fill(num_images, *counts)
 
 
 def expected_counts(path: str, label_names: Sequence[str]) -> Tuple[torch.Tensor, torch.Tensor]:

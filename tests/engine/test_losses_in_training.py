@@ -126,7 +126,7 @@ def test_labels_are_corrected_on_frozen_features():
         targets = torch.where(features.targets == 0, -1.0, features.targets)
         features = features._replace(targets=targets)
         names = [str(c) for c in range(targets.shape[1])]
-        fill_loss(cfg, model, targets, names)
+        fill_loss(cfg, model, 6, torch.zeros(len(names)), torch.zeros(len(names)), names)
         train_heads(cfg, model, features)
         assert model.criterion.loss.epoch == 8 * 4 // 6
         ends.append(model.criterion.loss.corrections.of(torch.arange(6)))
@@ -141,26 +141,27 @@ def pairs(flat):
 
 # Label counts
 
-TARGETS = torch.tensor([[1.0, 0, -1], [1, -1, -1], [0, 1, -1], [1, 0, 0]])
+PRESENT, ABSENT = np.array([3, 1, 0]), np.array([1, 2, 1])
 
 
 @pytest.fixture
 def balanced(make_cfg):
-    """A function that fills a model's loss from TARGETS, and returns it."""
+    """A function that fills a model's loss from PRESENT and ABSENT, and returns it."""
 
     def fill(*opts):
         cfg = make_cfg("run", "MODEL.LOSS.NAME", "DistributionBalancedLoss", *opts)
         model = Trainer.build_model(cfg)
-        fill_loss(cfg, model, TARGETS, ["red", "green", "blue"])
+        fill_loss(cfg, model, 4, PRESENT, ABSENT, ["red", "green", "blue"])
         return model.criterion.loss
 
     return fill
 
 
-def test_labels_are_counted_where_they_are_known(balanced):
-    loss = balanced()
-    assert loss.present.tolist() == [3, 1, 0]
-    assert loss.absent.tolist() == [1, 2, 1]
+def test_a_training_counts_its_labels_where_they_are_known(make_partial_cfg):
+    trainer = Trainer(make_partial_cfg("run", "MODEL.LOSS.NAME", "DistributionBalancedLoss"))
+    loss = trainer.model.criterion.loss
+    assert loss.present.tolist() == [8, 8, 8]
+    assert loss.absent.tolist() == [0, 0, 0]
 
 
 @pytest.fixture
@@ -179,6 +180,8 @@ def test_labels_are_counted_as_a_model_sees_them(balanced, write_predictions):
     loss = balanced(*write_predictions(["red", "green", "blue"]))
     assert loss.present.tolist() == [1.5, 0.5, 1.0]
     assert loss.absent.tolist() == [0.5, 1.5, 1.0]
+    loss = balanced()
+    assert (loss.present.tolist(), loss.absent.tolist()) == ([3, 1, 0], [1, 2, 1])
 
 
 def test_predictions_of_other_labels_are_refused(balanced, write_predictions):
@@ -188,9 +191,14 @@ def test_predictions_of_other_labels_are_refused(balanced, write_predictions):
 
 def test_the_counts_of_a_checkpoint_are_not_those_of_a_training_that_starts_from_it(make_cfg):
     opts = ("MODEL.LOSS.NAME", "DistributionBalancedLoss", "SOLVER.MAX_ITER", 1)
-    trainer = run(make_cfg("run", *opts))
-    assert trainer.model.criterion.loss.present.tolist() == [8, 8, 8]
-    assert not any("criterion" in name for name in trainer.model.state_dict())
+    first = run(make_cfg("first", *opts))
+    assert first.model.criterion.loss.present.tolist() == [8, 8, 8]
+    cfg = make_cfg("second", *opts, "MODEL.WEIGHTS", f"{first.cfg.OUTPUT_DIR}/model_final.pth")
+    dicts = get_multilabel_dicts(["custom_train"])[:5]
+    DatasetCatalog.remove("custom_train")
+    DatasetCatalog.register("custom_train", lambda: dicts)
+    expected = [sum(label in record["labels"] for record in dicts) for label in range(3)]
+    assert run(cfg).model.criterion.loss.present.tolist() == expected != [8, 8, 8]
 
 
 def test_corrections_take_a_bit_for_each_label():

@@ -24,6 +24,7 @@ Examples:
         DATASETS.CUSTOM.IMAGE_ROOT photos
   A JSON says of each image what is unknown. OUT as a CSV needs DATASETS.CUSTOM.UNLABELED unknown,
   which holds for the test file, too: that one must then name what is absent, as !label.
+  With --known 1, a registered test set becomes a file for DATASETS.CUSTOM.TEST.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def load(source: str) -> Tuple[List[Dict], List[str], str]:
         return load_multilabel_file(source, "", labels), labels, ""
     dicts = load_multilabel_dicts(source)
     folders = [record["file_name"].split("/")[:-1] for record in dicts]
-    return dicts, get_label_names([source]), "/".join(os.path.commonprefix(folders))
+    root = "/".join(os.path.commonprefix(folders))  # noqa: RUF071 (of lists, it compares parts)
+    return dicts, get_label_names([source]), root
 
 
 def hide(args: argparse.Namespace) -> None:

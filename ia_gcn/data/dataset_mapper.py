@@ -218,8 +218,8 @@ def label_sets(dataset_dict: Dict) -> ImageLabels:
 
 
 def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
-    """(C,) float32: 1 for labels that are present, 0 for those that are absent, and -1 for those that
-    are ignored or unknown, see `label_sets`.
+    """(C,) float32: 1 for labels that are present, 0 for absent ones, and -1 for those that are
+    ignored or unknown, see `label_sets`.
     """
     labels = label_sets(dataset_dict)
     if labels.absent is None:

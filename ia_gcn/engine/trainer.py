@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import os
 import weakref
 from typing import Dict, List, Sequence, Tuple
@@ -56,7 +55,12 @@ from .hooks import (
 from .metrics_log import KeepMetrics, MetricsWriter
 from .output_lock import sole_training
 from .progress import SHORTEST, ProgressBar, ProgressWriter
-from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
+from .schedule import (
+    build_lr_scheduler,
+    build_optimizer,
+    epochs_to_iterations,
+    iterations_per_epoch,
+)
 from .signals import StopOnSignal
 from .summary import files_summary, results_summary, training_summary
 
@@ -79,6 +83,7 @@ class Trainer(DefaultTrainer):
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
         label_names: of the model's outputs, in order.
         label_counts: how many training images have each of them.
+        iterations_per_epoch: how many it takes to see all of them.
         test_sizes: the number of images of each of DATASETS.TEST.
     """
 
@@ -106,15 +111,19 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         fill_label_graph(cfg, model, data_loader.dataset, label_names)
         fill_label_prior(cfg, model, data_loader.dataset)
-        fill_loss(cfg, model, num_images, present, absent, label_names)
-        self._follow_loss = FollowLoss(
-            model.criterion.loss, len(data_loader.dataset), cfg.SOLVER.IMS_PER_BATCH
-        )
         optimizer = self.build_optimizer(cfg, model)
         decay = cfg.SOLVER.EMA_DECAY
         if not 0 <= decay < 1:
             raise InputError(f"SOLVER.EMA_DECAY must be at least 0 and less than 1, not {decay}")
         self.ema = ModelEmaV3(model, decay) if decay else None
+        # After the EMA's copy of the model, which needs none of it.
+        fill_loss(cfg, model, num_images, present, absent, label_names)
+        self.iterations_per_epoch = iterations_per_epoch(cfg, num_images)
+        self._follow_loss = FollowLoss(
+            model.criterion.loss,
+            self.iterations_per_epoch,
+            (record["image_id"] for record in data_loader.dataset),
+        )
         logger.debug(f"Model:\n{model}")
         amp = cfg.SOLVER.AMP
         self.amp_dtype = choose_amp_dtype(amp.DTYPE, model) if amp.ENABLED else None
@@ -273,9 +282,7 @@ class Trainer(DefaultTrainer):
             if period > 0:
                 last.append(self._build_best_checkpointer())
             last += [hook for hook in default if isinstance(hook, hooks.PeriodicWriter)]
-            num_images = len(self.data_loader.dataset)
-            per_epoch = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
-            progress = ProgressWriter(self.max_iter, per_epoch)
+            progress = ProgressWriter(self.max_iter, self.iterations_per_epoch)
             last.append(hooks.PeriodicWriter([progress], period=1))
             last.append(self._metrics)
             every = self.cfg.SOLVER.CHECKPOINT_PERIOD

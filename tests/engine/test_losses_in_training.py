@@ -47,13 +47,14 @@ class RecordEpochs(HookBase):
         self.epochs.append(self.loss.epoch)
 
 
-def test_the_loss_knows_the_epoch_of_an_iterations_first_image(make_cfg):
+def test_the_epochs_of_a_loss_are_those_of_the_schedule(make_cfg):
     trainer = Trainer(make_cfg("run", *ELEVEN))
     record = RecordEpochs(trainer.model.criterion.loss)
     trainer.register_hooks([record])
     trainer.train()
-    # Images 0 to 13 are the first epoch.
-    assert record.epochs == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    # 14 images, 4 in an iteration.
+    assert trainer.iterations_per_epoch == 4
+    assert record.epochs == [0] * 4 + [1] * 4 + [2] * 3
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,20 @@ def test_corrections_are_of_unknown_labels_and_in_checkpoints(make_partial_cfg, 
 def test_corrections_of_another_training_set_are_refused(error_line):
     loss = loss_from_config("LargeLoss", LARGE_LOSS__SCHEME="LL-Cp")
     loss.fill(5, torch.zeros(3), torch.zeros(3))
-    state = FollowLoss(loss, 5, 2).state_dict()
-    loss.fill(6, torch.zeros(3), torch.zeros(3))
-    message = error_line(FollowLoss(loss, 6, 2).load_state_dict, state)
-    assert "corrected of 5 images, and the training set has 6" in message
+    loss.corrections.add(np.array([[4, 2]]))
+    state = FollowLoss(loss, 3, "abcde").state_dict()
+    loss.fill(5, torch.zeros(3), torch.zeros(3))
+    for image_ids in ("abcdef", "abcdf", "abced"):
+        hook = FollowLoss(loss, 3, image_ids)
+        assert "of another training set" in error_line(hook.load_state_dict, state)
+    FollowLoss(loss, 3, "abcde").load_state_dict(state)
+    assert loss.corrections.of(torch.arange(5)).nonzero().tolist() == [[4, 2]]
+
+
+def test_the_ema_of_the_weights_has_no_corrections_of_its_own(make_cfg):
+    trainer = Trainer(make_cfg("run", *FOR_GOOD, "SOLVER.EMA_DECAY", 0.9))
+    assert trainer.model.criterion.loss.corrections is not None
+    assert trainer.ema.module.criterion.loss.corrections is None
 
 
 def test_all_processes_get_the_corrections_of_all(monkeypatch):
@@ -109,7 +120,7 @@ def test_all_processes_get_the_corrections_of_all(monkeypatch):
     loss.corrections.propose(torch.tensor([2]), torch.eye(9, dtype=torch.bool)[8:])
     others = np.array([[0, 1], [2, 0]])
     monkeypatch.setattr(comm, "all_gather", lambda pairs: [others, pairs])
-    FollowLoss(loss, 3, 2).after_step()
+    FollowLoss(loss, 2).after_step()
     found = loss.corrections.of(torch.arange(3)).nonzero().tolist()
     assert found == [[0, 1], [2, 0], [2, 8]]
     assert not loss.corrections.new
@@ -128,7 +139,7 @@ def test_labels_are_corrected_on_frozen_features():
         names = [str(c) for c in range(targets.shape[1])]
         fill_loss(cfg, model, 6, torch.zeros(len(names)), torch.zeros(len(names)), names)
         train_heads(cfg, model, features)
-        assert model.criterion.loss.epoch == 8 * 4 // 6
+        assert model.criterion.loss.epoch == 8 // 2
         ends.append(model.criterion.loss.corrections.of(torch.arange(6)))
     assert ends[0].any()
     assert not (ends[0] & (targets != -1)).any()

@@ -78,8 +78,8 @@ def multi_label_metrics(
 
     The sums are over all labels; the means are over the labels that are present in some image;
     mAP is over those that have an AP. Where every label is present in some image, that is Eq. 15-16
-    as printed. 0 / 0 counts as 0: the precision of a label that is never predicted, the F1 of 0 and 0, and
-    CP and CR where no label is present at all.
+    as printed. 0 / 0 counts as 0: the precision of a label that is never predicted, the F1 of 0 and
+    0, and CP and CR where no label is present at all.
 
     Args:
         scores: (n, C) probabilities in [0, 1], of any float, integer or boolean type.

@@ -17,17 +17,21 @@ difference. Only training labels are hidden: evaluate on the whole ones.
 Examples:
   a tenth of the labels of each image of the demo's training set:
     datasets/hide_labels.py digit_scenes_hard_train known_10.json --known 0.1
-  your own data, and the training on it (with a JSON, UNLABELED can be left out):
-    datasets/hide_labels.py train.csv one_label.csv --single-positive
+  your own data, and the training on it:
+    datasets/hide_labels.py train.csv one_label.json --single-positive
     tools/train_net.py --config-file configs/Custom/small.yaml \\
-        DATASETS.CUSTOM.TRAIN one_label.csv DATASETS.CUSTOM.UNLABELED unknown \\
-        DATASETS.CUSTOM.TEST test.csv DATASETS.CUSTOM.IMAGE_ROOT photos
+        DATASETS.CUSTOM.TRAIN one_label.json DATASETS.CUSTOM.TEST test.csv \\
+        DATASETS.CUSTOM.IMAGE_ROOT photos
+  A JSON says of each image what is unknown. OUT as a CSV needs DATASETS.CUSTOM.UNLABELED unknown,
+  which holds for the test file, too: that one must then name what is absent, as !label.
+  With --known 1, a registered test set becomes a file for DATASETS.CUSTOM.TEST.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from typing import Dict, List, Tuple
 
@@ -60,7 +64,8 @@ def load(source: str) -> Tuple[List[Dict], List[str], str]:
         labels = file_label_names(source)
         return load_multilabel_file(source, "", labels), labels, ""
     dicts = load_multilabel_dicts(source)
-    root = os.path.commonpath([os.path.dirname(record["file_name"]) for record in dicts])
+    folders = [record["file_name"].split("/")[:-1] for record in dicts]
+    root = "/".join(os.path.commonprefix(folders))  # noqa: RUF071 (of lists, it compares parts)
     return dicts, get_label_names([source]), root
 
 
@@ -71,7 +76,7 @@ def hide(args: argparse.Namespace) -> None:
     if os.path.realpath(args.out) == os.path.realpath(args.source):
         raise InputError(f"{args.out}: is IN itself, whose labels would be lost")
     if args.single_positive:
-        keep = hidden_labels.keep_one_positive
+        keep = hidden_labels.keep_one_positive()
     else:
         keep = BY[args.by or "image"](args.known)
     check_writable(os.path.dirname(args.out) or ".")
@@ -85,8 +90,14 @@ def hide(args: argparse.Namespace) -> None:
         f"{args.out}: {len(hidden)} images, {len(labels)} labels; {known:.1%} of the entries are "
         f"known: {present} present of {sum(len(d['labels']) for d in dicts)}, {absent} absent"
     )
-    print(f"DATASETS.CUSTOM.TRAIN {args.out} DATASETS.CUSTOM.UNLABELED unknown", end=" ")
-    print(f"DATASETS.CUSTOM.IMAGE_ROOT {root or 'that of ' + args.source}")
+    opts = ["DATASETS.CUSTOM.TRAIN", args.out, "DATASETS.CUSTOM.TEST", "TEST"]
+    opts += ["DATASETS.CUSTOM.IMAGE_ROOT", root or "IMAGES"]
+    if args.out.lower().endswith(".csv"):
+        opts += ["DATASETS.CUSTOM.UNLABELED", "unknown"]
+    print(
+        "to train on it, with your test file for TEST and the folder of the images for IMAGES:\n"
+        f"  tools/train_net.py --config-file configs/Custom/small.yaml {shlex.join(opts)}"
+    )
 
 
 def main() -> int:

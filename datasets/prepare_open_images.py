@@ -26,6 +26,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 import sys
@@ -112,7 +113,9 @@ def prepare_split(
     images = find_images(target, folders)
     settings = {
         "machine": args.machine,
-        "images": {folder: len(ids) for folder, ids in images.items()},
+        "images": {
+            folder: hashlib.sha256(ids.tobytes()).hexdigest() for folder, ids in images.items()
+        },
         "files": {
             path.name: [path.stat().st_size, path.stat().st_mtime_ns]
             for path in (*classes, *judges)

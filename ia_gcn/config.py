@@ -470,8 +470,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATASETS.CUSTOM.IMAGE_ROOT = ""
     # The same for TEST where it is another folder.
     cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
-    # What a label is that neither file names for an image: absent, or unknown, so that it counts
-    # nowhere. In images with LVIS's neg_category_ids it is always unknown.
+    # What a label is that a file doesn't name for an image, in TRAIN and in TEST: absent, or
+    # unknown, so that it counts nowhere. In images with LVIS's neg_category_ids it is always
+    # unknown.
     cfg.DATASETS.CUSTOM.UNLABELED = "absent"
     # With TRAIN alone, this share of its images, stratified by label, is held out as custom_test;
     # 0.0: none, so that there is no evaluation.

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ..checkpoint import build_model
 from ..data import get_label_names, get_multilabel_dicts
+from ..data.dataset_mapper import target_vector
 from ..engine import Trainer, fill_label_graph, fill_label_prior, fill_loss
 from ..engine.frozen_features import FrozenFeatures, HeadsOnFeatures, train_heads
 from ..engine.schedule import epochs_to_iterations
@@ -114,7 +115,7 @@ def run_heads(cfg: CfgNode, spec: Spec, start: Start) -> Dict:
     train, test = (
         FrozenFeatures.load(str(start.features(name))) for name in (spec.train, spec.test)
     )
-    heads, storage = train_on_features(cfg, train)
+    heads, storage = train_on_features(cfg, settle_targets(cfg, train))
     return {
         **measure_heads(heads, test, cfg),
         "train": measure_heads(heads, train, cfg),
@@ -136,11 +137,21 @@ def train_on_features(cfg: CfgNode, train: FrozenFeatures, dicts: Sequence[Dict]
     model = build_model(cfg)
     label_names = get_label_names(cfg.DATASETS.TRAIN)
     if dicts is None:
-        dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN)
+        dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN, ignored=cfg.DATASETS.IGNORED_LABELS)
     fill_label_graph(cfg, model, dicts, label_names)
     fill_label_prior(cfg, model, dicts)
-    fill_loss(cfg, model, train.targets, label_names)
+    present, absent = ((train.targets == state).sum(dim=0) for state in (1, 0))
+    fill_loss(cfg, model, len(train.targets), present, absent, label_names)
     return train_heads(cfg, model, train)
+
+
+def settle_targets(cfg: CfgNode, train: FrozenFeatures) -> FrozenFeatures:
+    """The features of DATASETS.TRAIN with targets as DATASETS.IGNORED_LABELS has them."""
+    if cfg.DATASETS.IGNORED_LABELS == "nowhere":
+        return train
+    dicts = get_multilabel_dicts(cfg.DATASETS.TRAIN, ignored=cfg.DATASETS.IGNORED_LABELS)
+    targets = [target_vector(record, train.targets.shape[1]) for record in dicts]
+    return train._replace(targets=torch.stack(targets))
 
 
 def measure_heads(heads: HeadsOnFeatures, features: FrozenFeatures, cfg: CfgNode) -> Dict:

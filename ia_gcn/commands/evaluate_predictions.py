@@ -50,6 +50,7 @@ from ..evaluation import (
     best_f1_points,
     frequency_table,
     interpolated_precision,
+    labels_without_negatives,
     labels_without_positives,
     measure_by_frequency,
     measure_calibration,
@@ -103,6 +104,8 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"\nAP of each label:\n{average_precision_table(per_label)}")
     if np.isnan(ap).any():
         print(labels_without_positives(per_label))
+    if args.ignored != "everywhere" and (line := labels_without_negatives(targets, label_names)):
+        print(line)
     calibration = measure_calibration(scores, targets)
     print(f"\nexpected calibration error: {calibration.error:.2f}\n")
     write_files(predictions, points, ap, calibration, folder)

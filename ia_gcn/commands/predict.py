@@ -382,6 +382,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if not args.format:
         args.format = "csv" if (args.output or "").lower().endswith(".csv") else "jsonl"
+    if len(dict(args.known)) < len(set(args.known)):
+        parser.error("--known: a label can't be both in the images and not in them")
     if args.regions and args.format == "csv":
         parser.error("--regions: there is no room for boxes in CSV")
     return args

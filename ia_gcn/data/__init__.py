@@ -16,13 +16,13 @@ from .datasets import (
     register_multilabel_voc,
 )
 from .label_embeddings import glove_embeddings, label_embeddings, name_embeddings
-from .label_matrices import label_matrices
 from .label_statistics import (
     LabelGraphSummary,
     LabelStatistics,
     cached_label_statistics,
     count_labels,
     count_states,
+    label_matrices,
     summarize_label_graph,
 )
 from .proposals import add_proposals

@@ -11,7 +11,7 @@ from typing import Callable, Dict, Iterator, List, Sequence
 import numpy as np
 import torch
 from detectron2.config import configurable
-from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetFromList, Metadata, MetadataCatalog
 from detectron2.data.build import trivial_batch_collator
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
@@ -159,7 +159,7 @@ def load_multilabel_dicts(name: str) -> List[Dict]:
     dicts = []
     for record in DatasetCatalog.get(name):
         if "labels" not in record:
-            record = _with_labels_of_boxes(record)
+            record = _with_labels_of_boxes(record, MetadataCatalog.get(name))
         labels = [label for key in LABEL_KEYS for label in record.get(key, ())]
         if not all(0 <= label < num_labels for label in labels):
             raise InputError(
@@ -172,19 +172,21 @@ def load_multilabel_dicts(name: str) -> List[Dict]:
     return dicts
 
 
-def _with_labels_of_boxes(record: Dict) -> Dict:
-    present = {box["category_id"] for box in record.get("annotations", [])}
+def _with_labels_of_boxes(record: Dict, metadata: Metadata) -> Dict:
+    present = {box["category_id"] for box in record.get("annotations", ())}
     if "neg_category_ids" not in record:
         return {**record, "labels": sorted(present)}
-    # detectron2 keeps LVIS's own ids here, which begin with 1.
+    # detectron2 keeps LVIS's own ids here. Those of LVIS's categories begin with 1.
+    labels = metadata.get("thing_dataset_id_to_contiguous_id")
     absent, doubtful = (
-        {category_id - 1 for category_id in record[key]}
+        {i - 1 if labels is None else labels[i] for i in record.get(key, ())}
         for key in ("neg_category_ids", "not_exhaustive_category_ids")
     )
     return {
         **record,
         "labels": sorted(present),
         "absent_labels": sorted(absent - present - doubtful),
+        "ignored_labels": sorted(doubtful - present),
     }
 
 

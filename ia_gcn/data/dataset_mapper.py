@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import BinaryIO, Dict, List
+from typing import BinaryIO, Dict, List, NamedTuple, Set
 
 import numpy as np
 import torch
@@ -196,17 +196,39 @@ def convert_image(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     return utils.convert_PIL_to_numpy(images.upright_8_bit(image), image_format)
 
 
-def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
-    """(C,) float32: 1 for the dict's `labels`, -1 for its `ignored_labels`, 0 for its
-    `absent_labels`, in this order of precedence; for the others 0, or -1 if it has `absent_labels`.
+class ImageLabels(NamedTuple):
+    """What is known of the labels of an image; each label is in one of the sets at most."""
+
+    present: Set[int]
+    absent: Set[int] | None
+    """Those that are known to be absent, where all others are unknown. None: all others are."""
+    ignored: Set[int]
+
+
+def label_sets(dataset_dict: Dict) -> ImageLabels:
+    """The labels of a data set dict: one that is named twice is rather present than ignored, and
+    rather ignored than absent.
     """
+    present = set(dataset_dict["labels"])
+    ignored = set(dataset_dict.get("ignored_labels", ())) - present
+    absent = None
     if "absent_labels" in dataset_dict:
-        target = torch.full((num_labels,), -1.0)
-        target[dataset_dict["absent_labels"]] = 0
-    else:
+        absent = set(dataset_dict["absent_labels"]) - ignored - present
+    return ImageLabels(present, absent, ignored)
+
+
+def target_vector(dataset_dict: Dict, num_labels: int) -> torch.Tensor:
+    """(C,) float32: 1 for labels that are present, 0 for absent ones, and -1 for those that are
+    ignored or unknown, see `label_sets`.
+    """
+    labels = label_sets(dataset_dict)
+    if labels.absent is None:
         target = torch.zeros(num_labels)
-    target[dataset_dict.get("ignored_labels", [])] = -1
-    target[dataset_dict["labels"]] = 1
+        target[list(labels.ignored)] = -1
+    else:
+        target = torch.full((num_labels,), -1.0)
+        target[list(labels.absent)] = 0
+    target[list(labels.present)] = 1
     return target
 
 

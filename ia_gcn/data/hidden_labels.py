@@ -6,43 +6,52 @@ n is the number of images, C of labels. An entry is a label of an image.
 from __future__ import annotations
 
 import hashlib
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 from tqdm import tqdm
 
 from .dataset_mapper import target_vector
 
-Keep = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""From targets (n, C) int8 and random numbers (n, C) to a boolean array: what stays known."""
+# Entries of images that are looked at together; some hundred megabytes.
+ENTRIES_AT_ONCE = 2**22
+
+
+class Keep(NamedTuple):
+    """What stays known."""
+
+    choose: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """From targets (n, C) int8 and random numbers (n, C) to a boolean array."""
+    by_image: bool = True
+    """Whether other images make no difference to an image, so that n may be a part of all."""
 
 
 def keep_entries(share: float) -> Keep:
     """Each entry stays known with the probability `share`."""
-    return lambda targets, draws: (draws < share) & (targets >= 0)
+    return Keep(lambda targets, draws: (draws < share) & (targets >= 0))
 
 
 def keep_of_each_image(share: float) -> Keep:
     """Of each image's known entries this share, rounded, which is the protocol of Durand, Mehrasa,
     Mori: Learning a Deep ConvNet for Multi-label Classification with Partial Labels, 2019."""
-    return lambda targets, draws: _lowest(draws, targets >= 0, share)
+    return Keep(lambda targets, draws: _lowest(draws, targets >= 0, share))
 
 
 def keep_of_each_label(share: float) -> Keep:
     """Of each label's present entries this share, rounded, and at least one; the same of its absent
     ones."""
 
-    def keep(targets: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def choose(targets: np.ndarray, draws: np.ndarray) -> np.ndarray:
         parts = (_lowest(draws.T, state == targets.T, share, least=1).T for state in (1, 0))
         return np.logical_or(*parts)
 
-    return keep
+    return Keep(choose, by_image=False)
 
 
-def keep_one_positive(targets: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def keep_one_positive() -> Keep:
     """Of each image one label that is present, and nothing else: Cole, Mac Aodha, Lorieul, Perona,
     Morris, Jojic: Multi-Label Learning from Single Positive Labels, 2021."""
-    return _lowest(draws, targets == 1, share=0, least=1)
+    return Keep(lambda targets, draws: _lowest(draws, targets == 1, share=0, least=1))
 
 
 def hide_labels(
@@ -56,19 +65,26 @@ def hide_labels(
     Args:
         dataset_dicts: see `MultiLabelDatasetMapper`. Unknown labels stay unknown.
         num_labels: C.
-        keep: one of the functions above.
+        keep: of one of the functions above.
         seed: any integer.
     """
-    targets = np.empty((len(dataset_dicts), num_labels), np.int8)
-    draws = np.empty(targets.shape)
+    at_once = max(1, ENTRIES_AT_ONCE // num_labels if keep.by_image else len(dataset_dicts))
+    hidden = []
     # Without a terminal, no bar.
-    progress = tqdm(dataset_dicts, "hiding", unit=" images", leave=False, disable=None)
-    for i, record in enumerate(progress):
-        targets[i] = target_vector(record, num_labels).numpy()
-        digest = hashlib.sha256(f"{seed} {record['image_id']}".encode()).digest()
-        draws[i] = np.random.default_rng(np.frombuffer(digest, np.uint32)).random(num_labels)
-    targets[~keep(targets, draws)] = -1
-    return [_with_targets(record, row) for record, row in zip(dataset_dicts, targets)]
+    with tqdm(total=len(dataset_dicts), desc="hiding", leave=False, disable=None) as progress:
+        for start in range(0, len(dataset_dicts), at_once):
+            part = dataset_dicts[start : start + at_once]
+            targets = np.empty((len(part), num_labels), np.int8)
+            draws = np.empty(targets.shape)
+            for i, record in enumerate(part):
+                targets[i] = target_vector(record, num_labels).numpy()
+                digest = hashlib.sha256(f"{seed} {record['image_id']}".encode()).digest()
+                random = np.random.default_rng(np.frombuffer(digest, np.uint32))
+                draws[i] = random.random(num_labels)
+                progress.update()
+            targets[~keep.choose(targets, draws)] = -1
+            hidden += map(_with_targets, part, targets)
+    return hidden
 
 
 def _lowest(draws: np.ndarray, among: np.ndarray, share: float, least: int = 0) -> np.ndarray:

@@ -1,12 +1,15 @@
-"""Label counts and pair counts of a data set, from which label graphs are computed."""
+"""The labels of a data set as sparse matrices, and the counts from which label graphs are computed.
+
+n is the number of images, C of labels.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from itertools import chain
-from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Set, Tuple
+from array import array
+from typing import Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from detectron2.utils import comm
@@ -14,6 +17,7 @@ from detectron2.utils.file_io import PathManager
 from scipy import sparse
 
 from ..io.files import write_atomically
+from .dataset_mapper import label_sets
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,70 @@ class StateCounts(NamedTuple):
     unknown: np.ndarray
 
 
-def count_labels(dataset_dicts: Sequence[Dict], num_labels: int) -> LabelStatistics:
+class _States(NamedTuple):
+    """Which labels images have, and of which more is known; (n, C) int32 of ones, sparse."""
+
+    present: sparse.csr_matrix
+    absent: sparse.csr_matrix
+    """Known to be absent, of images with holes alone."""
+    ignored: sparse.csr_matrix
+    """Of complete images, those that are not absent beside the present ones."""
+    complete: np.ndarray
+    """(n,) bool: the images without `absent_labels`, the others of which have holes."""
+
+    @classmethod
+    def of(cls, dataset_dicts: Iterable[Dict], num_labels: int) -> _States:
+        """Of a data set's dicts, each of which is looked at once and not kept."""
+        rows = present, absent, ignored = tuple(_Rows() for _ in range(3))
+        complete = array("b")
+        for record in dataset_dicts:
+            labels = label_sets(record)
+            complete.append(labels.absent is None)
+            present.append(labels.present)
+            absent.append(labels.absent or ())
+            ignored.append(labels.ignored if labels.absent is None else ())
+        return cls(*(part.matrix(num_labels) for part in rows), np.array(complete, bool))
+
+
+class _Rows:
+    """The rows of a sparse matrix of ones, which are appended one by one."""
+
+    def __init__(self):
+        self.columns, self.ends = array("i"), array("q", [0])
+
+    def append(self, columns: Iterable[int]) -> None:
+        self.columns.extend(sorted(columns))
+        self.ends.append(len(self.columns))
+
+    def matrix(self, num_columns: int) -> sparse.csr_matrix:
+        columns, ends = np.array(self.columns, np.int32), np.array(self.ends)
+        shape = len(ends) - 1, num_columns
+        return sparse.csr_matrix((np.ones_like(columns), columns, ends), shape=shape)
+
+
+def label_matrices(
+    dataset_dicts: Iterable[Dict], num_labels: int
+) -> Tuple[sparse.csr_matrix, sparse.csr_matrix | None]:
+    """Which labels images have, and of which it is known, as `target_vector` has them.
+
+    Args:
+        dataset_dicts: see `MultiLabelDatasetMapper`.
+        num_labels: C.
+    Returns:
+        present and known, (n, C) float32 of ones; None for known where all labels of all images
+        are.
+    """
+    present, absent, ignored, complete = _States.of(dataset_dicts, num_labels)
+    if complete.all() and not ignored.nnz:
+        return present.astype(np.float32), None
+    # All ones in the rows of complete images, and no others.
+    rows = sparse.csr_matrix(complete[:, None], dtype=np.int32)
+    rows = rows @ sparse.csr_matrix(np.ones((1, num_labels), np.int32))
+    known = (rows + present + absent - ignored) > 0
+    return present.astype(np.float32), known.astype(np.float32)
+
+
+def count_labels(dataset_dicts: Iterable[Dict], num_labels: int) -> LabelStatistics:
     """Count the labels of a data set's dicts, each image once. Unknown labels don't count.
 
     In images without `absent_labels`, where ignored labels are few, these count as absent ones.
@@ -51,24 +118,23 @@ def count_labels(dataset_dicts: Sequence[Dict], num_labels: int) -> LabelStatist
             indices below num_labels = C.
     """
     pair_counts = np.zeros((num_labels, num_labels), np.int64)
-    for start, pairs in _pair_counts(dataset_dicts, num_labels):
+    for start, pairs in _pair_counts(_States.of(dataset_dicts, num_labels)):
         pair_counts[start : start + pairs.shape[0]] = pairs.toarray()
     return LabelStatistics(pair_counts.diagonal().copy(), pair_counts)
 
 
-def count_states(dataset_dicts: Sequence[Dict], num_labels: int) -> StateCounts:
+def count_states(dataset_dicts: Iterable[Dict], num_labels: int) -> StateCounts:
     """In how many images each label is present, absent and unknown, ignored ones among these.
 
     Args:
         dataset_dicts: see `MultiLabelDatasetMapper`.
         num_labels: C.
     """
-    complete = [d for d in dataset_dicts if "absent_labels" not in d]
-    with_holes = [d for d in dataset_dicts if "absent_labels" in d]
-    present = _count(map(_present, dataset_dicts), num_labels)
-    absent = _count(map(_known_absent, with_holes), num_labels)
-    absent += len(complete) - _count((_present(d) | _ignored(d) for d in complete), num_labels)
-    return StateCounts(present, absent, len(dataset_dicts) - present - absent)
+    states = _States.of(dataset_dicts, num_labels)
+    present, num_complete = _sum(states.present), states.complete.sum()
+    not_absent = _sum(states.present[states.complete]) + _sum(states.ignored)
+    absent = _sum(states.absent) + num_complete - not_absent
+    return StateCounts(present, absent, len(states.complete) - present - absent)
 
 
 def cached_label_statistics(
@@ -118,7 +184,7 @@ class LabelGraphSummary(NamedTuple):
 
 
 def summarize_label_graph(
-    dataset_dicts: Sequence[Dict],
+    dataset_dicts: Iterable[Dict],
     num_labels: int,
     threshold: float,
     reweight: float,
@@ -139,12 +205,13 @@ def summarize_label_graph(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    counts = _count(map(_present, dataset_dicts), num_labels)
+    states = _States.of(dataset_dicts, num_labels)
+    counts = _sum(states.present)
     shown = np.sort(np.argsort(-counts, kind="stable")[:max_shown])
     edges_out, edges_in = np.zeros((2, num_labels), np.int64)
     weight_in = np.zeros(num_labels)
     conditional, edges = np.zeros((2, len(shown), len(shown)))
-    for start, pairs in _pair_counts(dataset_dicts, num_labels):
+    for start, pairs in _pair_counts(states):
         stop = start + pairs.shape[0]
         rows, columns = pairs.row + start, pairs.col
         probability = pairs.data / counts[rows]
@@ -162,55 +229,28 @@ def summarize_label_graph(
     return LabelGraphSummary(counts, edges_out, edges_in, shown, conditional, lcm)
 
 
-def _pair_counts(
-    dataset_dicts: Sequence[Dict], num_labels: int
-) -> Iterator[Tuple[int, sparse.coo_matrix]]:
+def _pair_counts(states: _States) -> Iterator[Tuple[int, sparse.coo_matrix]]:
     """The rows of `LabelStatistics.pair_counts`, some at a time, behind the first one's index."""
-    presence = _indicator(map(_present, dataset_dicts), num_labels)
-    counts = np.asarray(presence.sum(axis=0)).ravel()
-    with_holes = [d for d in dataset_dicts if "absent_labels" in d]
-    holed = _indicator(map(_present, with_holes), num_labels)
-    known = holed + _indicator(map(_known_absent, with_holes), num_labels)
-    in_complete = counts - np.asarray(holed.sum(axis=0)).ravel()
+    presence, holes = states.present, ~states.complete
+    counts, num_labels = _sum(presence), presence.shape[1]
+    holed = presence[holes]
+    known = holed + states.absent[holes]
+    in_complete = counts - _sum(holed)
     of_labels, of_labels_holed = presence.tocsc(), holed.tocsc()
     step = max(1, PAIRS_AT_ONCE // max(num_labels, 1))
     for start in range(0, num_labels, step):
         rows = slice(start, start + step)
         pairs = (of_labels[:, rows].T @ presence).tocoo()
-        if with_holes:
+        if holes.any():
             both_known = (of_labels_holed[:, rows].T @ known).toarray() + in_complete[rows, None]
             weights = counts[rows][pairs.row] / both_known[pairs.row, pairs.col]
             pairs.data = np.rint(pairs.data * weights).astype(np.int64)
         yield start, pairs
 
 
-def _present(record: Dict) -> Set[int]:
-    return set(record["labels"])
-
-
-def _ignored(record: Dict) -> Set[int]:
-    return set(record.get("ignored_labels", ())).difference(record["labels"])
-
-
-def _known_absent(record: Dict) -> Set[int]:
-    """Of an image with `absent_labels`; the precedence is that of `target_vector`."""
-    return set(record["absent_labels"]) - _ignored(record) - _present(record)
-
-
-def _count(label_sets: Iterable[Set[int]], num_labels: int) -> np.ndarray:
-    """(C,) int64: in how many sets a label is."""
-    return np.bincount(
-        np.fromiter(chain.from_iterable(label_sets), np.int64), minlength=num_labels
-    ).astype(np.int64)
-
-
-def _indicator(label_sets: Iterable[Set[int]], num_labels: int) -> sparse.csr_matrix:
-    """(n, C) int64, sparse: 1 where label i is in set k."""
-    labels = [sorted(found) for found in label_sets]
-    row_ends = np.cumsum([0, *map(len, labels)])
-    columns = np.fromiter(chain.from_iterable(labels), np.int64)
-    shape = (len(labels), num_labels)
-    return sparse.csr_matrix((np.ones_like(columns), columns, row_ends), shape=shape)
+def _sum(matrix: sparse.csr_matrix) -> np.ndarray:
+    """(C,) int64: in how many images a label is."""
+    return np.bincount(matrix.indices, minlength=matrix.shape[1])
 
 
 def _fingerprint(dataset_dicts: Sequence[Dict], label_names: List[str]) -> str:
@@ -222,7 +262,6 @@ def _fingerprint(dataset_dicts: Sequence[Dict], label_names: List[str]) -> str:
 
 
 def _counted(record: Dict) -> str:
-    labels = repr(sorted(_present(record)))
-    if "absent_labels" not in record:
-        return labels
-    return f"{labels} !{sorted(_known_absent(record))}"
+    labels = label_sets(record)
+    present = repr(sorted(labels.present))
+    return present if labels.absent is None else f"{present} !{sorted(labels.absent)}"

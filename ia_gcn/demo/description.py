@@ -36,7 +36,8 @@ class Description(NamedTuple):
     """What the page shows of an image."""
 
     labels: List[Tuple[str, float]]
-    """Those from the threshold on with their probabilities, the highest first."""
+    """Those from the threshold on with their probabilities, the highest first; and those that are
+    known, whatever their probability."""
     figure: Image.Image | None
     """RGB, of the regions and the label graph, of the attention, or of the label graph; None of a
     model that has none of them."""
@@ -81,8 +82,10 @@ def describe_image(
         graph = statistical_graph(predictor)
         if graph is not None:
             figure = draw_graph(graph, scores, names)
-    labels = Prediction(names, hold_known(view, scores), None).above(threshold)
-    return Description(labels, figure)
+    labels = dict(Prediction(names, hold_known(view, scores), None).above(threshold))
+    # One that is known to be absent stays, so that it can be clicked again.
+    labels.update((name, float(there)) for name, there in (known or {}).items())
+    return Description(list(labels.items()), figure)
 
 
 def figure_title(predictor: MultiLabelPredictor) -> str:

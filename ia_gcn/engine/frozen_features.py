@@ -24,7 +24,7 @@ from ..io.files import write_atomically
 from ..modeling import ImageFeatures, MultiLabelRecognizer
 from ..modeling.recognizer import ignore_known
 from .hooks import FollowLoss
-from .schedule import build_lr_scheduler, build_optimizer
+from .schedule import build_lr_scheduler, build_optimizer, iterations_per_epoch
 
 # In a file, in front of a feature map's name and of its mask's.
 MAP, MASK = "map.", "mask."
@@ -172,7 +172,8 @@ def train_heads(cfg: CfgNode, model: MultiLabelRecognizer, features: FrozenFeatu
     optimizer = build_optimizer(cfg, model)
     trainer = SimpleTrainer(heads, _Batches(features, cfg), optimizer)
     scheduler = hooks.LRScheduler(optimizer, build_lr_scheduler(cfg, optimizer))
-    follow = FollowLoss(model.criterion.loss, len(features.targets), cfg.SOLVER.IMS_PER_BATCH)
+    per_epoch = iterations_per_epoch(cfg, len(features.targets))
+    follow = FollowLoss(model.criterion.loss, per_epoch)
     trainer.register_hooks([scheduler, follow])
     trainer.train(0, cfg.SOLVER.MAX_ITER)
     return heads, trainer.storage

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -41,27 +42,28 @@ class SeedEveryStep(HookBase):
 class FollowLoss(HookBase):
     """Tells the loss which epoch it is in, and keeps the labels that it corrects for good.
 
-    Iterations begin in the epoch of their first image. After each one, all processes have the
-    corrections of all of them; they are in checkpoints.
+    After each iteration, all processes have the corrections of all of them; they are in
+    checkpoints.
     """
 
-    def __init__(self, loss: nn.Module, num_images: int, batch_size: int):
+    def __init__(self, loss: nn.Module, per_epoch: int, image_ids: Iterable = ()):
         """
         Args:
-            loss: the model's, see `MultiLabelLoss`.
-            num_images: of the training set.
-            batch_size: images of an iteration, of all processes.
+            loss: the model's, see `MultiLabelLoss`; filled.
+            per_epoch: iterations of an epoch.
+            image_ids: of the training set, in its order, for a training that can be resumed.
         """
         self._loss = loss
-        self._num_images = num_images
-        self._batch_size = batch_size
+        self._per_epoch = per_epoch
+        if self._corrections is not None:
+            self._images = hashlib.sha256(repr(list(image_ids)).encode()).hexdigest()
 
     @property
     def _corrections(self) -> LabelCorrections | None:
         return getattr(self._loss, "corrections", None)
 
     def before_step(self):
-        self._loss.epoch = self.trainer.iter * self._batch_size // self._num_images
+        self._loss.epoch = self.trainer.iter // self._per_epoch
 
     def after_step(self):
         if self._corrections is not None:
@@ -71,18 +73,18 @@ class FollowLoss(HookBase):
     def state_dict(self):
         if self._corrections is None:
             return {}
-        return {"label_corrections": torch.from_numpy(self._corrections.bits)}
+        bits = torch.from_numpy(self._corrections.bits)
+        return {"label_corrections": bits, "images": self._images}
 
     def load_state_dict(self, state):
         if self._corrections is None:
             return
-        bits = state["label_corrections"].numpy()
-        if bits.shape != self._corrections.bits.shape:
+        if state.get("images") != self._images:
             raise InputError(
-                f"--resume: the checkpoint has labels that were corrected of {len(bits)} images, "
-                f"and the training set has {self._num_images}"
+                "--resume: the checkpoint has corrected labels of another training set (other "
+                "images, or another order): start anew, without --resume"
             )
-        self._corrections.bits[:] = bits
+        self._corrections.bits[:] = state["label_corrections"].numpy()
 
 
 class UpdateEma(HookBase):

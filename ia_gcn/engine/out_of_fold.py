@@ -201,8 +201,13 @@ def fit_linear(
     weights = known / known.sum(dim=0).clamp(min=1)
     targets = targets.clamp(min=0)
     classifiers = start.clone().requires_grad_()
+    # Each step in the history has two copies of all classifiers; by default it has 100 steps.
     optimizer = torch.optim.LBFGS(
-        [classifiers], max_iter=MAX_STEPS, tolerance_grad=1e-4, line_search_fn="strong_wolfe"
+        [classifiers],
+        max_iter=MAX_STEPS,
+        tolerance_grad=1e-4,
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> torch.Tensor:

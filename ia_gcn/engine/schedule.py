@@ -26,9 +26,14 @@ ONE_CYCLE_START = 1 / 25
 ONE_CYCLE_END = ONE_CYCLE_START * 1e-4
 
 
+def iterations_per_epoch(cfg: CfgNode, num_images: int) -> int:
+    """An epoch is as many iterations as it takes to see all images; the last one may spill over."""
+    return math.ceil(num_images / cfg.SOLVER.IMS_PER_BATCH)
+
+
 def epochs_to_iterations(cfg: CfgNode, num_images: int) -> None:
     """Convert the epochs of `cfg`, if it has some, to iterations over `num_images` images."""
-    per_epoch = math.ceil(num_images / cfg.SOLVER.IMS_PER_BATCH)
+    per_epoch = iterations_per_epoch(cfg, num_images)
     if cfg.SOLVER.MAX_EPOCHS:
         cfg.SOLVER.MAX_ITER = cfg.SOLVER.MAX_EPOCHS * per_epoch
     if cfg.SOLVER.STEP_EPOCHS:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import os
 import weakref
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -34,7 +33,6 @@ from ..data import (
     label_embeddings,
     label_matrices,
 )
-from ..data.dataset_mapper import target_vector
 from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError, TrainingDiverged
 from ..evaluation import MultiLabelEvaluator, summary_line
@@ -57,7 +55,12 @@ from .hooks import (
 from .metrics_log import KeepMetrics, MetricsWriter
 from .output_lock import sole_training
 from .progress import SHORTEST, ProgressBar, ProgressWriter
-from .schedule import build_lr_scheduler, build_optimizer, epochs_to_iterations
+from .schedule import (
+    build_lr_scheduler,
+    build_optimizer,
+    epochs_to_iterations,
+    iterations_per_epoch,
+)
 from .signals import StopOnSignal
 from .summary import files_summary, results_summary, training_summary
 
@@ -80,6 +83,7 @@ class Trainer(DefaultTrainer):
         seed: SEED, or one drawn at random where that is negative; kept in checkpoints.
         label_names: of the model's outputs, in order.
         label_counts: how many training images have each of them.
+        iterations_per_epoch: how many it takes to see all of them.
         test_sizes: the number of images of each of DATASETS.TEST.
     """
 
@@ -92,8 +96,10 @@ class Trainer(DefaultTrainer):
         self.seed = cfg.SEED = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         label_names = self.label_names = check_labels(cfg)
         data_loader = self.build_train_loader(cfg)
-        self.label_counts = count_states(data_loader.dataset, len(label_names)).present.tolist()
-        epochs_to_iterations(cfg, len(data_loader.dataset))
+        num_images = len(data_loader.dataset)
+        present, absent, _ = count_states(data_loader.dataset, len(label_names))
+        self.label_counts = present.tolist()
+        epochs_to_iterations(cfg, num_images)
         cfg.freeze()
         # Errors of a test set are raised now, and not at the first evaluation.
         self.test_sizes = {name: len(get_test_dicts(cfg, name)) for name in cfg.DATASETS.TEST}
@@ -105,16 +111,19 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         fill_label_graph(cfg, model, data_loader.dataset, label_names)
         fill_label_prior(cfg, model, data_loader.dataset)
-        targets = (target_vector(x, len(label_names)) for x in data_loader.dataset)
-        fill_loss(cfg, model, targets, label_names)
-        self._follow_loss = FollowLoss(
-            model.criterion.loss, len(data_loader.dataset), cfg.SOLVER.IMS_PER_BATCH
-        )
         optimizer = self.build_optimizer(cfg, model)
         decay = cfg.SOLVER.EMA_DECAY
         if not 0 <= decay < 1:
             raise InputError(f"SOLVER.EMA_DECAY must be at least 0 and less than 1, not {decay}")
         self.ema = ModelEmaV3(model, decay) if decay else None
+        # After the EMA's copy of the model, which needs none of it.
+        fill_loss(cfg, model, num_images, present, absent, label_names)
+        self.iterations_per_epoch = iterations_per_epoch(cfg, num_images)
+        self._follow_loss = FollowLoss(
+            model.criterion.loss,
+            self.iterations_per_epoch,
+            (record["image_id"] for record in data_loader.dataset),
+        )
         logger.debug(f"Model:\n{model}")
         amp = cfg.SOLVER.AMP
         self.amp_dtype = choose_amp_dtype(amp.DTYPE, model) if amp.ENABLED else None
@@ -273,9 +282,7 @@ class Trainer(DefaultTrainer):
             if period > 0:
                 last.append(self._build_best_checkpointer())
             last += [hook for hook in default if isinstance(hook, hooks.PeriodicWriter)]
-            num_images = len(self.data_loader.dataset)
-            per_epoch = math.ceil(num_images / self.cfg.SOLVER.IMS_PER_BATCH)
-            progress = ProgressWriter(self.max_iter, per_epoch)
+            progress = ProgressWriter(self.max_iter, self.iterations_per_epoch)
             last.append(hooks.PeriodicWriter([progress], period=1))
             last.append(self._metrics)
             every = self.cfg.SOLVER.CHECKPOINT_PERIOD
@@ -490,28 +497,29 @@ def fill_label_prior(cfg: CfgNode, model: nn.Module, dataset: Sequence[Dict]) ->
 
 
 def fill_loss(
-    cfg: CfgNode, model: nn.Module, targets: Iterable[torch.Tensor], label_names: Sequence[str]
+    cfg: CfgNode,
+    model: nn.Module,
+    num_images: int,
+    present: Sequence[int],
+    absent: Sequence[int],
+    label_names: Sequence[str],
 ) -> None:
     """Give a recogniser's loss the label counts, if it needs them.
 
     Args:
-        targets: (C,) in {1, 0, -1 = unknown}, of each image of the training set.
+        num_images: of the training set.
+        present, absent: (C,), in how many of them each label is known to be there, or not.
         label_names: C names.
     Raises:
         InputError: MODEL.LOSS.LABEL_COUNTS is no predictions.npz, or has other labels.
     """
     if "label_counts" not in model.criterion.needs:
         return
-    present, absent = torch.zeros(2, len(label_names), dtype=torch.float64)
-    num_images = 0
-    for target in targets:
-        present += target == 1
-        absent += target == 0
-        num_images += 1
-    path = cfg.MODEL.LOSS.LABEL_COUNTS
-    if path:
-        present, absent = expected_counts(path, label_names)
-    model.criterion.loss.fill(num_images, present, absent)
+    counts = present, absent
+    if cfg.MODEL.LOSS.LABEL_COUNTS:
+        counts = expected_counts(cfg.MODEL.LOSS.LABEL_COUNTS, label_names)
+    counts = (torch.as_tensor(count, dtype=torch.float64) for count in counts)
+    model.criterion.loss.fill(num_images, *counts)
 
 
 def expected_counts(path: str, label_names: Sequence[str]) -> Tuple[torch.Tensor, torch.Tensor]:

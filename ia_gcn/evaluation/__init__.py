@@ -13,6 +13,7 @@ from .predictions import Predictions, read_predictions
 from .report import (
     average_precision_table,
     frequency_table,
+    labels_without_negatives,
     labels_without_positives,
     metrics_tables,
     summarize,
@@ -36,6 +37,7 @@ __all__ = [
     "best_f1_points",
     "frequency_table",
     "interpolated_precision",
+    "labels_without_negatives",
     "labels_without_positives",
     "measure_by_frequency",
     "measure_calibration",

@@ -97,10 +97,10 @@ def check_cleanlab() -> None:
 
 def judged_labels(targets: np.ndarray, min_images: int) -> np.ndarray:
     """Indices of the labels that are present and absent in at least `min_images` images each."""
-    return np.flatnonzero(np.minimum(*count_states(targets)) >= min_images)
+    return np.flatnonzero(np.minimum(*count_given(targets)) >= min_images)
 
 
-def count_states(targets: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def count_given(targets: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """In how many images each label is present and absent, (C,) each."""
     return (targets == 1).sum(axis=0), (targets == 0).sum(axis=0)
 
@@ -169,7 +169,7 @@ def render_label_errors(
         "images": len({doubt.image for doubt in doubts}),
         "labels": [
             (name, present, wrong[i], absent, missed[i])
-            for i, (name, present, absent) in enumerate(zip(label_names, *count_states(targets)))
+            for i, (name, present, absent) in enumerate(zip(label_names, *count_given(targets)))
         ],
         "shown": [
             {

@@ -76,10 +76,10 @@ def multi_label_metrics(
         OR = sum N_cor / sum N_gt     CR = mean N_cor / N_gt      (Eq. 16)
         F1 = 2 P R / (P + R), of OP and OR and of CP and CR       (Eq. 17)
 
-    The sums are over all labels; the means are over the labels that are present in some image,
-    and so is mAP. Where every label is present in some image, that is Eq. 15-16 as printed.
-    0 / 0 counts as 0: the precision of a label that is never predicted, the F1 of 0 and 0, and
-    CP and CR where no label is present at all.
+    The sums are over all labels; the means are over the labels that are present in some image;
+    mAP is over those that have an AP. Where every label is present in some image, that is Eq. 15-16
+    as printed. 0 / 0 counts as 0: the precision of a label that is never predicted, the F1 of 0 and
+    0, and CP and CR where no label is present at all.
 
     Args:
         scores: (n, C) probabilities in [0, 1], of any float, integer or boolean type.
@@ -133,7 +133,8 @@ def multi_label_metrics(
     op = float(_ratio(n_correct.sum(), n_predicted.sum()))
     or_ = float(_ratio(n_correct.sum(), n_present.sum()))
     return {
-        "mAP": 100 * _mean(ap[present], empty=float("nan")),
+        # A label whose positives were all told counts in the others, and has no AP.
+        "mAP": 100 * _mean(ap[~np.isnan(ap)], empty=float("nan")),
         "CP": 100 * cp,
         "CR": 100 * cr,
         "CF1": 100 * (_f1(cp, cr) if conventions.cf1 == "of_means" else _mean(f1, empty=0.0)),

@@ -24,6 +24,7 @@ from .predictions import Predictions, write_predictions
 from .report import (
     average_precision_table,
     frequency_table,
+    labels_without_negatives,
     labels_without_positives,
     summarize,
     summary_table,
@@ -143,6 +144,9 @@ class MultiLabelEvaluator(DatasetEvaluator):
         per_label = dict(zip(label_names, ap.tolist()))
         predictions = Predictions(image_ids, scores, targets, label_names, self._label_counts)
         self._report(summary, frequency, per_label, len(image_ids))
+        without_negatives = labels_without_negatives(targets, label_names)
+        if without_negatives and self._conventions.ignored != "everywhere":
+            logger.warning(f"{self._dataset_name}: {without_negatives}")
         if self._output_dir:
             self._write(summary, frequency, per_label, predictions)
         if self._output_dir and self._facts is not None:

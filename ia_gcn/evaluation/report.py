@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Dict, Tuple
+from typing import Dict, Sequence, Tuple
 
 import numpy as np
 from tabulate import tabulate
@@ -14,6 +14,8 @@ from .metrics import multi_label_metrics
 
 # Whose AP is shown; all are in metrics.json.
 MAX_LABELS = 100
+# In a warning.
+MAX_NAMED = 10
 
 SUMMARY = ("CP", "CR", "CF1", "OP", "OR", "OF1")
 
@@ -89,6 +91,25 @@ def labels_without_positives(per_label: Dict[str, float]) -> str:
     return (
         f"{len(without)} label(s) without a positive are left out of mAP, CP and CR: "
         f"{', '.join(without)}"
+    )
+
+
+def labels_without_negatives(targets: np.ndarray, label_names: Sequence[str]) -> str:
+    """A line that names the labels which some images have and none is known not to have; "" where
+    there are none.
+
+    Args:
+        targets: (n, C) in {1, 0, -1 = ignored}.
+        label_names: C.
+    """
+    without = np.flatnonzero((targets == 1).any(axis=0) & ~(targets == 0).any(axis=0))
+    if not len(without):
+        return ""
+    shown = ", ".join(label_names[i] for i in without[:MAX_NAMED])
+    more = f" and {len(without) - MAX_NAMED} more" if len(without) > MAX_NAMED else ""
+    return (
+        f"{len(without)} label(s) are known to be absent in no image, so that their AP is 100 "
+        f"whatever the scores: {shown}{more}"
     )
 
 

@@ -6,8 +6,15 @@ import re
 import numpy as np
 import pytest
 import yaml
+from detectron2.data import DatasetCatalog
 
+from ia_gcn.ablation import runs
+from ia_gcn.ablation.spec import Spec
+from ia_gcn.ablation.start import Start, feature_loader
+from ia_gcn.checkpoint import build_model
 from ia_gcn.config import read_config
+from ia_gcn.data import get_multilabel_dicts
+from ia_gcn.engine.frozen_features import extract_features, train_heads
 from tests.helpers.commands import run_process, run_script
 
 COMMAND = "ablate"
@@ -274,6 +281,34 @@ def test_what_cannot_be_done_is_said_in_one_line(tmp_path, what, args, spec, mes
     assert result.returncode == 1
     assert result.last_line.startswith("ablate: ")
     assert message in result.last_line
+
+
+@pytest.mark.parametrize(("ignored", "state"), [("nowhere", -1), ("absent", 0), ("present", 1)])
+def test_heads_are_trained_on_ignored_labels_as_the_row_says(
+    make_cfg, tmp_path, monkeypatch, ignored, state
+):
+    cfg = make_cfg("row", "DATASETS.IGNORED_LABELS", ignored)
+    cfg.defrost()
+    dicts = get_multilabel_dicts(["custom_train"])
+    dicts[3] = {**dicts[3], "labels": [1], "ignored_labels": [0]}
+    DatasetCatalog.remove("custom_train")
+    DatasetCatalog.register("custom_train", lambda: dicts)
+    start = Start(tmp_path)
+    start.network.parent.mkdir()
+    model = build_model(cfg)
+    for name in ("custom_train", "custom_test"):
+        extract_features(model, feature_loader(cfg, name)).save(str(start.features(name)))
+    trained = []
+
+    def train(cfg, model, features):
+        trained.append(features.targets)
+        return train_heads(cfg, model, features)
+
+    monkeypatch.setattr(runs, "train_heads", train)
+    spec = Spec({}, None, "custom_train", "custom_test", {}, {})
+    runs.run_heads(cfg, spec, start)
+    assert trained[0][3].tolist() == [state, 1, 0]
+    assert (trained[0] == -1).sum() == (state == -1)
 
 
 def test_seeds(tool):

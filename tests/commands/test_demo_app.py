@@ -283,6 +283,10 @@ def test_what_is_known_of_an_image(make_checkpoint, photo, config):
             describe_image(predictor, photo, 0, known)
         return
     assert describe_image(predictor, photo, 0, known).labels == predictor(photo, known).above(0)
+    # On the page, a label that is known can be clicked again.
+    labels = dict(describe_image(predictor, photo, 0.5, known).labels)
+    assert (labels["red"], labels["blue"]) == (0, 1)
+    assert labels.get("green", 1) >= 0.5
     with pytest.raises(InputError, match="no label 'violet'"):
         describe_image(predictor, photo, 0, {"violet": True})
 

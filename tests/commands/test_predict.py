@@ -721,6 +721,7 @@ def test_a_config_file(main, make_checkpoint, photos, tmp_path):
         ["--num-workers", "-1"],
         ["--known", "red"],
         ["--known", "red=maybe"],
+        ["--known", "red=yes", "--known", "red=no"],
         ["--format", "xml"],
         ["--regions", "--format", "csv"],
         ["--regions", "--output", "x.csv"],

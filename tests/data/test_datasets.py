@@ -704,6 +704,16 @@ def test_lvis_as_detectron2_loads_it(lvis_file, image):
     MetadataCatalog.get("lvis_like").set(thing_classes=labels, evaluator_type="lvis")
     (found,) = get_multilabel_dicts(["lvis_like"])
     assert target_vector(found, 4).tolist() == [0, 1, -1, -1]
+    # Without boxes it is ignored, as in a JSON that is read here.
+    record.update(annotations=[], not_exhaustive_category_ids=[1, 2])
+    (found,) = get_multilabel_dicts(["lvis_like"], ignored="present")
+    assert target_vector(found, 4).tolist() == [1, 1, -1, -1]
+    # A data set with LVIS's keys and ids of its own.
+    MetadataCatalog.get("lvis_like").set(thing_dataset_id_to_contiguous_id={7: 3, 5: 0})
+    record.update(annotations=[{"category_id": 1}], neg_category_ids=[7, 5])
+    del record["not_exhaustive_category_ids"]
+    (found,) = get_multilabel_dicts(["lvis_like"])
+    assert target_vector(found, 4).tolist() == [0, 1, -1, 0]
 
 
 def test_a_detection_data_set_has_the_labels_of_its_boxes(image):

@@ -1,12 +1,14 @@
 """Which labels are hidden, against what each protocol asks for."""
 
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ia_gcn.data import hidden_labels as module
 from ia_gcn.data.dataset_mapper import target_vector
 from ia_gcn.data.hidden_labels import (
     hide_labels,
@@ -69,7 +71,7 @@ def test_a_share_of_each_label(dicts, share, seed):
 @quick
 @given(data_sets(), SEEDS)
 def test_one_positive(dicts, seed):
-    hidden = targets_of(hide_labels(dicts, C, keep_one_positive, seed))
+    hidden = targets_of(hide_labels(dicts, C, keep_one_positive(), seed))
     for image, before in targets_of(dicts).items():
         assert hidden[image].count(1) == (1 if 1 in before else 0)
         assert hidden[image].count(0) == 0
@@ -79,7 +81,7 @@ EVERY = [
     keep_entries(0.5),
     keep_of_each_image(0.5),
     keep_of_each_label(0.5),
-    keep_one_positive,
+    keep_one_positive(),
 ]
 
 
@@ -95,6 +97,22 @@ def test_what_is_left_is_true_whatever_the_order(dicts, keep, seed, random):
     assert targets_of(hide_labels(shuffled, C, keep, seed)) == targets_of(hidden)
 
 
+@quick
+@given(data_sets(), st.sampled_from(EVERY), st.integers(1, 4))
+def test_images_that_are_looked_at_together_make_no_difference(dicts, keep, at_once):
+    hidden = hide_labels(dicts, C, keep, 0)
+    seen = []
+
+    def choose(targets, draws):
+        seen.append(len(targets))
+        return keep.choose(targets, draws)
+
+    with mock.patch.object(module, "ENTRIES_AT_ONCE", at_once * C):
+        assert hide_labels(dicts, C, keep._replace(choose=choose), 0) == hidden
+    assert sum(seen) == len(dicts)
+    assert not keep.by_image or max(seen, default=0) <= at_once
+
+
 @pytest.mark.parametrize("keep", EVERY[:2] + EVERY[3:])
 def test_other_images_make_no_difference(keep):
     dicts = [{"image_id": i, "labels": [i % C, (i + 3) % C]} for i in range(20)]
@@ -107,7 +125,7 @@ def test_other_images_make_no_difference(keep):
 def test_the_choice_is_at_random():
     """Each of 3 labels in a third of 3,000 images: 1,000, within 4 deviations of 26."""
     dicts = [{"image_id": i, "labels": [1, 4, 6]} for i in range(3000)]
-    chosen = Counter(d["labels"][0] for d in hide_labels(dicts, C, keep_one_positive, 0))
+    chosen = Counter(d["labels"][0] for d in hide_labels(dicts, C, keep_one_positive(), 0))
     assert set(chosen) == {1, 4, 6}
     assert all(abs(number - 1000) < 104 for number in chosen.values())
     known = hide_labels(dicts, C, keep_entries(0.3), 0)
@@ -118,6 +136,6 @@ def test_the_choice_is_at_random():
 def test_boxes_of_hidden_labels_go():
     boxes = [{"category_id": label, "bbox": [0, 0, 1, 1]} for label in (0, 1, 1)]
     dicts = [{"image_id": 5, "labels": [0, 1], "annotations": boxes}]
-    (hidden,) = hide_labels(dicts, C, keep_one_positive, 0)
+    (hidden,) = hide_labels(dicts, C, keep_one_positive(), 0)
     assert {box["category_id"] for box in hidden["annotations"]} == set(hidden["labels"])
     assert len(dicts[0]["annotations"]) == 3

@@ -12,9 +12,11 @@ from ia_gcn.data import (
     cached_label_statistics,
     count_labels,
     count_states,
+    label_matrices,
     summarize_label_graph,
 )
 from ia_gcn.data import label_statistics as module
+from ia_gcn.data.dataset_mapper import target_vector
 from ia_gcn.modeling.label_graph import statistical_lcm
 
 NUM_LABELS = 6
@@ -101,6 +103,38 @@ def test_states_are_counted(images):
     for i in range(NUM_LABELS):
         states = [states[i] for states, _ in images]
         assert (present[i], absent[i], unknown[i]) == tuple(map(states.count, (1, 0, -1)))
+
+
+@quick
+@given(states_of_images)
+def test_matrices_have_the_states_of_every_image(images):
+    dicts = [as_dict(*image) for image in images]
+    present, known = label_matrices(dicts, NUM_LABELS)
+    states = np.array([states for states, _ in images]).reshape(-1, NUM_LABELS)
+    np.testing.assert_array_equal(present.toarray(), states == 1)
+    assert (known is None) == all(-1 not in record and not holes for record, holes in images)
+    if known is not None:
+        np.testing.assert_array_equal(known.toarray(), states >= 0)
+        assert known.dtype == np.float32
+        assert known.nnz == (states >= 0).sum()
+    np.testing.assert_array_equal(
+        [target_vector(record, NUM_LABELS).tolist() for record in dicts], images and states
+    )
+
+
+@pytest.mark.parametrize("count", [count_labels, count_states, label_matrices])
+def test_images_are_looked_at_once_and_not_kept(count):
+    """They may come from a generator, as from disk; memory is for the labels alone."""
+
+    def load():
+        for i in range(2000):
+            yield {"labels": [i % 3], "absent_labels": [4], "file_name": "x" * 10000 + str(i)}
+
+    tracemalloc.start()
+    count(load(), NUM_LABELS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6
 
 
 def test_unknown_labels_hide_no_correlation():

@@ -1,6 +1,7 @@
 """datasets/hide_labels.py as a user runs it, and what DATASETS.CUSTOM makes of its files."""
 
 import json
+import shlex
 
 import pytest
 from detectron2.data import DatasetCatalog
@@ -8,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from ia_gcn.data import get_label_names, register_multilabel_coco, register_multilabel_voc
 from ia_gcn.data.dataset_mapper import target_vector
 from ia_gcn.data.datasets import load_multilabel_coco, load_multilabel_csv
+from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.data.hidden_labels import hide_labels, keep_of_each_image, keep_one_positive
 from ia_gcn.engine import setup_cfg
 from tests.helpers.commands import run_script
@@ -38,6 +40,7 @@ def test_a_registered_data_set(tiny_coco, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "21 images, 3 labels; 33.3% of the entries are known" in result.stdout
     assert f"DATASETS.CUSTOM.IMAGE_ROOT {data.image_root}" in result.stdout
+    assert "UNLABELED" not in result.stdout
 
     found = load_multilabel_coco(str(out), data.image_root, data.label_names)
     whole = DatasetCatalog.get("tiny")
@@ -58,7 +61,7 @@ def test_a_csv(tmp_path, ending):
     assert result.returncode == 0, result.stderr
     assert "12 present of 24, 0 absent" in result.stdout
     whole = load_multilabel_csv(str(table), "photos", ["cat", "dog", "emu"])
-    expected = hide_labels(whole, 3, keep_one_positive, 0)
+    expected = hide_labels(whole, 3, keep_one_positive(), 0)
     found = custom_targets(out, "photos")
     assert [list(targets.values()) for targets in found.values()] == list(
         targets_of(expected).values()
@@ -69,6 +72,61 @@ def test_a_csv(tmp_path, ending):
     again = tmp_path / f"again.{ending}"
     assert run_script(SCRIPT, table, again, "--single-positive").returncode == 0
     assert custom_targets(again, "photos") == found
+
+
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_the_printed_training_has_a_test_set_with_known_negatives(tmp_path, ending):
+    names = {"train.csv": "a.png,cat;dog\nb.png,cat\n", "test.csv": "c.png,cat;!dog\nd.png,dog\n"}
+    for name, text in names.items():
+        (tmp_path / name).write_text(text)
+    out = tmp_path / f"out.{ending}"
+    result = run_script(SCRIPT, tmp_path / "train.csv", out, "--single-positive")
+    words = shlex.split(result.stdout.splitlines()[-1])
+    assert words[:2] == ["tools/train_net.py", "--config-file"]
+    files = {"TEST": str(tmp_path / "test.csv"), "IMAGES": "photos"}
+    labels = ["DATASETS.CUSTOM.LABELS", "('cat', 'dog')"]
+    setup_cfg(words[2], [files.get(word, word) for word in words[3:]] + labels)
+    # With UNLABELED unknown, a test file's silence is unknown, too.
+    silence = -1 if ending == "csv" else 0
+    test = targets_of(DatasetCatalog.get("custom_test"), 2)
+    assert test == {"c.png": [1, 0], "d.png": [silence, 1]}
+    for target in targets_of(DatasetCatalog.get("custom_train"), 2).values():
+        assert sorted(target) == [-1, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "root", "written"),
+    [
+        (["s3://photos/a/1.png", "s3://photos/b/1.png"], "s3://photos", ["a/1.png", "b/1.png"]),
+        (["/data/ab/1.png", "/data/ac/1.png"], "/data", ["ab/1.png", "ac/1.png"]),
+        (["sub/1.png", "2.png"], "IMAGES", ["sub/1.png", "2.png"]),
+    ],
+)
+def test_the_images_of_a_registered_data_set_may_be_anywhere(tmp_path, names, root, written):
+    dicts = [{"file_name": name, "image_id": name, "labels": [0]} for name in names]
+    register_multilabel("anywhere", lambda: dicts, ["cat"])
+    result = run_script(SCRIPT, "anywhere", tmp_path / "out.csv", "--known", 1)
+    assert f"IMAGE_ROOT {root} " in result.stdout
+    lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert lines == [f"{name},cat" for name in written]
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["/data/1.png", "2.png"], "is not in this folder"),
+        (["photos/ 1.png", "photos/2.png"], "' 1.png' can't be in a CSV"),
+        (["1.png ", "2.png"], "'1.png ' can't be in a CSV"),
+        (['"1".png', "2.png"], "can't be in a CSV"),
+    ],
+)
+def test_file_names_that_can_not_be_read_again_are_refused(tmp_path, names, says):
+    dicts = [{"file_name": name, "image_id": name, "labels": [0]} for name in names]
+    register_multilabel("anywhere", lambda: dicts, ["cat"])
+    result = run_script(SCRIPT, "anywhere", tmp_path / "out.csv", "--known", 1)
+    assert result.returncode == 1
+    assert says in result.last_line
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.mark.parametrize("by", ["image", "entry", "label"])

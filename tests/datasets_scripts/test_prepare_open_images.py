@@ -23,7 +23,8 @@ from ia_gcn.data.datasets.open_images import (
     register_open_images,
     settle,
 )
-from ia_gcn.engine import setup_cfg
+from ia_gcn.engine import check_labels, setup_cfg
+from ia_gcn.errors import InputError
 from tests.helpers.commands import run_script
 
 SCRIPT = "datasets/prepare_open_images.py"
@@ -185,8 +186,12 @@ def test_the_registered_splits(tree, registered):
         ([], [0]),
         ([], [0]),
     ]
-    cfg = setup_cfg("OpenImages/Base-OpenImages.yaml", ["DATASETS.TEST", "('open_images_train',)"])
-    assert cfg.MODEL.LABEL_HEAD.NUM_LABELS in (5, 9605)
+    # The whole data set has 9,605 labels.
+    opts = ["DATASETS.TEST", "('open_images_train',)", "MODEL.LABEL_HEAD.NUM_LABELS"]
+    assert check_labels(setup_cfg("OpenImages/Base-OpenImages.yaml", [*opts, 0])) == LABELS
+    cfg = setup_cfg("OpenImages/Base-OpenImages.yaml", opts[:2])
+    with pytest.raises(InputError, match="NUM_LABELS is 9605, and open_images_train has 5"):
+        check_labels(cfg)
 
 
 def test_a_second_run_makes_only_what_is_not_there(tree):
@@ -197,8 +202,10 @@ def test_a_second_run_makes_only_what_is_not_there(tree):
     assert (path.stat().st_ino, tree.targets()) == before
     for options in (["--machine", "0.5"], ["--boxes"]):
         assert "is there" not in tree.prepare(*options)
-    # Another image, another file, or a damaged one.
+    # Another image, another one in its place, another file, or a damaged one.
     tree.image(f"train/{B}.jpg")
+    assert "is there" not in tree.prepare("--boxes")
+    os.rename(tree.folder / f"train/{B}.jpg", tree.folder / "train/1000000000000000.jpg")
     assert "is there" not in tree.prepare("--boxes")
     tree.write("oidv7-classes-trainable.txt", TRAINABLE + "/m/011q46kg\n")
     assert "is there" not in tree.prepare("--boxes")
@@ -276,7 +283,10 @@ def test_prepared_files_that_are_refused(tree, error_line):
     with_other(image_ids=content["image_ids"][:2])
     with_other(image_ids=content["image_ids"].astype(float))
     with_other(folder_of_image=np.array([0, 1, 9], np.uint8))
+    with_other(image_ids=content["image_ids"].astype(np.int64))
     with_other(folders=np.array(["../out", "a", "b", "c"]))
+    with_other(folders=np.array("train"))
+    with_other(folder_of_image=np.uint8(0))
     with_other(absent=np.array([object()]))
     path.write_bytes(b"no npz")
     assert str(path) in error_line(*arguments)

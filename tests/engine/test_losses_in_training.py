@@ -47,13 +47,14 @@ class RecordEpochs(HookBase):
         self.epochs.append(self.loss.epoch)
 
 
-def test_the_loss_knows_the_epoch_of_an_iterations_first_image(make_cfg):
+def test_the_epochs_of_a_loss_are_those_of_the_schedule(make_cfg):
     trainer = Trainer(make_cfg("run", *ELEVEN))
     record = RecordEpochs(trainer.model.criterion.loss)
     trainer.register_hooks([record])
     trainer.train()
-    # Images 0 to 13 are the first epoch.
-    assert record.epochs == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    # 14 images, 4 in an iteration.
+    assert trainer.iterations_per_epoch == 4
+    assert record.epochs == [0] * 4 + [1] * 4 + [2] * 3
 
 
 @pytest.mark.parametrize(
@@ -97,10 +98,20 @@ def test_corrections_are_of_unknown_labels_and_in_checkpoints(make_partial_cfg, 
 def test_corrections_of_another_training_set_are_refused(error_line):
     loss = loss_from_config("LargeLoss", LARGE_LOSS__SCHEME="LL-Cp")
     loss.fill(5, torch.zeros(3), torch.zeros(3))
-    state = FollowLoss(loss, 5, 2).state_dict()
-    loss.fill(6, torch.zeros(3), torch.zeros(3))
-    message = error_line(FollowLoss(loss, 6, 2).load_state_dict, state)
-    assert "corrected of 5 images, and the training set has 6" in message
+    loss.corrections.add(np.array([[4, 2]]))
+    state = FollowLoss(loss, 3, "abcde").state_dict()
+    loss.fill(5, torch.zeros(3), torch.zeros(3))
+    for image_ids in ("abcdef", "abcdf", "abced"):
+        hook = FollowLoss(loss, 3, image_ids)
+        assert "of another training set" in error_line(hook.load_state_dict, state)
+    FollowLoss(loss, 3, "abcde").load_state_dict(state)
+    assert loss.corrections.of(torch.arange(5)).nonzero().tolist() == [[4, 2]]
+
+
+def test_the_ema_of_the_weights_has_no_corrections_of_its_own(make_cfg):
+    trainer = Trainer(make_cfg("run", *FOR_GOOD, "SOLVER.EMA_DECAY", 0.9))
+    assert trainer.model.criterion.loss.corrections is not None
+    assert trainer.ema.module.criterion.loss.corrections is None
 
 
 def test_all_processes_get_the_corrections_of_all(monkeypatch):
@@ -109,7 +120,7 @@ def test_all_processes_get_the_corrections_of_all(monkeypatch):
     loss.corrections.propose(torch.tensor([2]), torch.eye(9, dtype=torch.bool)[8:])
     others = np.array([[0, 1], [2, 0]])
     monkeypatch.setattr(comm, "all_gather", lambda pairs: [others, pairs])
-    FollowLoss(loss, 3, 2).after_step()
+    FollowLoss(loss, 2).after_step()
     found = loss.corrections.of(torch.arange(3)).nonzero().tolist()
     assert found == [[0, 1], [2, 0], [2, 8]]
     assert not loss.corrections.new
@@ -126,9 +137,9 @@ def test_labels_are_corrected_on_frozen_features():
         targets = torch.where(features.targets == 0, -1.0, features.targets)
         features = features._replace(targets=targets)
         names = [str(c) for c in range(targets.shape[1])]
-        fill_loss(cfg, model, targets, names)
+        fill_loss(cfg, model, 6, torch.zeros(len(names)), torch.zeros(len(names)), names)
         train_heads(cfg, model, features)
-        assert model.criterion.loss.epoch == 8 * 4 // 6
+        assert model.criterion.loss.epoch == 8 // 2
         ends.append(model.criterion.loss.corrections.of(torch.arange(6)))
     assert ends[0].any()
     assert not (ends[0] & (targets != -1)).any()
@@ -141,26 +152,27 @@ def pairs(flat):
 
 # Label counts
 
-TARGETS = torch.tensor([[1.0, 0, -1], [1, -1, -1], [0, 1, -1], [1, 0, 0]])
+PRESENT, ABSENT = np.array([3, 1, 0]), np.array([1, 2, 1])
 
 
 @pytest.fixture
 def balanced(make_cfg):
-    """A function that fills a model's loss from TARGETS, and returns it."""
+    """A function that fills a model's loss from PRESENT and ABSENT, and returns it."""
 
     def fill(*opts):
         cfg = make_cfg("run", "MODEL.LOSS.NAME", "DistributionBalancedLoss", *opts)
         model = Trainer.build_model(cfg)
-        fill_loss(cfg, model, TARGETS, ["red", "green", "blue"])
+        fill_loss(cfg, model, 4, PRESENT, ABSENT, ["red", "green", "blue"])
         return model.criterion.loss
 
     return fill
 
 
-def test_labels_are_counted_where_they_are_known(balanced):
-    loss = balanced()
-    assert loss.present.tolist() == [3, 1, 0]
-    assert loss.absent.tolist() == [1, 2, 1]
+def test_a_training_counts_its_labels_where_they_are_known(make_partial_cfg):
+    trainer = Trainer(make_partial_cfg("run", "MODEL.LOSS.NAME", "DistributionBalancedLoss"))
+    loss = trainer.model.criterion.loss
+    assert loss.present.tolist() == [8, 8, 8]
+    assert loss.absent.tolist() == [0, 0, 0]
 
 
 @pytest.fixture
@@ -179,6 +191,8 @@ def test_labels_are_counted_as_a_model_sees_them(balanced, write_predictions):
     loss = balanced(*write_predictions(["red", "green", "blue"]))
     assert loss.present.tolist() == [1.5, 0.5, 1.0]
     assert loss.absent.tolist() == [0.5, 1.5, 1.0]
+    loss = balanced()
+    assert (loss.present.tolist(), loss.absent.tolist()) == ([3, 1, 0], [1, 2, 1])
 
 
 def test_predictions_of_other_labels_are_refused(balanced, write_predictions):
@@ -188,9 +202,14 @@ def test_predictions_of_other_labels_are_refused(balanced, write_predictions):
 
 def test_the_counts_of_a_checkpoint_are_not_those_of_a_training_that_starts_from_it(make_cfg):
     opts = ("MODEL.LOSS.NAME", "DistributionBalancedLoss", "SOLVER.MAX_ITER", 1)
-    trainer = run(make_cfg("run", *opts))
-    assert trainer.model.criterion.loss.present.tolist() == [8, 8, 8]
-    assert not any("criterion" in name for name in trainer.model.state_dict())
+    first = run(make_cfg("first", *opts))
+    assert first.model.criterion.loss.present.tolist() == [8, 8, 8]
+    cfg = make_cfg("second", *opts, "MODEL.WEIGHTS", f"{first.cfg.OUTPUT_DIR}/model_final.pth")
+    dicts = get_multilabel_dicts(["custom_train"])[:5]
+    DatasetCatalog.remove("custom_train")
+    DatasetCatalog.register("custom_train", lambda: dicts)
+    expected = [sum(label in record["labels"] for record in dicts) for label in range(3)]
+    assert run(cfg).model.criterion.loss.present.tolist() == expected != [8, 8, 8]
 
 
 def test_corrections_take_a_bit_for_each_label():

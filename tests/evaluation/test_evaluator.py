@@ -85,6 +85,20 @@ def test_what_it_writes(data_set, predictions, tmp_path, caplog):
     assert f"{results['mAP']:.2f}" in caplog.text
 
 
+@pytest.mark.parametrize("ignored", ["nowhere", "everywhere"])
+def test_labels_of_which_no_image_is_a_negative_are_warned_of(data_set, caplog, ignored):
+    targets = np.array([[1, -1, 0, 0], [-1, 1, 1, 0], [1, 0, -1, -1]])
+    evaluator = MultiLabelEvaluator(data_set, conventions=Conventions(ignored=ignored))
+    process(evaluator, (range(3), np.full((3, 4), 0.5, np.float32), targets), range(3))
+    evaluator.evaluate()
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    expected = (
+        "four_labels: 1 label(s) are known to be absent in no image, so that their AP is 100 "
+        "whatever the scores: cat"
+    )
+    assert warned == ([expected] if ignored == "nowhere" else [])
+
+
 @pytest.mark.slow
 def test_known_labels_may_count_in_f1(data_set, tmp_path):
     """Their states come with the inputs; some images have none."""

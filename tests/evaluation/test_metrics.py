@@ -364,6 +364,17 @@ def test_known_labels_count_in_f1_as_in_c_trans_code(top_k):
         assert all(np.array_equal(other[key], value) for key, value in plain.items())
 
 
+def test_a_label_whose_positives_were_all_told_is_left_out_of_map():
+    targets = np.array([[-1, 0], [0, 1], [0, -1]])
+    known = np.array([[1, -1], [-1, -1], [-1, 1]])
+    scores = np.array([[0.9, 0.1], [0.2, 0.7], [0.3, 0.6]])
+    conventions = Conventions(known_in_f1=True)
+    found = multi_label_metrics(scores, targets, conventions=conventions, known=known)
+    np.testing.assert_array_equal(found["AP"], [np.nan, 100])
+    assert found["mAP"] == 100
+    assert (found["CR"], found["OR"]) == (100, 100)
+
+
 def test_cf1_by_hand():
     # Precision and recall are 1 and 1/2 of the first label, 1/2 and 1 of the second.
     arrays = np.array([[0.9, 0.9], [0.1, 0.9]]), np.array([[1, 1], [1, 0]])

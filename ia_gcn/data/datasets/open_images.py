@@ -281,11 +281,11 @@ def load_open_images(path: str, image_root: str, label_file: str) -> List[Dict]:
         raise InputError(f"{path}: not of datasets/prepare_open_images.py: {error}") from None
     if str(content["labels"]) != _hash(label_names):
         raise InputError(f"{path}: not of {label_file}; run datasets/prepare_open_images.py again")
-    folders = [join_inside(image_root, str(folder), path) for folder in content["folders"]]
     known = KnownLabels(*(content[name] for name in KnownLabels._fields))
-    folder_of_image = content["folder_of_image"]
-    if not _is_sound(known, folder_of_image, len(folders), len(label_names)):
+    folders, folder_of_image = content["folders"], content["folder_of_image"]
+    if not _is_sound(known, folders, folder_of_image, len(label_names)):
         raise InputError(f"{path}: damaged; run datasets/prepare_open_images.py again")
+    folders = [join_inside(image_root, str(folder), path) for folder in folders]
     # One object per label, which all images share.
     shared = list(range(len(label_names)))
 
@@ -320,15 +320,17 @@ def _hash(label_names: Sequence[str]) -> str:
 
 
 def _is_sound(
-    known: KnownLabels, folder_of_image: np.ndarray, num_folders: int, num_labels: int
+    known: KnownLabels, folders: np.ndarray, folder_of_image: np.ndarray, num_labels: int
 ) -> bool:
     rows = (known.present, known.present_ends), (known.absent, known.absent_ends)
     arrays = (known.image_ids, folder_of_image, *rows[0], *rows[1])
     if not all(array.ndim == 1 and array.dtype.kind in "iu" for array in arrays):
         return False
+    if known.image_ids.dtype.kind != "u" or folders.ndim != 1:
+        return False
     if len({len(known.image_ids), len(folder_of_image), *(len(ends) for _, ends in rows)}) > 1:
         return False
-    return _below(folder_of_image, num_folders) and all(
+    return _below(folder_of_image, len(folders)) and all(
         _below(values, num_labels)
         and (np.diff(ends, prepend=0) >= 0).all()
         and (ends[-1] if len(ends) else 0) == len(values)

@@ -21,22 +21,20 @@ def write_multilabel_file(
 ) -> None:
     """Write data set dicts as CSV or as JSON in COCO's and LVIS's format, as the name ends.
 
-    Without `absent_labels`, of an image only the present labels are written.
-
     Args:
-        path: .csv or .json.
-        dataset_dicts: see `MultiLabelDatasetMapper`.
+        path: with an ending of WRITERS.
+        dataset_dicts: with `absent_labels` and without ignored ones, as of `hide_labels`.
         label_names: the categories, whose ids are from 1 on.
         image_root: folder that the file names will be relative to.
     Raises:
-        InputError: the path ends otherwise, or a label can't be in a CSV.
+        InputError: a file name leads out of the root, or a name can't be in a CSV.
         OSError: it can't be written.
     """
-    ending = os.path.splitext(path)[1].lower()
-    if ending not in WRITERS:
-        raise InputError(f"{path}: the name must end in {' or '.join(WRITERS)}")
     names = [posixpath.relpath(d["file_name"], image_root or ".") for d in dataset_dicts]
-    WRITERS[ending](path, dataset_dicts, names, label_names)
+    for name in names:
+        if name.startswith("../"):
+            raise InputError(f"{path}: the image {name} is not in {image_root or 'this folder'}")
+    WRITERS[os.path.splitext(path)[1].lower()](path, dataset_dicts, names, label_names)
 
 
 def _write_csv(
@@ -45,12 +43,15 @@ def _write_csv(
     for name in label_names:
         if ";" in name or name[0] in (ABSENT, '"') or name != name.strip():
             raise InputError(f"{path}: the label {name!r} can't be in a CSV; write a JSON")
+    for name in file_names:
+        if name[0] == '"' or name != name.strip():
+            raise InputError(f"{path}: the file name {name!r} can't be in a CSV; write a JSON")
     with write_text_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(HEADER)
         for record, file_name in zip(dataset_dicts, file_names):
             present = [label_names[i] for i in record["labels"]]
-            absent = [f"{ABSENT}{label_names[i]}" for i in record.get("absent_labels", ())]
+            absent = [f"{ABSENT}{label_names[i]}" for i in record["absent_labels"]]
             writer.writerow([file_name, ";".join([*present, *absent])])
 
 
@@ -69,12 +70,8 @@ def _write_json(
 
 
 def _coco_image(record: Dict, file_name: str) -> Dict:
-    image = {"id": record["image_id"], "file_name": file_name}
-    if "absent_labels" in record:
-        image["neg_category_ids"] = [label + 1 for label in record["absent_labels"]]
-    if record.get("ignored_labels"):
-        image["not_exhaustive_category_ids"] = [label + 1 for label in record["ignored_labels"]]
-    return image
+    absent = [label + 1 for label in record["absent_labels"]]
+    return {"id": record["image_id"], "file_name": file_name, "neg_category_ids": absent}
 
 
 def _coco_annotations(record: Dict) -> Iterable[Dict]:

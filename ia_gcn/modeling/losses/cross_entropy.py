@@ -107,7 +107,8 @@ def expected_positive_loss(
 
     Cole et al. (see `assume_negative_loss`), expected positive regularisation: with k̂ the sum of an
     image's probabilities, mean over images, the penalty is ((k̂ - k) / C)². The paper knows labels
-    that are present; those that are known to be absent have their BCE as well.
+    that are present; those that are known to be absent have their BCE as well. Labels that the head
+    was told are not among those that it finds: k̂ is without them, and k is their share less.
 
     k̂ is of the images that are passed together: those of one process, and of one part of its batch
     with SOLVER.ACCUMULATE_STEPS. The fewer these are, the more the penalty asks for k labels in
@@ -115,14 +116,15 @@ def expected_positive_loss(
 
     Args:
         logits: (B, C) floats.
-        targets: (B, C) in {1, 0}; entries below 0 have no BCE.
+        targets: (B, C) in {1, 0, UNKNOWN}; unknown ones have no BCE, and lower ones do not count.
         expected: k, labels per image, 0 or more.
     Returns:
         scalar; float32 where the logits have fewer bits, else of their dtype.
     """
     logits = at_least_float32(logits)
-    found = logits.sigmoid().sum(1).mean()
-    return multi_label_bce(logits, targets) + ((found - expected) / logits.shape[1]) ** 2
+    excess = logits.sigmoid() - expected / logits.shape[1]
+    excess = excess.masked_fill(targets < UNKNOWN, 0).mean()
+    return multi_label_bce(logits, targets) + excess**2
 
 
 @MULTI_LABEL_LOSS_REGISTRY.register()

@@ -79,12 +79,12 @@ class LabelCorrections:
 class LargeLoss(MultiLabelLoss):
     """BCE with unknown labels taken as absent, but for those with the largest losses.
 
-    Mean over labels and images. In epoch t, from 1, of the unknown labels the share (t - 1) Δ_rel
-    with the largest losses is
-        LL-R: rejected: it has no loss;
-        LL-Ct: corrected for this once: it has the loss of present labels;
-    and with LL-Cp, the share Δ_rel in every epoch but the first is corrected for good: from the
-    next iteration on, these labels are present ones.
+    Mean over labels and images. In epoch t, from 1, the unknown labels with the largest losses, in
+    number (t - 1) Δ_rel B·C, are
+        LL-R: rejected: they have no loss;
+        LL-Ct: corrected for this once: they have the loss of present labels;
+    and with LL-Cp, Δ_rel B·C in every epoch but the first are corrected for good: from the next
+    iteration on, they are present ones.
 
     They are the largest of the images that are passed together: those of one process, and of one
     part of its batch with SOLVER.ACCUMULATE_STEPS. A label that is known is never changed. Of a

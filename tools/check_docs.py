@@ -165,8 +165,9 @@ def check_command(words: Sequence[str]) -> Iterator[str]:
     for word in arguments:
         if word.startswith("--") and not re.search(rf"(?<![\w-]){word}(?![\w-])", options):
             yield f"{program} {word}: no such option"
-    # ia-gcn's need not start with configs/.
+    # ia-gcn's need not start with configs/; commands before have made what is in output/.
     named = [word for word in arguments if word.endswith(".yaml") or word.startswith("configs/")]
+    named = [word for word in named if not word.startswith("output/")]
     yield from (f"{word}: no such file" for word in named if not configs(word))
     settings = [pair for pair in zip(arguments, arguments[1:]) if KEY.match(pair[0])]
     for config_file in [path for word in named for path in configs(word)] or [""]:

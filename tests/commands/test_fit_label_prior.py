@@ -90,7 +90,7 @@ def test_a_training_with_a_prior_needs_trained(make_cfg):
         Trainer(make_cfg("a", "MODEL.LABEL_PRIOR.NAME", "ThemePrior"))
 
 
-@pytest.mark.parametrize("kind", ["pairwise", "themes"])
+@pytest.mark.parametrize("kind", [pytest.param("pairwise", marks=pytest.mark.slow), "themes"])
 def test_exported_with_its_prior(trained, tmp_path, capsys, kind):
     path, _ = trained
     output = str(tmp_path / "p.pth")

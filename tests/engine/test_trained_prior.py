@@ -12,7 +12,7 @@ PRIORS = {
 }
 
 
-@pytest.mark.parametrize("kind", PRIORS)
+@pytest.mark.parametrize("kind", [pytest.param("pairwise", marks=pytest.mark.slow), "themes"])
 def test_it_starts_from_a_fit_and_resumes_to_the_bit(make_cfg, kind):
     opts = (*PRIORS[kind], "MODEL.LABEL_PRIOR.TRAINED", True)
     whole = run(make_cfg("whole", *opts))

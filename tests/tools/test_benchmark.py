@@ -562,7 +562,8 @@ def test_what_labels_are_worth_over_evidence_and_correlation(tmp_path):
     outcome = benchmark("label-evidence", *options)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    assert [line["correlation"] for line in lines] == [0, 1]
+    # As they end, in processes of their own.
+    assert sorted(line["correlation"] for line in lines) == [0, 1]
     names = ["Linear", "label prior", "exact prior", "true other labels", *options[-2:]]
     assert all(sorted(line["mAP"]) == sorted(names) for line in lines)
     assert "evidence 1, correlation 1" in outcome.stdout

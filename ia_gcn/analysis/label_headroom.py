@@ -15,7 +15,7 @@ from ..evaluation.bootstrap import Interval, draw_resamples, resampled_map
 from ..evaluation.frequency import measure_by_frequency
 from ..evaluation.metrics import multi_label_metrics
 from ..modeling import LabelPrior
-from ..modeling.label_prior_fit import batches
+from ..modeling.label_prior_fit import posterior_logits
 
 # Shares of an image's labels that are known.
 SHARES = (0.25, 0.5, 0.75)
@@ -183,9 +183,7 @@ def _by_frequency(
     }
 
 
-@torch.no_grad()
 def _scores(prior: LabelPrior, logits: torch.Tensor, label_states: np.ndarray) -> np.ndarray:
     """(n, C) float64, of which few become 1."""
     states = torch.from_numpy(label_states)
-    parts = [prior(logits[part], states[part]) for part in batches(prior, len(logits))]
-    return torch.cat(parts).double().sigmoid().numpy()
+    return posterior_logits(prior, logits, states).double().sigmoid().numpy()

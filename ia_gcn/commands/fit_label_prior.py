@@ -48,7 +48,6 @@ from ..engine.label_prior import (
     fit_label_prior,
     fit_to_checkpoint,
     fit_to_predictions,
-    posterior_logits,
     read_labels,
     save_with_prior,
     with_prior,
@@ -59,7 +58,7 @@ from ..evaluation.predictions import write_predictions
 from ..extensions import import_extensions
 from ..io.files import check_writable
 from ..label_names import describe_mismatch
-from ..modeling.label_prior_fit import FITS
+from ..modeling.label_prior_fit import FITS, posterior_logits
 from .common import add_import_option, make_parser, probability, run
 
 # Options of one kind of input alone, by their names among the arguments.

@@ -36,6 +36,7 @@ from ..modeling.label_prior_fit import (
     batches,
     calibrate,
     choose_prior,
+    posterior_logits,
 )
 from .label_matching import training_counts
 
@@ -322,14 +323,3 @@ def with_prior(prior: LabelPrior, predictions: Predictions) -> Predictions:
     """Predictions whose scores are those with the prior, float32."""
     logits = ScoredImages.of_predictions(predictions).logits
     return predictions._replace(scores=posterior_logits(prior, logits).sigmoid().numpy())
-
-
-@torch.no_grad()
-def posterior_logits(
-    prior: LabelPrior, logits: torch.Tensor, label_states: torch.Tensor | None = None
-) -> torch.Tensor:
-    """A prior's output for any number of images, (n, C) float32, some at a time."""
-    parts = []
-    for part in batches(prior, len(logits)):
-        parts.append(prior(logits[part], None if label_states is None else label_states[part]))
-    return torch.cat(parts)

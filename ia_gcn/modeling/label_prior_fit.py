@@ -554,3 +554,14 @@ def fit_like(prior: LabelPrior, labels: LabelSets) -> LabelPrior:
         return fit_themes(labels, len(prior.theme_logits))
     num_neighbors = 0 if prior.neighbors is None else prior.neighbors.shape[1]
     return fit_pairwise(labels, num_neighbors=num_neighbors)
+
+
+@torch.no_grad()
+def posterior_logits(
+    prior: LabelPrior, logits: torch.Tensor, label_states: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A prior's output for any number of images, (n, C) float32, some at a time."""
+    parts = []
+    for part in batches(prior, len(logits)):
+        parts.append(prior(logits[part], None if label_states is None else label_states[part]))
+    return torch.cat(parts)

@@ -16,10 +16,10 @@ from ia_gcn.ablation.spec import read_spec
 from ia_gcn.ablation.start import Start, run_cfg
 from ia_gcn.data.known_labels import choose_known
 from ia_gcn.engine.frozen_features import FrozenFeatures, HeadsOnFeatures
-from ia_gcn.engine.label_prior import ScoredImages, fit_label_prior, posterior_logits
+from ia_gcn.engine.label_prior import ScoredImages, fit_label_prior
 from ia_gcn.errors import InputError
 from ia_gcn.evaluation import multi_label_metrics
-from ia_gcn.modeling.label_prior_fit import LabelSets
+from ia_gcn.modeling.label_prior_fit import LabelSets, posterior_logits
 
 from .arguments import positive
 from .measuring import Table

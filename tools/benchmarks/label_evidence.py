@@ -31,10 +31,10 @@ from ia_gcn.checkpoint import MultiLabelCheckpointer, build_model
 from ia_gcn.data import get_label_names, get_multilabel_dicts
 from ia_gcn.engine import setup_cfg
 from ia_gcn.engine.frozen_features import FrozenFeatures, extract_features
-from ia_gcn.engine.label_prior import ScoredImages, fit_label_prior, posterior_logits
+from ia_gcn.engine.label_prior import ScoredImages, fit_label_prior
 from ia_gcn.evaluation import multi_label_metrics
 from ia_gcn.io.files import append_line, read_lines
-from ia_gcn.modeling.label_prior_fit import LabelSets
+from ia_gcn.modeling.label_prior_fit import LabelSets, posterior_logits
 from ia_gcn.visualization.style import save_png
 
 from .arguments import positive, positive_numbers

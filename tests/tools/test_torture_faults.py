@@ -23,6 +23,11 @@ def folder(tmp_path):
     return tmp_path
 
 
+def leave_a_process():
+    if os.fork() == 0:
+        time.sleep(600)
+
+
 def test_a_stopped_training_goes_on(folder):
     outcome, detail = faults.stop(folder, random.Random(0), signal.SIGTERM)
     assert outcome == "as promised", detail
@@ -35,9 +40,7 @@ def test_a_killed_worker_is_named(folder):
 
 def test_a_process_that_is_left_is_found(folder, monkeypatch):
     monkeypatch.setattr(faults, "GONE", 0.5)
-    training = faults.Training(
-        folder / "data", folder / "run", prepare=lambda: os.fork() or time.sleep(600)
-    )
+    training = faults.Training(folder / "data", folder / "run", prepare=leave_a_process)
     assert training.end().judge([0], "")[0] == "left processes"
     assert not training.processes()
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence
 
@@ -100,7 +101,7 @@ class Training:
         data: Path,
         output: Path,
         *flags: str,
-        prepare: Callable[[], object] = lambda: None,
+        prepare: Callable[[], object] | None = None,
         **options,
     ):
         """
@@ -108,7 +109,7 @@ class Training:
             data: the folder of `write_images`.
             output: OUTPUT_DIR.
             flags: of the command line.
-            prepare: called in the process before all else.
+            prepare: called in the process before all else; can be pickled.
             options: config keys, with __ for a dot.
         """
         values = {
@@ -122,23 +123,12 @@ class Training:
         flat = [str(item) for pair in values.items() for item in pair]
         argv = ["--config-file", "DigitScenes/ml_gcn.yaml", *flags, *flat]
         self.log = Path(tempfile.mkstemp(prefix="log-", dir=data.parent)[1])
-        context = multiprocessing.get_context("fork")
-        self._process = context.Process(target=self._train, args=(argv, prepare))
+        # The server trains nothing: a fork of a process that has can't always.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["ia_gcn.commands.train"])
+        self._process = context.Process(target=_train, args=(self.log, argv, prepare))
         self._process.start()
         self.pid = self._process.pid
-
-    def _train(self, argv: Sequence[str], prepare: Callable[[], object]) -> None:
-        os.setsid()
-        file = os.open(self.log, os.O_WRONLY)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        # The forking process may have had others, as pytest has.
-        sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
-        # Whoever runs this in the background has it ignored.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        torch.set_num_threads(1)
-        prepare()
-        sys.exit(train(argv))
 
     def text(self) -> str:
         """What it has printed."""
@@ -189,6 +179,21 @@ class Training:
             while self.processes():
                 time.sleep(0.01)
             self._process.join()
+
+
+def _train(log: Path, argv: Sequence[str], prepare: Callable | None) -> None:
+    # As in a process that is not one of multiprocessing's.
+    multiprocessing.set_start_method("fork", force=True)
+    os.setsid()
+    file = os.open(log, os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    # Whoever runs this in the background has it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    if prepare:
+        prepare()
+    sys.exit(train(argv))
 
 
 def _is_tracker(pid: int) -> bool:
@@ -252,9 +257,7 @@ def full_disk(folder: Path, rng: random.Random) -> tuple:
             return Training(folder / "data", output).end().judge([1], "train: ")
         limit = rng.randint(20_000, 400_000)
 
-        def prepare():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+        prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
         return Training(folder / "data", output, prepare=prepare).end().judge([1], "train: ")
 
 
@@ -273,14 +276,14 @@ def read_only(folder: Path, rng: random.Random) -> tuple:
 
 def slow_disk(folder: Path, rng: random.Random) -> tuple:
     """A quarter of a second and more until data is on the disk."""
-    seconds = rng.uniform(0.25, 1)
-
-    def prepare():
-        fsync = os.fsync
-        os.fsync = lambda file: (time.sleep(seconds), fsync(file))[1]
-
+    prepare = partial(_delay_fsync, rng.uniform(0.25, 1))
     output = fresh(folder, "slow")
     return Training(folder / "data", output, prepare=prepare).end().judge([0], "")
+
+
+def _delay_fsync(seconds: float) -> None:
+    fsync = os.fsync
+    os.fsync = lambda file: (time.sleep(seconds), fsync(file))[1]
 
 
 # ---- processes
@@ -322,19 +325,20 @@ def killed_launcher(folder: Path, rng: random.Random) -> tuple:
 
 def clock_set_back(folder: Path, rng: random.Random) -> tuple:
     """An hour back, in the middle of the training."""
-    calls = rng.randint(1, 400)
-
-    def prepare():
-        clock, left = time.time, [calls]
-
-        def set_back():
-            left[0] -= 1
-            return clock() - 3600 * (left[0] < 0)
-
-        time.time = set_back
-
+    prepare = partial(_set_clock_back, rng.randint(1, 400))
     output = fresh(folder, "clock")
     return Training(folder / "data", output, prepare=prepare).end().judge([0], "")
+
+
+def _set_clock_back(calls: int) -> None:
+    """After so many calls of time.time."""
+    clock, left = time.time, [calls]
+
+    def set_back():
+        left[0] -= 1
+        return clock() - 3600 * (left[0] < 0)
+
+    time.time = set_back
 
 
 # ---- signals

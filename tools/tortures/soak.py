@@ -28,7 +28,6 @@ SECONDS_PER_SAMPLE = 5.0
 # As a person who drops some images and leaves.
 REQUESTS_PER_SESSION = 10
 SECONDS_TO_START = 300
-# On a machine that is busy otherwise, nice processes wait for long.
 SECONDS_TO_ANSWER = 600
 SECONDS_TO_END = 60
 
@@ -164,7 +163,7 @@ def verdicts(what: str, samples: Sequence[Sample]) -> Iterator[Trial]:
 
 @contextmanager
 def process(name: str, folder: Path, *command, **env) -> Iterator[subprocess.Popen]:
-    """A gentle one, with its output in NAME.log and its temporary files in NAME.tmp; it is gone
+    """One with its output in NAME.log and its temporary files in NAME.tmp; it is gone
     afterwards, and so is all that it has started."""
     temporary = folder / f"{name}.tmp"
     temporary.mkdir()
@@ -178,7 +177,7 @@ def process(name: str, folder: Path, *command, **env) -> Iterator[subprocess.Pop
     }
     with open(folder / f"{name}.log", "wb") as log:
         started = subprocess.Popen(
-            ["nice", "-n", "19", sys.executable, *map(str, command)],
+            [sys.executable, *map(str, command)],
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -353,7 +352,8 @@ def soak(folder: Path, minutes: float, seed: int, stopped: Sequence = ()) -> Ite
         DETECTRON2_DATASETS=str(folder / "data"),
     )
     with training as trains:
-        wait_for(lambda: (output / "last_checkpoint").exists(), trains, "training")
+        log = folder / "training.log"
+        wait_for(lambda: (output / "last_checkpoint").exists(), trains, log)
         shutil.copy(output / (output / "last_checkpoint").read_text(), weights)
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
@@ -364,7 +364,8 @@ def soak(folder: Path, minutes: float, seed: int, stopped: Sequence = ()) -> Ite
             *("-c", PAGE, clean_up, "--weights", weights, "--device", "cpu", "--port", port),
         )
         with page as serves:
-            wait_for(lambda: b"http:" in (folder / "page.log").read_bytes(), serves, "page")
+            log = folder / "page.log"
+            wait_for(lambda: b"http:" in log.read_bytes(), serves, log)
             visitor = Visitor(f"http://127.0.0.1:{port}/", images, seed)
             watched = {"training": (trains, output), "page": (serves, folder / "none")}
             samples: Dict[str, List[Sample]] = {name: [] for name in watched}
@@ -392,7 +393,7 @@ def soak(folder: Path, minutes: float, seed: int, stopped: Sequence = ()) -> Ite
                 yield from end(name, running, folder / f"{name}.tmp")
 
 
-def wait_for(is_true, running: subprocess.Popen, name: str) -> None:
+def wait_for(is_true, running: subprocess.Popen, log: Path) -> None:
     """Until a process that starts has come so far.
 
     Raises:
@@ -401,7 +402,7 @@ def wait_for(is_true, running: subprocess.Popen, name: str) -> None:
     limit = time.monotonic() + SECONDS_TO_START
     while not is_true():
         if running.poll() is not None or time.monotonic() > limit:
-            raise RuntimeError(f"the {name} does not start: see {name}.log")
+            raise RuntimeError(f"{log.stem} does not start: {log.read_text()[-2000:]}")
         time.sleep(0.2)
 
 

@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import io
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import List, NamedTuple
@@ -29,6 +30,14 @@ from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
 from tests.helpers.commands import ROOT, load_command, own_log_handlers
 from tests.helpers.models import NARROW
+
+# A shell's background and nohup have them ignored, and so would be what tests start.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # On shared cores, how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])

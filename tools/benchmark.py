@@ -27,6 +27,12 @@ Examples:
     tools/benchmark.py known-labels
   when a label graph is worth its cost, by what images and labels say (hours):
     tools/benchmark.py label-evidence
+  losses for labels that are partly unknown, on the same scenes:
+    tools/benchmark.py partial-labels
+  models of the labels alone: pairs, themes, a masked label model:
+    tools/benchmark.py label-models coco_2014_train_multilabel
+  time and memory of fitting a label prior:
+    tools/benchmark.py prior-fit
   what a subcommand takes:
     tools/benchmark.py model --help
 """
@@ -47,9 +53,12 @@ from benchmarks.heads import add_heads
 from benchmarks.known_labels import add_known_labels
 from benchmarks.label_errors import add_label_errors
 from benchmarks.label_evidence import add_label_evidence
+from benchmarks.label_models import add_label_models
 from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
 from benchmarks.models import add_model
+from benchmarks.partial_labels import add_partial_labels
+from benchmarks.prior_fit import add_prior_fit
 from benchmarks.profiling import add_profile
 from benchmarks.scaling import add_scaling
 
@@ -107,7 +116,8 @@ def main() -> int:
     )
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
-    adds += (add_label_errors, add_known_labels, add_label_evidence)
+    adds += (add_label_errors, add_known_labels, add_label_evidence, add_partial_labels)
+    adds += (add_label_models, add_prior_fit)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

@@ -50,7 +50,7 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
     if len(seeds) < 2:
         mean = float(differences.mean()) if len(seeds) else float("nan")
         return Difference(mean, float("nan"), float("nan"), len(seeds))
-    mean, reach = float(differences.mean()), _reach(differences)
+    mean, reach = float(differences.mean()), confidence_reach(differences)
     return Difference(mean, mean - reach, mean + reach, len(seeds))
 
 
@@ -65,7 +65,7 @@ def draw_rows(rows: Mapping[str, Sequence[float]], title: str, path: str) -> Non
     axes = figure.subplots()
     for place, values in enumerate(rows.values()):
         axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.35, markersize=4)
-        axes.errorbar(np.mean(values), place, xerr=_reach(values), fmt="|k", capsize=3)
+        axes.errorbar(np.mean(values), place, xerr=confidence_reach(values), fmt="|k", capsize=3)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="mAP (%)")
     axes.set_title(title, size=10)
@@ -88,7 +88,7 @@ def draw_curve(points: Mapping[float, Sequence[float]], title: str, x: str, path
         values = points[number]
         axes.plot([number] * len(values), values, "o", color="tab:blue", alpha=0.35, markersize=4)
     means = [np.mean(points[number]) for number in numbers]
-    reaches = [_reach(points[number]) for number in numbers]
+    reaches = [confidence_reach(points[number]) for number in numbers]
     axes.errorbar(numbers, means, yerr=reaches, fmt="-k", capsize=3)
     axes.set(xlabel=x, ylabel="mAP (%)")
     axes.set_title(title, size=10)
@@ -96,7 +96,7 @@ def draw_curve(points: Mapping[float, Sequence[float]], title: str, x: str, path
     save_png(figure, path, dpi=120)
 
 
-def _reach(values: Sequence[float]) -> float:
+def confidence_reach(values: Sequence[float]) -> float:
     """Half of the confidence interval of a mean; 0 where there is one value."""
     if len(values) < 2:
         return 0.0

@@ -17,7 +17,10 @@ from benchmarks import (
     label_errors,
     label_evidence,
     label_graph,
+    label_models,
     loading,
+    partial_labels,
+    prior_fit,
     profiling,
     scaling,
 )
@@ -572,3 +575,52 @@ def test_what_labels_are_worth_over_evidence_and_correlation(tmp_path):
     # What is there is not run again.
     assert benchmark("label-evidence", *options).returncode == 0
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+    options = ["--folder", tmp_path, "--evidence", "1", "--known", "1,0.5,0", "--images", "40"]
+    options += ["--seeds", "2", "--steps", "5", "--aside", "32"]
+    outcome = benchmark("partial-labels", *options)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    lines = (tmp_path / "partial_labels_c1.jsonl").read_text().splitlines()
+    maps = [json.loads(line)["mAP"] for line in lines]
+    assert len(maps) == 6
+    assert all(set(partial_labels.LOSSES) <= set(found) for found in maps)
+    assert "one positive" in outcome.stdout
+    assert "50% known" in outcome.stdout
+    with Image.open(tmp_path / "partial_labels_c1.png") as image:
+        assert min(image.size) > 200
+
+
+@pytest.mark.slow
+def test_losses_need_the_features_of_label_evidence(tmp_path):
+    outcome = benchmark("partial-labels", "--folder", tmp_path)
+    assert outcome.returncode == 1
+    assert "run tools/benchmark.py label-evidence" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_models_of_labels(tmp_path, monkeypatch):
+    """Labels that come in pairs: all models but the frequencies know it."""
+    random = np.random.RandomState(0)
+    lines = ["file,labels"]
+    for i in range(900):
+        pairs = [label for label in range(4) if random.rand() < 0.3]
+        lines.append(f"{i}.jpg," + ";".join(f"{kind}{label}" for label in pairs for kind in "ab"))
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    for name, value in (("HELD_OUT", 100), ("CALIBRATION", 100), ("DRAWS", 1)):
+        monkeypatch.setattr(label_models, name, value)
+    monkeypatch.setattr(label_models, "MASKED_STEPS", 400)
+    args = argparse.Namespace(labels=str(tmp_path / "labels.csv"), images=[500])
+    (table,) = label_models.run_label_models(args)
+    nats = {row["name"]: float(row["nats"]) for row in table.rows}
+    assert all(nats[name] < 0.1 for name in nats if name != label_models.ALONE)
+    assert nats[label_models.ALONE] > 0.5
+    ceiling = {row["name"]: float(row["all others known"]) for row in table.rows}
+    assert ceiling[label_models.ALONE] < 95 < min(ceiling[n] for n in label_models.KINDS)
+
+
+@pytest.mark.slow
+def test_what_a_fit_takes():
+    args = argparse.Namespace(labels=[30], images=200, threads=1)
+    (table,) = prior_fit.run_prior_fit(args)
+    assert len(table.rows) == 3
+    assert all(float(row["s"]) >= 0 and row["step_bytes"] >= 0 for row in table.rows)

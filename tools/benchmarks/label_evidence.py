@@ -84,15 +84,22 @@ def run_label_evidence(args) -> Iterator[Table]:
         in_new_process(make_features, scenes_name(evidence, correlation), folder)
     seeds = range(1, args.seeds + 1)
     cells = list(itertools.product(args.evidence, args.correlation, args.images, seeds))
-    todo = [Cell(*cell) for cell in cells if Cell(*cell) not in read_results(folder)]
+    done = read_results(folder)
+    todo = {}
+    for cell in itertools.starmap(Cell, cells):
+        if missing := [row for row in (BASELINE, *args.rows) if row not in done.get(cell, {})]:
+            todo[cell] = missing
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(todo), unit=" cells") as progress:
-        settings = folder, args.rows, args.steps, args.aside
-        futures = {pool.submit(in_new_process, run_cell, c, *settings): c for c in todo}
+        settings = folder, args.steps, args.aside
+        futures = {
+            pool.submit(in_new_process, run_cell, cell, rows, *settings): cell
+            for cell, rows in todo.items()
+        }
         for future in as_completed(futures):
             result = {**futures[future]._asdict(), "mAP": future.result()}
             append_line(results_file(folder), json.dumps(result))
             progress.update()
-    results = {cell: maps for cell, maps in read_results(folder).items() if tuple(cell) in cells}
+    results = {cell: maps for cell, maps in read_results(folder).items() if cell in cells}
     for images in args.images:
         yield make_table(results, images)
     path = str(folder / "label_evidence.png")
@@ -160,9 +167,9 @@ def parts_of(scenes: str) -> Tuple[str, str]:
 
 
 def run_cell(
-    cell: Cell, folder: Path, rows: List[str], steps: int, num_aside: int
+    cell: Cell, rows: List[str], folder: Path, steps: int, num_aside: int
 ) -> Dict[str, float]:
-    """mAP of each row in percent, and of what is made of the linear head's logits."""
+    """mAP of rows in percent and, with the linear head, of what is made of its logits."""
     torch.set_num_threads(1)
     start, spec = Start(folder), read_spec(str(SPEC))
     train_name, test_name = parts_of(cell.scenes)
@@ -173,8 +180,8 @@ def run_cell(
     dicts = get_multilabel_dicts([train_name])[: cell.images]
     targets = test.targets.numpy().astype(np.int8)
     found = {}
-    for row in spec.tables["heads"].rows:
-        if row.name not in (BASELINE, *rows):
+    for row in spec.tables["graphs"].rows:
+        if row.name not in rows:
             continue
         opts = {
             **spec.opts,
@@ -279,19 +286,24 @@ def results_file(folder: Path) -> Path:
 
 def read_results(folder: Path) -> Dict[Cell, Dict[str, float]]:
     path = results_file(folder)
-    lines = map(json.loads, read_lines(path)) if path.exists() else ()
-    return {Cell(*(line[name] for name in Cell._fields)): line["mAP"] for line in lines}
+    results: Dict[Cell, Dict[str, float]] = {}
+    for line in map(json.loads, read_lines(path)) if path.exists() else ():
+        cell = Cell(*(line[name] for name in Cell._fields))
+        results.setdefault(cell, {}).update(line["mAP"])
+    return results
 
 
 def make_table(results: Dict[Cell, Dict[str, float]], images: int) -> Table:
     """A row for each level of evidence and correlation: the linear head, and what is above it."""
     rows = []
+    names = dict.fromkeys(name for maps in results.values() for name in maps)
     levels = sorted({cell[:2] for cell in results}, key=lambda level: (-level[0], level[1]))
     for level in levels:
         maps = [m for cell, m in results.items() if cell[:2] == level and cell.images == images]
         gains = {
-            name: spread([m[name] - m[BASELINE] * (name != BASELINE) for m in maps])
-            for name in maps[0]
+            name: spread([m[name] - m[BASELINE] * (name != BASELINE) for m in maps if name in m])
+            for name in names
+            if any(name in m for m in maps)
         }
         rows.append({"name": f"evidence {level[0]:g}, correlation {level[1]:g}", **gains})
     return Table(
@@ -308,10 +320,11 @@ def draw_map(results: Dict[Cell, Dict[str, float]]) -> Figure:
     sizes = sorted({cell.images for cell in results})
     evidence = sorted({cell.evidence for cell in results}, reverse=True)
     correlation = sorted({cell.correlation for cell in results})
-    (maps, *_) = results.values()
-    graphs = [name for name in maps if name not in (BASELINE, PRIOR, EXACT, CEILING)]
+    others = (BASELINE, PRIOR, EXACT, CEILING)
     kinds = {
-        "the best label graph": lambda m: max((m[h] for h in graphs), default=np.nan),
+        "the best trained head": lambda m: max(
+            (m[name] for name in m if name not in others), default=np.nan
+        ),
         "a label prior": lambda m: m[PRIOR],
         "the exact prior": lambda m: m[EXACT],
         "true other labels": lambda m: m[CEILING],
@@ -370,8 +383,8 @@ def add_label_evidence(subcommands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows",
         nargs="+",
-        default=["ML-GCN", "ML-AGCN, whitened features", "IA-GCN"],
-        help="of the table heads in configs/ablations/digit_scenes.yaml, beside the linear head",
+        default=[row.name for row in read_spec(str(SPEC)).tables["graphs"].rows][1:],
+        help="of the table graphs in configs/ablations/digit_scenes.yaml, beside the linear head",
     )
     parser.add_argument("--steps", type=positive, default=900, help="of a head's training (900)")
     parser.add_argument("--epochs", type=positive, default=7, help="of the network's (7)")

@@ -164,6 +164,7 @@ def measure_memory(
         seconds: how long that may take in all, with two steps; None: as long as it takes.
     Returns:
         what a row says of it:
+            step_s: seconds of the second step;
             step_bytes: resident at the peak of two steps beyond what was before the first;
             peak_bytes: resident at that peak in all: with Python, libraries and what was prepared;
         nothing where the system doesn't say; or, if that is more than MEMORY_SHARE of the memory
@@ -207,14 +208,16 @@ def peak_memory(threads: int, limit: int | None, prepare: Callable, args) -> Dic
         forget_peak()
         # What the first one leaves, such as an optimizer's momenta, all others have beside them.
         for _ in range(2):
+            start = time.perf_counter()
             step()
+            seconds = time.perf_counter() - start
     except (MemoryError, RuntimeError) as error:
         # torch has no type of its own for it on a CPU.
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise
         return None
     peak = read_bytes("/proc/self/status", "VmHWM")
-    return {"step_bytes": peak - before, "peak_bytes": peak}
+    return {"step_s": seconds, "step_bytes": peak - before, "peak_bytes": peak}
 
 
 def hand_back_memory() -> None:

@@ -589,6 +589,16 @@ def test_what_labels_are_worth_over_evidence_and_correlation(tmp_path):
     with Image.open(tmp_path / "partial_labels_c1.png") as image:
         assert min(image.size) > 200
 
+    options = ["--folder", tmp_path, "--scenes", "digit_scenes_e1.0_c1.0", "--seeds", "1"]
+    options += ["--aside", "32", "--output", tmp_path / "known.json"]
+    options += ["--rows", "Linear", "Linear, themes, labels known"]
+    outcome = benchmark("known-labels", *options)
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    (table,) = json.loads((tmp_path / "known.json").read_text())["tables"]
+    names = ["Linear", "Linear, label prior", "Linear, themes, labels known"]
+    assert [row["name"] for row in table["rows"]] == names
+    assert benchmark("known-labels", *options, "nobody's").stderr.count("must be of") == 1
+
 
 @pytest.mark.slow
 def test_losses_need_the_features_of_label_evidence(tmp_path):

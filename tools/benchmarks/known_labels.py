@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ia_gcn.ablation.runs import train_on_features
-from ia_gcn.ablation.spec import read_spec
+from ia_gcn.ablation.spec import Row, Spec, read_spec
 from ia_gcn.ablation.start import Start, run_cfg
 from ia_gcn.data.known_labels import choose_known
 from ia_gcn.engine.frozen_features import FrozenFeatures, HeadsOnFeatures
@@ -24,28 +25,33 @@ from ia_gcn.modeling.label_prior_fit import LabelSets, posterior_logits
 from .arguments import positive
 from .measuring import Table
 
-SPEC = "configs/ablations/digit_scenes.yaml"
+ROOT = Path(__file__).parents[2]
+SPEC = ROOT / "configs/ablations/digit_scenes.yaml"
 SHARES = (0.0, 0.25, 0.5, 0.75)
-# Of the training images, to choose the strength of a prior on.
-CALIBRATION = 500
 
 
 def run_known_labels(args) -> Iterator[Table]:
     """mAP of the labels that are not known, with 0, 25, 50 and 75 % of an image's labels known.
 
-    Of heads on the frozen features of an ablation (tools/ablate.py run, with its table `heads`). A
+    Of heads on the frozen features of an ablation (tools/ablate.py run, with its table `heads`), or
+    of tools/benchmark.py label-evidence. A
     head that takes known labels is told them; the others get a label prior, which is fitted to the
-    labels of the images that the head is trained on. Its strength is chosen on 500 others.
+    labels of the images that the head is trained on. Its strength is chosen on others.
     """
-    spec, start = read_spec(SPEC), Start(Path(args.folder))
-    if not start.made_with.exists():
-        raise InputError(f"{args.folder}: run tools/ablate.py run --tables heads first")
-    table = spec.tables["heads"]
-    rows = [row for row in table.rows if row.name in args.rows]
+    spec, start = read_spec(str(SPEC)), Start(Path(args.folder).resolve())
+    if args.scenes:
+        os.environ["DETECTRON2_DATASETS"] = str(start.output / "datasets")
+        train_name, test_name = parts_of(args.scenes)
+        spec = spec._replace(train=train_name, test=test_name)
+    for name in (spec.train, spec.test):
+        if not start.features(name).exists():
+            first = "benchmark.py label-evidence" if args.scenes else "ablate.py run --tables heads"
+            raise InputError(f"{args.folder}: no features of {name}; run tools/{first} first")
+    rows = rows_named(spec, args.rows, "heads", "priors")
     everything, test = (
         FrozenFeatures.load(str(start.features(n))) for n in (spec.train, spec.test)
     )
-    train, aside = everything.pick(slice(CALIBRATION, None)), everything.pick(slice(CALIBRATION))
+    train, aside = everything.pick(slice(args.aside, None)), everything.pick(slice(args.aside))
     targets = test.targets.numpy().astype(np.int8)
     figures: Dict[str, List[List[float]]] = {}
     seeds = range(1, args.seeds + 1)
@@ -66,7 +72,25 @@ def run_known_labels(args) -> Iterator[Table]:
     )
 
 
+def rows_named(spec: Spec, names: List[str], *tables: str) -> List[Row]:
+    """Rows of some tables, in the order of their names.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    rows = {row.name: row for table in spec.choose(tables).values() for row in table.rows}
+    unknown = [name for name in names if name not in rows]
+    if unknown:
+        raise InputError(f"--rows {unknown[0]}: must be of {', '.join(rows)}")
+    return [rows[name] for name in names]
+
+
 COLUMNS = [f"{share:.0%} known" for share in SHARES]
+
+
+def parts_of(scenes: str) -> Tuple[str, str]:
+    """The data sets that heads are trained on, and measured on."""
+    return f"{scenes}_train_b", f"{scenes}_val"
 
 
 def spread(values) -> str:
@@ -115,10 +139,17 @@ def add_known_labels(subcommands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", default="output/ablation", help="of the ablation (output/ablation)"
     )
+    parser.add_argument(
+        "--scenes",
+        help="of the folder of tools/benchmark.py label-evidence, such as digit_scenes_e0.25_c1.0",
+    )
+    parser.add_argument(
+        "--aside", type=positive, default=500, help="images to choose a prior's strength on (500)"
+    )
     parser.add_argument("--seeds", type=positive, default=3, help="how many (default 3)")
     parser.add_argument(
         "--rows",
         nargs="+",
         default=["Linear", "ML-GCN", "ML-Decoder", "C-Tran"],
-        help="of the table heads (Linear, ML-GCN, ML-Decoder and C-Tran)",
+        help="of the tables heads and priors (Linear, ML-GCN, ML-Decoder and C-Tran)",
     )

@@ -38,10 +38,9 @@ from ia_gcn.modeling.label_prior_fit import LabelSets, posterior_logits
 from ia_gcn.visualization.style import save_png
 
 from .arguments import positive, positive_numbers
+from .known_labels import ROOT, SPEC, parts_of, rows_named, spread
 from .measuring import Table
 
-ROOT = Path(__file__).parents[2]
-SPEC = ROOT / "configs/ablations/digit_scenes.yaml"
 # What the label graphs are compared with, and what is fitted to its logits.
 BASELINE, PRIOR, EXACT, CEILING = "Linear", "label prior", "exact prior", "true other labels"
 
@@ -76,6 +75,7 @@ def run_label_evidence(args) -> Iterator[Table]:
     folder = Path(args.folder).resolve()
     # Read when a process imports ia_gcn: each part of the work has one of its own.
     os.environ["DETECTRON2_DATASETS"] = str(folder / "datasets")
+    rows_named(read_spec(str(SPEC)), args.rows, "graphs")
     levels = list(itertools.product(args.evidence, args.correlation))
     for evidence, correlation in tqdm(levels, "scenes", disable=None):
         make_scenes(evidence, correlation, args, folder)
@@ -161,11 +161,6 @@ def make_features(scenes: str, folder: Path) -> None:
         extract_features(model, feature_loader(cfg, name), ["res5"]).save(str(start.features(name)))
 
 
-def parts_of(scenes: str) -> Tuple[str, str]:
-    """The data sets that heads are trained on, and measured on."""
-    return f"{scenes}_train_b", f"{scenes}_val"
-
-
 def run_cell(
     cell: Cell, rows: List[str], folder: Path, steps: int, num_aside: int
 ) -> Dict[str, float]:
@@ -180,9 +175,7 @@ def run_cell(
     dicts = get_multilabel_dicts([train_name])[: cell.images]
     targets = test.targets.numpy().astype(np.int8)
     found = {}
-    for row in spec.tables["graphs"].rows:
-        if row.name not in rows:
-            continue
+    for row in rows_named(spec, rows, "graphs"):
         opts = {
             **spec.opts,
             **spec.modes["heads"],
@@ -309,10 +302,6 @@ def make_table(results: Dict[Cell, Dict[str, float]], images: int) -> Table:
     return Table(
         f"mAP of the linear head and what is gained over it, {images} training images", rows
     )
-
-
-def spread(values: List[float]) -> str:
-    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.2f}"
 
 
 def draw_map(results: Dict[Cell, Dict[str, float]]) -> Figure:

@@ -33,7 +33,8 @@ from ia_gcn.modeling.label_prior_fit import LabelSets, posterior_logits
 from ia_gcn.visualization.style import save_png
 
 from .arguments import positive
-from .label_evidence import BASELINE, ROOT, SPEC, mean_ap, parts_of, scenes_name, shares
+from .known_labels import ROOT, SPEC, parts_of, rows_named
+from .label_evidence import BASELINE, mean_ap, scenes_name, shares
 from .measuring import Table
 
 # What becomes of unknown labels. The first is the loss that the prior's logits are of.
@@ -131,7 +132,7 @@ def run_cell(
     """mAP of each loss in percent, and of the label prior where one can be fitted."""
     torch.set_num_threads(1)
     start, spec = Start(folder), read_spec(str(SPEC))
-    (row,) = [row for row in spec.tables["graphs"].rows if row.name == BASELINE]
+    (row,) = rows_named(spec, [BASELINE], "graphs")
     train_name, test_name = parts_of(scenes_name(cell.evidence, correlation))
     everything, test = (
         FrozenFeatures.load(str(start.features(n))) for n in (train_name, test_name)

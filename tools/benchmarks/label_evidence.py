@@ -20,12 +20,13 @@ from typing import Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 from scipy.optimize import minimize
 from tqdm import tqdm
 
 from ia_gcn.ablation.runs import in_new_process, train_on_features
-from ia_gcn.ablation.spec import Spec, as_list, read_spec
+from ia_gcn.ablation.spec import Row, Spec, as_list, read_spec
 from ia_gcn.ablation.start import Start, feature_loader, train_network, write_label_embeddings
 from ia_gcn.checkpoint import MultiLabelCheckpointer, build_model
 from ia_gcn.data import get_label_names, get_multilabel_dicts
@@ -43,6 +44,9 @@ from .measuring import Table
 
 # What the label graphs are compared with, and what is fitted to its logits.
 BASELINE, PRIOR, EXACT, CEILING = "Linear", "label prior", "exact prior", "true other labels"
+# A linear head whose training images' labels are independent, and what is fitted to its logits.
+INDEPENDENT = "Linear, independent labels"
+INDEPENDENT_PRIOR, INDEPENDENT_EXACT = f"{INDEPENDENT}, {PRIOR}", f"{INDEPENDENT}, {EXACT}"
 
 
 class Cell(NamedTuple):
@@ -68,9 +72,11 @@ def run_label_evidence(args) -> Iterator[Table]:
     A network is trained on scenes of all levels of evidence whose labels are independent. Of each
     cell, heads are trained on its features of other scenes, for as many steps whatever the number
     of images. Beside them: a label prior on the linear head's logits, fitted to the labels of the
-    same images; the posterior of the scenes' exact prior, the most that a prior can do; and the
-    exact chance given the true other labels, the ceiling of all that labels say. What all three
-    need of the logits' scale is chosen on images set aside. Runs that are there are not run again.
+    same images; the posterior of the scenes' exact prior; and the exact chance given the true other
+    labels, the ceiling of all that labels say. What all three need of the logits' scale is chosen
+    on images set aside. A linear head learns from its images what their labels say of each other:
+    so the priors are also fitted to one whose images' labels are independent, as to a model that
+    comes from elsewhere. Runs that are there are not run again.
     """
     folder = Path(args.folder).resolve()
     # Read when a process imports ia_gcn: each part of the work has one of its own.
@@ -87,7 +93,8 @@ def run_label_evidence(args) -> Iterator[Table]:
     done = read_results(folder)
     todo = {}
     for cell in itertools.starmap(Cell, cells):
-        if missing := [row for row in (BASELINE, *args.rows) if row not in done.get(cell, {})]:
+        wanted = [BASELINE, *[INDEPENDENT] * (cell.correlation > 0), *args.rows]
+        if missing := [row for row in wanted if row not in done.get(cell, {})]:
             todo[cell] = missing
     with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(todo), unit=" cells") as progress:
         settings = folder, args.steps, args.aside
@@ -175,27 +182,54 @@ def run_cell(
     dicts = get_multilabel_dicts([train_name])[: cell.images]
     targets = test.targets.numpy().astype(np.int8)
     found = {}
-    for row in rows_named(spec, rows, "graphs"):
-        opts = {
-            **spec.opts,
-            **spec.modes["heads"],
-            **row.opts,
-            "SEED": cell.seed,
-            "DATASETS.TRAIN": [train_name],
-            "DATASETS.TEST": [test_name],
-            "SOLVER.MAX_EPOCHS": 0,
-            "SOLVER.MAX_ITER": steps,
-            "OUTPUT_DIR": str(folder / "runs"),
-        }
-        cfg = setup_cfg(str(ROOT / row.config), as_list(opts, folder))
+    path = folder / "datasets" / cell.scenes / "prior.npz"
+    if INDEPENDENT in rows:
+        name, _ = parts_of(scenes_name(cell.evidence, 0.0))
+        others = FrozenFeatures.load(str(start.features(name))).pick(slice(cell.images))
+        cfg = row_cfg(
+            rows_named(spec, [BASELINE], "graphs")[0], spec, cell.seed, name, steps, folder
+        )
+        heads, _ = train_on_features(cfg, others, get_multilabel_dicts([name])[: cell.images])
+        # Labels are as frequent as they are in the cell's training images.
+        here, there = (LabelSets.of_targets(x.targets.numpy()).log_odds() for x in (train, others))
+        shift = torch.from_numpy(here - there)
+        logits, aside_logits = (heads.predict(images) + shift for images in (test, aside))
+        found[INDEPENDENT] = mean_ap(logits.double().sigmoid().numpy(), targets)
+        scored = ScoredImages(aside_logits, aside.targets.numpy())
+        worth = with_labels(train.targets.numpy(), scored, logits, targets, path)
+        found.update({INDEPENDENT_PRIOR: worth[PRIOR], INDEPENDENT_EXACT: worth[EXACT]})
+    for row in rows_named(spec, [row for row in rows if row != INDEPENDENT], "graphs"):
+        cfg = row_cfg(row, spec, cell.seed, train_name, steps, folder)
         heads, _ = train_on_features(cfg, train, dicts)
         logits = heads.predict(test)
         found[row.name] = mean_ap(logits.double().sigmoid().numpy(), targets)
         if row.name == BASELINE:
             scored = ScoredImages(heads.predict(aside), aside.targets.numpy())
-            path = folder / "datasets" / cell.scenes / "prior.npz"
             found.update(with_labels(train.targets.numpy(), scored, logits, targets, path))
     return found
+
+
+def row_cfg(
+    row: Row, spec: Spec, seed: int, train_name: str, steps: int, folder: Path, **loss
+) -> CfgNode:
+    """The config of a head that is trained on frozen features for so many steps.
+
+    Args:
+        loss: keys below MODEL.LOSS.
+    """
+    opts = {
+        **spec.opts,
+        **spec.modes["heads"],
+        **row.opts,
+        **{f"MODEL.LOSS.{key}": value for key, value in loss.items()},
+        "SEED": seed,
+        "DATASETS.TRAIN": [train_name],
+        "DATASETS.TEST": [train_name],
+        "SOLVER.MAX_EPOCHS": 0,
+        "SOLVER.MAX_ITER": steps,
+        "OUTPUT_DIR": str(folder / "runs"),
+    }
+    return setup_cfg(str(ROOT / row.config), as_list(opts, folder))
 
 
 def mean_ap(scores: np.ndarray, targets: np.ndarray) -> float:
@@ -305,18 +339,19 @@ def make_table(results: Dict[Cell, Dict[str, float]], images: int) -> Table:
 
 
 def draw_map(results: Dict[Cell, Dict[str, float]]) -> Figure:
-    """What is gained over the linear head: by the best label graph, a fitted prior, the ceiling."""
+    """What is gained over a linear head: by other heads, a fitted prior, and the true labels."""
     sizes = sorted({cell.images for cell in results})
     evidence = sorted({cell.evidence for cell in results}, reverse=True)
     correlation = sorted({cell.correlation for cell in results})
-    others = (BASELINE, PRIOR, EXACT, CEILING)
+    # Those that were run everywhere.
+    heads = set.intersection(*map(set, results.values())) - {BASELINE, PRIOR, EXACT, CEILING}
     kinds = {
-        "the best trained head": lambda m: max(
-            (m[name] for name in m if name not in others), default=np.nan
+        "the best trained head": lambda m: max((m[h] for h in heads), default=np.nan) - m[BASELINE],
+        "a label prior": lambda m: m[PRIOR] - m[BASELINE],
+        "a label prior on a head\nthat saw independent labels": lambda m: (
+            m[INDEPENDENT_PRIOR] - m[INDEPENDENT] if INDEPENDENT in m else 0.0
         ),
-        "a label prior": lambda m: m[PRIOR],
-        "the exact prior": lambda m: m[EXACT],
-        "true other labels": lambda m: m[CEILING],
+        "the true other labels": lambda m: m[CEILING] - m[BASELINE],
     }
     figure = Figure(figsize=(3 * len(kinds) + 0.6, 2.6 * len(sizes) + 0.4), layout="constrained")
     panels = figure.subplots(len(sizes), len(kinds), squeeze=False)
@@ -326,7 +361,7 @@ def draw_map(results: Dict[Cell, Dict[str, float]]) -> Figure:
         gains = np.zeros((len(evidence), len(correlation)))
         for i, j in np.ndindex(gains.shape):
             place = evidence[i], correlation[j], images
-            found = [get(m) - m[BASELINE] for cell, m in results.items() if cell[:3] == place]
+            found = [get(m) for cell, m in results.items() if cell[:3] == place]
             gains[i, j] = np.mean(found)
         axes = panels[row, column]
         image = axes.imshow(gains, cmap="RdBu", vmin=-10, vmax=10)
@@ -341,7 +376,7 @@ def draw_map(results: Dict[Cell, Dict[str, float]]) -> Figure:
             axes.set_xlabel("what labels say of each other")
         if column == 0:
             axes.set_ylabel(f"{images} images\nwhat an image says")
-    figure.colorbar(image, ax=panels, label="mAP above the linear head (points)", fraction=0.02)
+    figure.colorbar(image, ax=panels, label="points of mAP gained", fraction=0.02)
     return figure
 
 

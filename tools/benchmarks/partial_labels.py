@@ -18,12 +18,11 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ia_gcn.ablation.runs import in_new_process, train_on_features
-from ia_gcn.ablation.spec import as_list, read_spec
+from ia_gcn.ablation.spec import read_spec
 from ia_gcn.ablation.start import Start
 from ia_gcn.data import get_multilabel_dicts
 from ia_gcn.data.dataset_mapper import target_vector
 from ia_gcn.data.hidden_labels import hide_labels, keep_of_each_image, keep_one_positive
-from ia_gcn.engine import setup_cfg
 from ia_gcn.engine.frozen_features import FrozenFeatures
 from ia_gcn.engine.label_prior import ScoredImages, fit_label_prior
 from ia_gcn.errors import InputError
@@ -33,8 +32,8 @@ from ia_gcn.modeling.label_prior_fit import LabelSets, posterior_logits
 from ia_gcn.visualization.style import save_png
 
 from .arguments import positive
-from .known_labels import ROOT, SPEC, parts_of, rows_named
-from .label_evidence import BASELINE, mean_ap, scenes_name, shares
+from .known_labels import SPEC, parts_of, rows_named
+from .label_evidence import BASELINE, mean_ap, row_cfg, scenes_name, shares
 from .measuring import Table
 
 # What becomes of unknown labels. The first is the loss that the prior's logits are of.
@@ -146,21 +145,9 @@ def run_cell(
     targets = test.targets.numpy().astype(np.int8)
     found = {}
     for name, loss in LOSSES.items():
-        opts = {
-            **spec.opts,
-            **spec.modes["heads"],
-            **row.opts,
-            **{f"MODEL.LOSS.{key}": value for key, value in loss.items()},
-            "SEED": cell.seed,
-            "DATASETS.TRAIN": [train_name],
-            "DATASETS.TEST": [test_name],
-            "SOLVER.MAX_EPOCHS": 0,
-            "SOLVER.MAX_ITER": steps,
-            "OUTPUT_DIR": str(folder / "runs"),
-        }
         if loss["NAME"] == "ExpectedPositiveLoss":
-            opts["MODEL.LOSS.EXPECTED_POSITIVE.NUM_LABELS"] = number
-        cfg = setup_cfg(str(ROOT / row.config), as_list(opts, folder))
+            loss = {**loss, "EXPECTED_POSITIVE.NUM_LABELS": number}
+        cfg = row_cfg(row, spec, cell.seed, train_name, steps, folder, **loss)
         heads, _ = train_on_features(cfg, train, dicts[:images])
         logits = heads.predict(test)
         found[name] = mean_ap(logits.double().sigmoid().numpy(), targets)

@@ -27,7 +27,7 @@ from iopath.common.file_io import file_lock, get_cache_dir
 
 from .files import write_atomically
 from .images import UnreadableImage
-from .inputs import check_regular
+from .inputs import check_regular, open_input
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def open_remote(path: str) -> BinaryIO:
     if path.startswith(("http://", "https://")):
         # iopath's handler would keep a copy for good, and wait without end.
         return urllib.request.urlopen(path, timeout=TIMEOUT)
-    return PathManager.open(path, "rb")
+    return open_input(path, "rb")
 
 
 # Of this process: until when, and why, a shard is not asked for again.
@@ -222,6 +222,9 @@ def copy_shard(shard: Shard) -> str:
         # Locks are files of their own, and stay.
         with file_lock(str(path)):
             if not _is_copied(path, shard):
+                # Of a process that was killed.
+                for unfinished in path.parent.glob(f".{path.name}.*.tmp"):
+                    unfinished.unlink()
                 _make_room(path.parent, shard.size)
                 _copy(shard, path)
     except Exception as error:

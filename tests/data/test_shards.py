@@ -37,6 +37,7 @@ from ia_gcn.data.datasets.shard_writing import check_shards, write_shards
 from ia_gcn.data.datasets.shards import load_multilabel_shards, read_shard_index
 from ia_gcn.data.samplers import PositionSampler, ShuffleShards
 from ia_gcn.data.shard_fetching import FetchAhead
+from ia_gcn.engine.held_out import write_split
 from ia_gcn.io import shards as shard_files
 from ia_gcn.io.shards import Shard, parse_member
 from tests.helpers.shards import read_lines, served, tiny_shards
@@ -512,11 +513,20 @@ def test_a_relative_path(index, monkeypatch):
     assert MetadataCatalog.get("custom_test").image_root == "tar://."
 
 
-def test_images_of_shards_can_be_held_out(index):
-    make_cfg(index, DATASETS__CUSTOM__TEST="", DATASETS__CUSTOM__HOLD_OUT=0.3)
+def test_images_of_shards_can_be_held_out(index, tmp_path):
+    keys = {"DATASETS__CUSTOM__TEST": "", "DATASETS__CUSTOM__HOLD_OUT": 0.3}
+    cfg = make_cfg(index, OUTPUT_DIR=str(tmp_path), **keys)
     train, test = (get_multilabel_dicts([name]) for name in ("custom_train", "custom_test"))
     assert len(train) + len(test) == 23
     assert 4 <= len(test) <= 10
+    write_split(cfg)
+    lines = (tmp_path / "split.csv").read_text().splitlines()[1:]
+    folder = f"tar://{index.parent}"
+    assert {f"{folder}/{line}" for line in lines} == {
+        f"{record['file_name']},custom_{part}"
+        for part, dicts in (("train", train), ("test", test))
+        for record in dicts
+    }
 
 
 def test_a_registered_name(index):

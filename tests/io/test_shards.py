@@ -210,6 +210,17 @@ def test_a_shard_elsewhere_is_copied_once(remote, cache):
     assert copy.read_bytes() == (folder / "0.tar").read_bytes()
 
 
+def test_what_a_killed_process_had_not_finished_is_removed(remote, cache):
+    folder, url, _ = remote
+    member = members_at(folder, url, 0)["a.txt"]
+    read_member(member)
+    (copy,) = cache.glob("*.tar")
+    unfinished = copy.rename(cache / f".{copy.name}.123.tmp")
+    read_member(member)
+    assert copy.exists()
+    assert not unfinished.exists()
+
+
 def test_threads_copy_a_shard_once(remote):
     folder, url, asked = remote
     member = members_at(folder, url, 0)["a.txt"]

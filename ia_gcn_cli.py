@@ -25,6 +25,7 @@ COMMANDS = {
     "export": Command("export", "write a checkpoint as ONNX, or for torch.export"),
     "convert": Command("convert", "make a checkpoint of other projects' weights"),
     "inspect": Command("inspect", "check a data set, and show what is in it"),
+    "make-shards": Command("make_shards", "write a data set as tar shards"),
     "find-label-errors": Command("find_label_errors", "find labels that are probably wrong"),
     "embeddings": Command("build_label_embeddings", "compute label embeddings from images"),
     "analyze": Command("analyze", "parameters, operations and time of a model"),

@@ -51,5 +51,7 @@ setup(
         "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
         # To run what was exported, onnxruntime alone will do.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.6"],
+        # To make tar shards; a training reads them without.
+        "shards": ["webdataset>=1.0"],
     },
 )

@@ -41,6 +41,7 @@ from ia_gcn.commands.common import make_parser, non_negative_int, probability, r
 from ia_gcn.data import get_label_names, hidden_labels
 from ia_gcn.data.build import load_multilabel_dicts
 from ia_gcn.data.datasets.custom import file_label_names, load_multilabel_file
+from ia_gcn.data.datasets.shards import is_shard_index
 from ia_gcn.data.datasets.writing import WRITERS, write_multilabel_file
 from ia_gcn.errors import InputError
 from ia_gcn.io.files import check_writable
@@ -62,11 +63,14 @@ def load(source: str) -> Tuple[List[Dict], List[str], str]:
         if not os.path.exists(source):
             raise InputError(f"{source}: neither a registered data set nor a file")
         labels = file_label_names(source)
-        return load_multilabel_file(source, "", labels), labels, ""
-    dicts = load_multilabel_dicts(source)
+        dicts = load_multilabel_file(source, "", labels)
+        if not is_shard_index(source):
+            return dicts, labels, ""
+    else:
+        dicts, labels = load_multilabel_dicts(source), get_label_names([source])
     folders = [record["file_name"].split("/")[:-1] for record in dicts]
     root = "/".join(os.path.commonprefix(folders))  # noqa: RUF071 (of lists, it compares parts)
-    return dicts, get_label_names([source]), root
+    return dicts, labels, root
 
 
 def hide(args: argparse.Namespace) -> None:

@@ -462,17 +462,18 @@ def _add_data_keys(cfg: CN) -> None:
     # Your own data, without Python: given TRAIN or TEST, the tools register custom_train and
     # custom_test and use them as DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.CUSTOM = CN()
-    # COCO-format JSON, or CSV with a line "file,label;label;..." per image; !label is one that is
-    # known to be absent.
+    # COCO-format JSON; CSV with a line "file,label;label;..." per image, !label being one that is
+    # known to be absent; or the index (.jsonl) of tar shards, see tools/make_shards.py.
     cfg.DATASETS.CUSTOM.TRAIN = ""
     cfg.DATASETS.CUSTOM.TEST = ""
-    # Folder that the files' image names are relative to.
+    # Folder that the files' image names are relative to. Of shards: where they are, if not beside
+    # their index.
     cfg.DATASETS.CUSTOM.IMAGE_ROOT = ""
     # The same for TEST where it is another folder.
     cfg.DATASETS.CUSTOM.TEST_IMAGE_ROOT = ""
     # What a label is that a file doesn't name for an image, in TRAIN and in TEST: absent, or
     # unknown, so that it counts nowhere. In images with LVIS's neg_category_ids it is always
-    # unknown.
+    # unknown; shards say it of each image themselves.
     cfg.DATASETS.CUSTOM.UNLABELED = "absent"
     # With TRAIN alone, this share of its images, stratified by label, is held out as custom_test;
     # 0.0: none, so that there is no evaluation.
@@ -483,19 +484,27 @@ def _add_data_keys(cfg: CN) -> None:
     # Filled in by the tools: a hash of the images that are held out, by which a
     # checkpoint that was trained on them is recognised.
     cfg.DATASETS.CUSTOM.SPLIT = ""
-    # Labels in the order of the model's outputs. (): a JSON's categories by id; all labels that a
-    # CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
+    # Labels in the order of the model's outputs. (): a JSON's categories by id; those of shards;
+    # all labels that a CSV names, sorted; with --eval-only and a CSV for TEST, the checkpoint's.
     cfg.DATASETS.CUSTOM.LABELS = ()
     # What ignored labels (VOC's difficult objects) and unknown ones are in training: nowhere: still
     # ignored; absent; or present, but for the unknown ones. TEST.IGNORED_LABELS is for evaluation.
     cfg.DATASETS.IGNORED_LABELS = "nowhere"
-    # An image that can't be read is skipped with a warning; more such files than this in a
-    # process are an error.
+    # An image or a tar shard that can't be read is skipped with a warning; more such files than
+    # this in a process are an error.
     cfg.DATASETS.MAX_UNREADABLE = 10
     # Evaluate (--eval-only) on data whose labels are the checkpoint's in another order, or some of
     # them: the model's outputs are selected by the names of their labels. False: such data is
     # refused.
     cfg.DATASETS.MATCH_LABELS_BY_NAME = False
+
+    # Training on tar shards: how many shards of a stream are mixed, which is how many of them are
+    # read at a time. 0: images are shuffled as loose files are; all shards are read all the time.
+    cfg.DATALOADER.SHARD_WINDOW = 4
+    # How many streams take turns to give the next image; each has its own shards. To be a multiple
+    # of the number of processes: else several read the same shards. The order of the images depends
+    # on it, and not on the number of processes.
+    cfg.DATALOADER.SHARD_STREAMS = 8
 
     # Height and width of the model's input, in pixels.
     cfg.INPUT.IMAGE_SIZE = (448, 448)

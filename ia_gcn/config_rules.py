@@ -274,6 +274,12 @@ MOOT = [
         harmless=(0,),
     ),
     Moot(
+        ("DATALOADER.SHARD_STREAMS",),
+        "DATALOADER.SHARD_WINDOW",
+        lambda window: window == 0,
+        "all images are mixed then",
+    ),
+    Moot(
         ("DATALOADER.SAMPLER_TRAIN",),
         "DATALOADER.REPEAT_THRESHOLD",
         lambda threshold: not threshold,

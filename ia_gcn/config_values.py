@@ -103,6 +103,8 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     "DATALOADER.NUM_WORKERS": Whole(0, 1024),
     "DATALOADER.REPEAT_THRESHOLD": SHARE,
     "DATALOADER.SAMPLER_TRAIN": OneOf(("TrainingSampler", "RepeatFactorTrainingSampler")),
+    "DATALOADER.SHARD_STREAMS": POSITIVE,
+    "DATALOADER.SHARD_WINDOW": COUNT,
     "DATASETS.CUSTOM.HOLD_OUT_SEED": COUNT,
     "DATASETS.CUSTOM.UNLABELED": OneOf(("absent", "unknown")),
     "DATASETS.IGNORED_LABELS": OneOf(("nowhere", "absent", "present")),

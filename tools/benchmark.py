@@ -19,6 +19,8 @@ Examples:
     tools/benchmark.py scaling
   data loading beside torchvision's (a minute):
     tools/benchmark.py loading
+  reading from tar shards beside loose files:
+    tools/benchmark.py shards
   training and prediction with the settings for CPUs:
     tools/benchmark.py cpu
   how many of labels that were flipped on purpose are found:
@@ -61,6 +63,7 @@ from benchmarks.partial_labels import add_partial_labels
 from benchmarks.prior_fit import add_prior_fit
 from benchmarks.profiling import add_profile
 from benchmarks.scaling import add_scaling
+from benchmarks.shards import add_shards
 
 from ia_gcn.errors import InputError
 from ia_gcn.io.files import write_text_atomically
@@ -117,7 +120,7 @@ def main() -> int:
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
     adds += (add_label_errors, add_known_labels, add_label_evidence, add_partial_labels)
-    adds += (add_label_models, add_prior_fit)
+    adds += (add_label_models, add_prior_fit, add_shards)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

@@ -13,6 +13,7 @@ from .datasets import (
     register_custom,
     register_multilabel_coco,
     register_multilabel_csv,
+    register_multilabel_shards,
     register_multilabel_voc,
 )
 from .label_embeddings import glove_embeddings, label_embeddings, name_embeddings
@@ -54,6 +55,7 @@ __all__ = [
     "register_custom",
     "register_multilabel_coco",
     "register_multilabel_csv",
+    "register_multilabel_shards",
     "register_multilabel_voc",
     "summarize_label_graph",
 ]

@@ -21,12 +21,28 @@ from torch.utils.data._utils import signal_handling
 
 from ..errors import InputError, ProcessDied
 from ..io.images import UnreadableImage
+from ..io.shards import (
+    Shard,
+    UnreadableShard,
+    damaged_shards,
+    is_member,
+    is_remote,
+    number_shards,
+    parse_member,
+)
 from ..label_names import check_label_name, describe_mismatch
 from ..processes import blocked_stop_signals, ignore_lost_parent, leave_signals_to_parent
 from .dataset_mapper import LABEL_KEYS, MultiLabelDatasetMapper
 from .datasets.common import read_label_file
 from .proposals import add_proposals
-from .samplers import PositionSampler, mix_seeds, repeat_factors_from_config
+from .samplers import (
+    PositionSampler,
+    ShuffleShards,
+    mix_seeds,
+    repeat_factors_from_config,
+    shuffle_all,
+)
+from .shard_fetching import FetchAhead
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +92,7 @@ def get_multilabel_dicts(
     drop_unlabelled: bool = False,
     proposal_files: Sequence[str] | None = None,
     ignored: str = "nowhere",
+    max_unreadable: int | None = None,
 ) -> List[Dict]:
     """The dicts of one or several registered data sets, checked.
 
@@ -85,6 +102,7 @@ def get_multilabel_dicts(
             known to be absent while others are unknown.
         proposal_files: one for each data set, see `add_proposals`; None: no proposals.
         ignored: what becomes of ignored and unknown labels, see `settle_ignored`.
+        max_unreadable: see `check_images_exist`.
     Raises:
         InputError: see `load_multilabel_dicts` and `add_proposals`; or images are missing, or all
             were dropped.
@@ -97,7 +115,7 @@ def get_multilabel_dicts(
     dicts, dropped = [], 0
     for i, name in enumerate(dataset_names):
         found = load_multilabel_dicts(name)
-        check_images_exist(name, found)
+        check_images_exist(name, found, max_unreadable)
         if proposal_files is not None:
             add_proposals(found, proposal_files[i])
         for record in found:
@@ -142,7 +160,12 @@ def get_test_dicts(cfg, dataset_name: str) -> List[Dict]:
     if cfg.MODEL.LOAD_PROPOSALS:
         place = cfg.DATASETS.TEST.index(dataset_name)
         files = cfg.DATASETS.PROPOSAL_FILES_TEST[place : place + 1]
-    return get_multilabel_dicts([dataset_name], cfg.TEST.FILTER_EMPTY_ANNOTATIONS, files)
+    return get_multilabel_dicts(
+        [dataset_name],
+        cfg.TEST.FILTER_EMPTY_ANNOTATIONS,
+        files,
+        max_unreadable=cfg.DATASETS.MAX_UNREADABLE,
+    )
 
 
 def load_multilabel_dicts(name: str) -> List[Dict]:
@@ -190,35 +213,65 @@ def _with_labels_of_boxes(record: Dict, metadata: Metadata) -> Dict:
     }
 
 
-def check_images_exist(dataset_name: str, dataset_dicts: Sequence[Dict]) -> None:
+def check_images_exist(
+    dataset_name: str, dataset_dicts: Sequence[Dict], max_unreadable: int | None = None
+) -> None:
     """Refuse a data set whose images are not all there; each folder is listed once.
 
+    Tar shards that are missing, or have another size than in their index, only get a warning with
+    their names. Those on other machines are not looked for.
+
+    Args:
+        max_unreadable: how many of its shards may be; None: all but one.
     Raises:
-        InputError: with the number of missing images and their names.
+        InputError: with the number of missing images, or shards, and their names.
     """
     missing = missing_images(dataset_dicts)
-    if missing:
-        shown = ", ".join(missing[:MAX_LISTED])
-        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
-        if more:
-            logger.debug("Missing images of %s:\n%s", dataset_name, "\n".join(missing))
+    loose = [name for name in missing if not is_member(name)]
+    if loose:
+        if len(loose) > MAX_LISTED:
+            logger.debug("Missing images of %s:\n%s", dataset_name, "\n".join(loose))
         raise InputError(
-            f"data set {dataset_name}: {len(missing)} of {len(dataset_dicts)} images are missing: "
-            f"{shown}{more}"
+            f"data set {dataset_name}: {len(loose)} of {len(dataset_dicts)} images are missing: "
+            f"{shorten(loose)}"
         )
+    if missing:
+        damaged = damaged_shards(missing)
+        message = (
+            f"data set {dataset_name}: {len(damaged)} shard(s) with {len(missing)} of "
+            f"{len(dataset_dicts)} images are missing or damaged: "
+            f"{shorten([f'{shard} ({why})' for shard, why in damaged.items()])}"
+        )
+        if max_unreadable is not None and len(damaged) > max_unreadable:
+            raise InputError(f"{message}; DATASETS.MAX_UNREADABLE is {max_unreadable}")
+        if len(missing) == len(dataset_dicts):
+            raise InputError(message)
+        logger.warning(f"{message}; these images will be skipped")
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first MAX_LISTED of some names, and how many more there are."""
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"{', '.join(names[:MAX_LISTED])}{more}"
 
 
 def missing_images(dataset_dicts: Sequence[Dict]) -> List[str]:
-    """The file names that are not there, in the data set's order."""
+    """The file names that are not there, or in a shard that isn't, in the data set's order."""
+    damaged = damaged_shards(record["file_name"] for record in dataset_dicts)
     folders: Dict[str, set] = {}
     missing = []
     for record in dataset_dicts:
-        folder, name = os.path.split(record["file_name"])
-        if folder not in folders:
-            local = folder or "."
-            folders[folder] = set(PathManager.ls(local)) if PathManager.isdir(local) else set()
-        if name not in folders[folder]:
-            missing.append(record["file_name"])
+        file_name = record["file_name"]
+        if is_member(file_name):
+            is_there = not damaged or parse_member(file_name).shard.path not in damaged
+        else:
+            folder, name = os.path.split(file_name)
+            if folder not in folders:
+                local = folder or "."
+                folders[folder] = set(PathManager.ls(local)) if PathManager.isdir(local) else set()
+            is_there = name in folders[folder]
+        if not is_there:
+            missing.append(file_name)
     return missing
 
 
@@ -227,14 +280,31 @@ class TrainingSamples(Dataset):
 
     A sample has its image's place in the data set as `image_index`.
 
-    An image that can't be read is replaced by the next one that can; the sample then lists the
-    unreadable ones under `unreadable`, and has nothing else where none can be read.
+    An image that can't be read is replaced by the next one that can, and one of a shard that can't
+    be read by that of the next shard at the same place: then all images of that one come twice, and
+    not the first one all the time. The sample lists the unreadable files under `unreadable`, and
+    has nothing else where none can be read.
     """
 
-    def __init__(self, dataset: Sequence[Dict], mapper: Callable, seed: int):
+    def __init__(
+        self,
+        dataset: Sequence[Dict],
+        mapper: Callable,
+        seed: int,
+        images_of_shard: Sequence[int] | None = None,
+    ):
+        """
+        Args:
+            dataset: n dicts.
+            mapper: from such a dict to a sample.
+            seed: the same in all processes.
+            images_of_shard: (n,), how many of the images are in the shard of each; None: there are
+                no shards.
+        """
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
+        self.images_of_shard = images_of_shard
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -245,7 +315,8 @@ class TrainingSamples(Dataset):
         unreadable = []
         # Without worker processes, torch's generator is the model's too.
         with torch.random.fork_rng(devices=[]):
-            for shift in range(len(self.dataset)):
+            shift = 0
+            while shift < len(self.dataset):
                 random.seed(seed)
                 np.random.seed(seed)
                 # torch.manual_seed would seed the GPUs as well, at twice a sample's cost.
@@ -255,6 +326,8 @@ class TrainingSamples(Dataset):
                     sample = self.mapper(self.dataset[place_of_image])
                 except UnreadableImage as error:
                     unreadable.append(error)
+                    is_shard = isinstance(error, UnreadableShard)
+                    shift += int(self.images_of_shard[place_of_image]) if is_shard else 1
                     continue
                 sample = {**sample, "image_index": place_of_image}
                 return {**sample, "unreadable": unreadable} if unreadable else sample
@@ -297,15 +370,23 @@ class ReadableBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[List[Dict]]:
+        left_out = 0
         for batch in self._batches():
             for sample in batch:
                 for error in sample.pop("unreadable", []):
                     self._report(error)
-            if len(self.unreadable) == len(self.loader.dataset):
-                raise InputError(f"none of the {len(self.loader.dataset)} images can be read")
             readable = [sample for sample in batch if sample]
+            left_out += len(batch) - len(readable)
+            if self._is_none_readable(left_out):
+                raise InputError(f"none of the {len(self.loader.dataset)} images can be read")
             if readable:
                 yield readable
+        if left_out:
+            logger.warning(f"{left_out} images were left out, as they can't be read")
+
+    def _is_none_readable(self, left_out: int) -> bool:
+        """Whether so many samples without an image mean that there is none at all."""
+        return left_out == len(self.loader.dataset)
 
     def _batches(self) -> Iterator[List[Dict]]:
         """
@@ -333,16 +414,29 @@ class ReadableBatches:
         if error.file_name in self.unreadable:
             return
         self.unreadable[error.file_name] = error.reason
-        logger.warning(f"Skipped an unreadable image: {error}")
+        kind = "tar shard" if isinstance(error, UnreadableShard) else "image"
+        logger.warning(f"Skipped an unreadable {kind}: {error}")
         if len(self.unreadable) > self.max_unreadable:
             raise InputError(
-                f"{len(self.unreadable)} images can't be read, more than "
+                f"{len(self.unreadable)} images or shards can't be read, more than "
                 f"DATASETS.MAX_UNREADABLE = {self.max_unreadable}: {', '.join(self.unreadable)}"
             )
 
 
 class TrainingBatches(ReadableBatches):
     """The endless batches of a training set, from any place in the stream."""
+
+    def __init__(self, loader: DataLoader, max_unreadable: int, sampler: PositionSampler):
+        """
+        Args:
+            sampler: where the loader's places come from.
+        """
+        super().__init__(loader, max_unreadable)
+        self.sampler = sampler
+
+    def _is_none_readable(self, left_out: int) -> bool:
+        # Each sample has tried all of them.
+        return left_out > 0
 
     @property
     def dataset(self) -> Sequence[Dict]:
@@ -356,8 +450,8 @@ class TrainingBatches(ReadableBatches):
             place: iterations done × images per iteration of all processes.
             seed: of the stream, the same in all processes.
         """
-        self.loader.sampler.start = place
-        self.loader.sampler.seed = seed
+        self.sampler.start = place
+        self.sampler.seed = seed
         self.loader.dataset.seed = seed
 
 
@@ -368,6 +462,7 @@ def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
             cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
             cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
             cfg.DATASETS.IGNORED_LABELS,
+            cfg.DATASETS.MAX_UNREADABLE,
         )
     if not any(record["labels"] for record in dataset):
         raise InputError(f"no image of {', '.join(cfg.DATASETS.TRAIN)} has a label")
@@ -384,6 +479,8 @@ def _train_loader_from_config(cfg, mapper=None, *, dataset=None):
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
         "max_unreadable": cfg.DATASETS.MAX_UNREADABLE,
         "repeat_factors": repeat_factors_from_config(cfg, [d["labels"] for d in dataset]),
+        "shard_window": cfg.DATALOADER.SHARD_WINDOW,
+        "shard_streams": cfg.DATALOADER.SHARD_STREAMS,
     }
 
 
@@ -397,6 +494,8 @@ def build_multilabel_train_loader(
     num_workers: int,
     max_unreadable: int,
     repeat_factors: torch.Tensor | None = None,
+    shard_window: int = 0,
+    shard_streams: int = 1,
 ) -> TrainingBatches:
     """An endless loader whose every sample is a function of the seed and its place in the stream.
 
@@ -411,11 +510,26 @@ def build_multilabel_train_loader(
         num_workers: loader processes.
         max_unreadable: DATASETS.MAX_UNREADABLE.
         repeat_factors: see `PositionSampler`.
+        shard_window, shard_streams: of data in tar shards, see `ShuffleShards`; a window of 0: the
+            images are shuffled as those of loose files are.
     """
-    samples = TrainingSamples(DatasetFromList(dataset, copy=False), mapper, seed)
-    sampler = PositionSampler(len(samples), seed, repeat_factors)
-    loader = _build_loader(samples, sampler, batch_size, num_workers)
-    return TrainingBatches(loader, max_unreadable)
+    numbers, shards = number_shards(record["file_name"] for record in dataset)
+    shuffle, images_of_shard = shuffle_all, None
+    if shards:
+        of_image = np.array(numbers)
+        images_of_shard = np.bincount(of_image[of_image >= 0])[of_image]
+    if shards and shard_window:
+        shuffle = ShuffleShards(numbers, shard_window, shard_streams)
+        if shard_streams % comm.get_world_size():
+            logger.warning(
+                f"DATALOADER.SHARD_STREAMS is {shard_streams}, no multiple of the "
+                f"{comm.get_world_size()} processes: several read the same shards"
+            )
+    samples = TrainingSamples(DatasetFromList(dataset, copy=False), mapper, seed, images_of_shard)
+    sampler = PositionSampler(len(samples), seed, repeat_factors, shuffle)
+    fetching = _fetch_ahead(sampler, numbers, shards)
+    loader = _build_loader(samples, fetching, batch_size, num_workers)
+    return TrainingBatches(loader, max_unreadable, sampler)
 
 
 def _test_loader_from_config(cfg, dataset_name, mapper=None):
@@ -443,8 +557,15 @@ def build_multilabel_test_loader(
     `build_multilabel_train_loader`.
     """
     samples = EvaluationSamples(DatasetFromList(dataset, copy=False), mapper)
-    sampler = InferenceSampler(len(samples))
+    numbers, shards = number_shards(record["file_name"] for record in dataset)
+    sampler = _fetch_ahead(InferenceSampler(len(samples)), numbers, shards)
     return ReadableBatches(_build_loader(samples, sampler, batch_size, num_workers), max_unreadable)
+
+
+def _fetch_ahead(sampler, numbers: Sequence[int], shards: Sequence[Shard]):
+    """The sampler itself, where all shards are on this machine."""
+    has_remote = any(is_remote(shard.path) for shard in shards)
+    return FetchAhead(sampler, numbers, shards) if has_remote else sampler
 
 
 def _build_loader(samples: Dataset, sampler, batch_size: int, num_workers: int) -> DataLoader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import Iterator, Sequence, Tuple
+from typing import Callable, Iterator, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -14,6 +14,57 @@ from detectron2.utils import comm
 from torch.utils.data import Sampler
 
 logger = logging.getLogger(__name__)
+
+
+def shuffle_all(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """(n,) images in an order in which each may be anywhere."""
+    return images[torch.randperm(len(images), generator=generator)]
+
+
+class ShuffleShards:
+    """Puts images into an order in which few shards are read at a time.
+
+    The shards are shuffled and dealt to streams, a run of them to each, so that all streams have as
+    many images (a shard may be divided between two); the streams' images take turns. In a stream,
+    an image's place is that of its shard, 0, 1, 2, ..., and a random number in [0, window) more:
+    at no place are there images of more than `window` shards. That is a shuffle buffer of so many
+    shards, whose order is known without reading any.
+
+    So of p processes, where p divides the number of streams, each reads its own shards, but for
+    those that are divided.
+    """
+
+    def __init__(self, shards: Sequence[int], window: int, streams: int):
+        """
+        Args:
+            shards: the number of each image's shard, from 0 on; -1: it is in none, and may be
+                anywhere.
+            window: how many shards of a stream are mixed.
+            streams: how many there are.
+        """
+        self.shards = torch.as_tensor(shards)
+        self.window = window
+        self.streams = streams
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """
+        Args:
+            images: (n,) indices, in which one may occur several times.
+            generator: of which the order is a function.
+        Returns:
+            (n,), the same in another order.
+        """
+        shards = self.shards[images]
+        number = int(self.shards.max()) + 1
+        places = torch.randperm(number, generator=generator).double()[shards]
+        anywhere = number * torch.rand(len(images), generator=generator, dtype=torch.float64)
+        places = torch.where(shards < 0, anywhere, places)
+        order = torch.empty_like(images)
+        for stream, part in enumerate(places.argsort(stable=True).tensor_split(self.streams)):
+            shift = self.window * torch.rand(len(part), generator=generator, dtype=torch.float64)
+            mixed = part[(places[part] + shift).argsort(stable=True)]
+            order[stream :: self.streams] = images[mixed]
+        return order
 
 
 class PositionSampler(Sampler):
@@ -29,17 +80,25 @@ class PositionSampler(Sampler):
         start: the stream's first place that is used; iterations done × images per iteration.
     """
 
-    def __init__(self, size: int, seed: int, repeat_factors: torch.Tensor | None = None):
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        repeat_factors: torch.Tensor | None = None,
+        shuffle: Callable[[torch.Tensor, torch.Generator], torch.Tensor] = shuffle_all,
+    ):
         """
         Args:
             size: number of images.
             seed: the same in all processes.
             repeat_factors: (size,), at least 1, see `repeat_factors_from_config`; None: each image
                 is in each permutation once.
+            shuffle: puts the images of a permutation into its order, see `ShuffleShards`.
         """
         self.size = size
         self.seed = seed
         self.repeat_factors = repeat_factors
+        self.shuffle = shuffle
         self.start = 0
 
     def __iter__(self) -> Iterator[Tuple[int, int]]:
@@ -51,7 +110,7 @@ class PositionSampler(Sampler):
             images = self._images(generator)
             end = first + len(images)
             if place < end:
-                order = images[torch.randperm(len(images), generator=generator)].tolist()
+                order = self.shuffle(images, generator).tolist()
             while place < end:
                 yield place, order[place - first]
                 place += comm.get_world_size()

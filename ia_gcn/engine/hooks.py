@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 import os
-from typing import Dict, Iterable, List, Sequence, Tuple
+from typing import Dict, Iterable, List, Mapping, Sequence, Set, Tuple
 
 import numpy as np
 import torch
@@ -85,6 +85,36 @@ class FollowLoss(HookBase):
                 "images, or another order): start anew, without --resume"
             )
         self._corrections.bits[:] = state["label_corrections"].numpy()
+
+
+class CountUnreadable(HookBase):
+    """Puts into the metrics how many images and shards could not be read, and lists them in
+    checkpoints.
+
+    They are those of all processes; the metric is there from the first one on.
+    """
+
+    def __init__(self, unreadable: Mapping[str, str]):
+        """
+        Args:
+            unreadable: of this process, by file name; grows in training.
+        """
+        self._unreadable = unreadable
+        self._files: Set[str] = set()
+
+    def after_step(self):
+        new = sorted(set(self._unreadable) - self._files)
+        for files in comm.all_gather(new):
+            self._files.update(files)
+        if self._files:
+            number = len(self._files)
+            self.trainer.storage.put_scalar("unreadable_files", number, smoothing_hint=False)
+
+    def state_dict(self):
+        return {"files": sorted(self._files)} if self._files else {}
+
+    def load_state_dict(self, state):
+        self._files.update(state["files"])
 
 
 class UpdateEma(HookBase):

@@ -45,6 +45,7 @@ from .held_out import write_split
 from .hooks import (
     BestCheckpointer,
     BestModelCheckpointer,
+    CountUnreadable,
     EvalHook,
     FollowLoss,
     PeriodicCheckpointer,
@@ -274,7 +275,8 @@ class Trainer(DefaultTrainer):
         moved = hooks.PeriodicCheckpointer, hooks.EvalHook, hooks.PeriodicWriter
         default = super().build_hooks()
         ret = [hook for hook in default if not isinstance(hook, moved)]
-        ret = [self._stop_on_bad_loss, SeedEveryStep(), self._follow_loss, *ret]
+        count_unreadable = CountUnreadable(self.data_loader.unreadable)
+        ret = [self._stop_on_bad_loss, SeedEveryStep(), self._follow_loss, count_unreadable, *ret]
         if self.ema:
             ret.insert(0, UpdateEma())
         last = [self._eval_hook]

@@ -85,6 +85,8 @@ def decode_image(
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with nullcontext(file) if hasattr(file, "read") else open_file(file) as stream:
                 return convert(Image.open(stream, formats=FORMATS))
+    except UnreadableImage:
+        raise
     # Damaged and hostile files make decoders raise nearly anything: OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...
     except Exception as error:

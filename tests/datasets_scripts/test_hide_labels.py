@@ -7,12 +7,17 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from ia_gcn.data import get_label_names, register_multilabel_coco, register_multilabel_voc
-from ia_gcn.data.dataset_mapper import target_vector
-from ia_gcn.data.datasets import load_multilabel_coco, load_multilabel_csv
+from ia_gcn.data.dataset_mapper import read_image, target_vector
+from ia_gcn.data.datasets import (
+    load_multilabel_coco,
+    load_multilabel_csv,
+    load_multilabel_shards,
+)
 from ia_gcn.data.datasets.common import register_multilabel
 from ia_gcn.data.hidden_labels import hide_labels, keep_of_each_image, keep_one_positive
 from ia_gcn.engine import setup_cfg
 from tests.helpers.commands import run_script
+from tests.helpers.shards import tiny_shards
 
 SCRIPT = "datasets/hide_labels.py"
 
@@ -50,6 +55,20 @@ def test_a_registered_data_set(tiny_coco, tmp_path):
     # Boxes stay with the labels that do.
     assert [d["annotations"] for d in found] == [d["annotations"] for d in expected]
     assert sum(len(d["annotations"]) for d in found) < sum(len(d["annotations"]) for d in whole)
+
+
+def test_tar_shards(tiny_coco, tmp_path):
+    """Their images stay in them."""
+    index, out = tiny_shards(tiny_coco(9), tmp_path / "shards"), tmp_path / "known.json"
+    result = run_script(SCRIPT, index, out, "--single-positive")
+    assert result.returncode == 0, result.stderr
+    root = f"tar://{index.parent}"
+    assert f"DATASETS.CUSTOM.IMAGE_ROOT {root}" in result.stdout
+    whole = load_multilabel_shards(str(index), "", ["red", "green", "blue"])
+    names = {record["file_name"] for record in whole}
+    found = load_multilabel_coco(str(out), root, ["red", "green", "blue"])
+    assert {record["file_name"] for record in found} == names
+    assert all(read_image(name).shape == (24, 32, 3) for name in names)
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])

@@ -466,6 +466,27 @@ def test_loading_is_compared_on_the_same_pixels(tmp_path):
         assert "level_difference" not in {**peer, **floats, **decoding}
 
 
+@pytest.mark.slow
+def test_shards_are_compared_with_loose_files(tmp_path):
+    path = tmp_path / "shards.json"
+    args = ("--num", "16", "--photos", "3", "--batch", "4", "--size", "32", "--shard-size", "1")
+    folder = ("--folder", str(tmp_path), "--output", str(path))
+    result = benchmark("shards", *args, "--rounds", "2", "--window", "2", *folder)
+    assert result.returncode == 0, result.stderr[-3000:]
+    tables = json.loads(path.read_text())["tables"]
+    assert [table["title"] for table in tables] == [
+        *("Reading alone, files in memory", "Reading alone, files on the disk"),
+        *("Training batches, files in memory", "Training batches, files on the disk"),
+    ]
+    names = ["loose files", "shards, all mixed (SHARD_WINDOW 0)", "shards, SHARD_WINDOW 2"]
+    for table, own in zip(tables, [["webdataset's stream"], ["webdataset's stream"], [], []]):
+        assert [row["name"] for row in table["rows"]] == [*names, *own]
+        assert table["note"].startswith("16 JPEGs, 0.00 GB in ")
+        for row in table["rows"]:
+            assert 0 < row["min_per_second"] <= row["per_second"] <= row["max_per_second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_rates_are_of_medians():
     rows = loading.rate_rows({"a": [1.0, 2.0, 9.0], "b": [4.0, 4.0, 5.0]}, 20)
     assert [row["per_second"] for row in rows] == [10, 5]

@@ -32,14 +32,21 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def measure(calls: Dict[str, Callable], rounds: int, what: str) -> Dict[str, List[float]]:
-    """Seconds of each call, by name: `rounds` times each in turn, after a round for warming up."""
+def measure(
+    calls: Dict[str, Callable], rounds: int, what: str, before: Callable = lambda: None
+) -> Dict[str, List[float]]:
+    """Seconds of each call, by name: `rounds` times each in turn, after a round for warming up.
+
+    Args:
+        before: called before each call, which is not timed.
+    """
     seconds = {name: [] for name in calls}
     # Without a terminal, no bar.
     total = (rounds + 1) * len(calls)
     with tqdm(total=total, desc=what, leave=False, disable=None) as progress:
         for number in range(rounds + 1):
             for name, call in calls.items():
+                before()
                 start = time.perf_counter()
                 call()
                 elapsed = time.perf_counter() - start

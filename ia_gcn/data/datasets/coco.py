@@ -11,8 +11,8 @@ from detectron2.structures import BoxMode
 
 from ...errors import InputError
 from ...io.inputs import open_input
-from ...label_names import NOT_PRINTABLE, check_label_name
-from .common import check_files_differ, excerpt, join_inside, register_multilabel
+from ...label_names import check_label_name
+from .common import check_files_differ, check_id, excerpt, join_inside, register_multilabel
 
 # In the order of COCO's category ids. (Peers' files are often in alphabetical order.)
 COCO_LABELS = [category["name"] for category in COCO_CATEGORIES if category["isthing"]]
@@ -91,7 +91,7 @@ def load_multilabel_coco(
             raise InputError(
                 f"{json_file}: an image without id or file_name: {excerpt(image)}"
             ) from None
-        _check_id(image_id, "image", json_file)
+        check_id(image_id, "image", json_file)
         if image_id in dicts:
             raise InputError(f"{json_file}: image id {image_id} occurs twice")
         file_name = join_inside(image_root, file_name, f"{json_file}, image {image_id}")
@@ -199,7 +199,7 @@ def _category_names(content: Dict, json_file: str) -> Dict[int, str]:
             raise InputError(
                 f"{json_file}: a category without id or name: {excerpt(category)}"
             ) from None
-        _check_id(category_id, "category", json_file)
+        check_id(category_id, "category", json_file)
         if category_id in names:
             raise InputError(f"{json_file}: category id {category_id} occurs twice")
         check_label_name(name, f"{json_file}, category {category_id}")
@@ -212,16 +212,6 @@ def _category_names(content: Dict, json_file: str) -> Dict[int, str]:
     return {
         category_id: names[category_id] for category_id in _sorted_ids(names, "category", json_file)
     }
-
-
-def _check_id(value, kind: str, json_file: str) -> None:
-    # Evaluation stores image ids as 64-bit integers or as text.
-    if type(value) is int and abs(value) < 2**63:
-        return
-    if not isinstance(value, str) or NOT_PRINTABLE.search(value):
-        raise InputError(
-            f"{json_file}: {kind} id {excerpt(value)} is neither an integer nor a line of text"
-        )
 
 
 def _sorted_ids(ids: Iterable, kind: str, json_file: str) -> List:

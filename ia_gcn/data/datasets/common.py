@@ -35,6 +35,24 @@ def join_inside(root: str, file_name, source: str) -> str:
     return posixpath.join(root, normal)
 
 
+def check_id(value, kind: str, source: str) -> None:
+    """Refuse what can't be an id.
+
+    Args:
+        kind: of what, such as image.
+        source: the annotation file.
+    Raises:
+        InputError: it is neither an integer nor a line of text.
+    """
+    # Evaluation stores image ids as 64-bit integers or as text.
+    if type(value) is int and abs(value) < 2**63:
+        return
+    if not isinstance(value, str) or NOT_PRINTABLE.search(value):
+        raise InputError(
+            f"{source}: {kind} id {excerpt(value)} is neither an integer nor a line of text"
+        )
+
+
 def check_files_differ(files: Iterable[Tuple[str, str]], source: str) -> None:
     """Refuse an annotation file that has the same image twice.
 

@@ -1,4 +1,4 @@
-"""Your own data, registered from DATASETS.CUSTOM: COCO-format JSON or CSV."""
+"""Your own data, registered from DATASETS.CUSTOM: COCO-format JSON, CSV or tar shards."""
 
 from __future__ import annotations
 
@@ -17,6 +17,13 @@ from ...label_names import check_label_name
 from ..stratified_split import stratified_split
 from .coco import coco_label_names, load_multilabel_coco, register_multilabel_coco
 from .common import check_files_differ, join_inside, register_multilabel
+from .shards import (
+    is_shard_index,
+    load_multilabel_shards,
+    register_multilabel_shards,
+    shard_label_names,
+    shard_root,
+)
 
 HEADER = ["file", "labels"]
 # In front of a label that is known to be absent.
@@ -57,6 +64,7 @@ def register_custom(cfg: CfgNode) -> None:
 def _register_parts(custom: CfgNode, labels: Sequence[str]) -> str:
     """Register TRAIN as two data sets; returns a hash of the image ids that are held out."""
     where = custom.TRAIN, custom.IMAGE_ROOT
+    image_root = shard_root(*where) if is_shard_index(custom.TRAIN) else custom.IMAGE_ROOT
     load = partial(load_multilabel_file, *where, labels, custom.UNLABELED)
     names = {d["image_id"]: _known_names(d, labels) for d in load()}
     held_out = stratified_split(names, custom.HOLD_OUT, custom.HOLD_OUT_SEED)
@@ -67,9 +75,7 @@ def _register_parts(custom: CfgNode, labels: Sequence[str]) -> str:
         )
     for name, ids in (("custom_train", set(names) - held_out), ("custom_test", held_out)):
         _forget(name)
-        register_multilabel(
-            name, partial(_load_part, load, ids), labels, image_root=custom.IMAGE_ROOT
-        )
+        register_multilabel(name, partial(_load_part, load, ids), labels, image_root=image_root)
     return hashlib.sha256(repr(sorted(map(str, held_out))).encode()).hexdigest()[:16]
 
 
@@ -99,26 +105,35 @@ def _register(
     _forget(name)
     if not path:
         return ()
-    register = register_multilabel_csv if _is_csv(path) else register_multilabel_coco
-    register(name, path, image_root, labels, unlabeled)
+    if is_shard_index(path):
+        register_multilabel_shards(name, path, image_root, labels)
+    else:
+        register = register_multilabel_csv if _is_csv(path) else register_multilabel_coco
+        register(name, path, image_root, labels, unlabeled)
     return (name,)
 
 
 def load_multilabel_file(
     path: str, image_root: str, label_names: Sequence[str], unlabeled: str = "absent"
 ) -> List[Dict]:
-    """`load_multilabel_csv` of a path that ends in .csv, else `load_multilabel_coco`."""
+    """`load_multilabel_csv` of a path that ends in .csv, `load_multilabel_shards` of one in .jsonl,
+    else `load_multilabel_coco`."""
+    if is_shard_index(path):
+        return load_multilabel_shards(path, image_root, label_names)
     load = load_multilabel_csv if _is_csv(path) else load_multilabel_coco
     return load(path, image_root, label_names, unlabeled)
 
 
 def file_label_names(path: str) -> List[str]:
-    """All labels that a CSV names, sorted; or a JSON's categories, in the order of their ids.
+    """All labels that a CSV names, sorted; a JSON's categories, in the order of their ids; or those
+    of shards, in their order.
 
     Raises:
         InputError: it can't be read or names none.
     """
-    if _is_csv(path):
+    if is_shard_index(path):
+        names = shard_label_names(path)
+    elif _is_csv(path):
         names = sorted({label for row in read_csv(path) for label in (*row.labels, *row.absent)})
     else:
         names = coco_label_names(path)

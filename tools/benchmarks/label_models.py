@@ -28,7 +28,7 @@ from .measuring import Table
 HELD_OUT, CALIBRATION, DRAWS = 3000, 1000, 3
 # A pass over all held-out images for each label would take long.
 WITH_ALL_OTHERS = 1000
-MASKED_STEPS, CHOICES = 12000, 40
+MASKED_STEPS, CHOICES = 6000, 40
 # Of the evidence: the distance of its two Gaussians, in deviations.
 DISTANCE = 2.2
 ALONE, THEMES, PAIRS, MASKED = "frequencies alone", "themes", "pairwise", "masked label model"
@@ -125,7 +125,7 @@ def prior_model(prior) -> Callable:
 class MaskedLabelModel(nn.Module):
     """Evidence and the states of known labels to what the others add to the evidence, (B, C)."""
 
-    def __init__(self, num_labels: int, width: int = 1024, depth: int = 2):
+    def __init__(self, num_labels: int, width: int = 512, depth: int = 2):
         super().__init__()
         self.first = nn.Linear(3 * num_labels, width)
         self.blocks = nn.ModuleList(

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,8 +115,9 @@ def test_an_evaluation_reports_them(tmp_path, counts, counted):
     evaluator = MultiLabelEvaluator(
         "seven", str(tmp_path), label_counts=counts, frequency_groups=(10, 100)
     )
-    evaluator._image_ids, evaluator._file_names = list(range(200)), [None] * 200
-    evaluator._scores, evaluator._targets = list(SCORES), list(TARGETS)
+    for image_id, (scores, targets) in enumerate(zip(SCORES, TARGETS)):
+        image = {"image_id": image_id, "labels": torch.tensor(targets)}
+        evaluator.process([image], [{"scores": torch.tensor(scores)}])
     results = evaluator.evaluate()["multi_label"]
     found = measure_by_frequency(found_ap(), TARGETS, counts, (10, 100))
     assert {key: results[key] for key in results if key.startswith("mAP_")} == found.summary()

@@ -5,12 +5,15 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +25,15 @@ from sklearn.calibration import calibration_curve
 
 from ia_gcn.engine import Trainer
 from ia_gcn.engine.trainer import describe_model
-from ia_gcn.evaluation import Conventions, MultiLabelEvaluator, Predictions, html_report
+from ia_gcn.evaluation import (
+    Conventions,
+    MultiLabelEvaluator,
+    Predictions,
+    html_report,
+    measure_predictions,
+)
 from ia_gcn.evaluation.confusion import confused_pairs, count_confusions
-from ia_gcn.evaluation.html_report import MAX_LABELS_WITH_IMAGES, render_report
+from ia_gcn.evaluation.html_report import MAX_LABELS_WITH_IMAGES, write_report
 from ia_gcn.evaluation.metrics import label_measures
 
 # A mean of nothing or a division by zero must not reach the user as a warning.
@@ -95,6 +104,15 @@ class Page(HTMLParser):
 def no_plots(monkeypatch):
     """Drawing takes longer than all else, and most tests don't look at it."""
     monkeypatch.setattr(html_report, "to_svg", lambda figure: b"")
+
+
+def render_report(predictions, data_set, facts, find_file=lambda image_id: None, **settings):
+    """The page of `write_report`."""
+    results = measure_predictions(predictions, **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(folder, predictions, results, data_set, facts, find_file)
+        assert sorted(os.listdir(folder)) == ["per_label.csv", "report.html"]
+        return Path(folder, "report.html").read_text("utf-8")
 
 
 def number(text):
@@ -520,7 +538,7 @@ def test_the_evaluator_writes_it_where_it_is_asked_for(
     path = tmp_path / "out" / "report.html"
     assert path.exists() == (report is not None)
     assert {file.name for file in (tmp_path / "out").iterdir()} - {path.name} == {
-        *("metrics.json", "predictions.npz"),
+        *("metrics.json", "predictions.npz", *["per_label.csv"] * (report is not None)),
     }
     if report:
         page = Page(path.read_text("utf-8"))

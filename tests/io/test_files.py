@@ -148,6 +148,7 @@ ALLOWED = {
     ("evaluation/html_page.py", "save"): "into memory",
     ("export/onnx.py", "save"): "into a folder of export_model's, which copies it",
     ("export/torch_export.py", "save"): "into a folder of export_model's, which copies it",
+    ("io/npz.py", "open"): "in a file that is open",
     ("visualization/style.py", "savefig"): "into memory, or a file that is open",
     ("engine/hooks.py", "save"): "the checkpointer's, which does so",
 }

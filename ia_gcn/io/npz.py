@@ -34,8 +34,6 @@ def write_npz(
         file: open for writing bytes, with `seek`.
         matrices, arrays: by name.
     """
-    # The matrices come first. There, headers leave the first one of at most 8 bytes a number where
-    # a processor reads it at once.
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as content:
         for name, (dtype, shape, blocks) in matrices.items():
             descr = np.lib.format.dtype_to_descr(dtype)

@@ -586,9 +586,14 @@ def _add_training_keys(cfg: CN) -> None:
     # The backbone's precision with --eval-only: fp32, bf16, or auto: bf16 where the processor
     # or GPU has instructions for it. Heads stay in fp32; bf16 changes scores a little.
     cfg.TEST.PRECISION = "fp32"
-    # Write report.html, a page for a browser, beside metrics.json: with --eval-only and at the last
-    # evaluation of a training.
+    # Write report.html, a page for a browser, and per_label.csv beside metrics.json: with
+    # --eval-only and at the last evaluation of a training.
     cfg.TEST.REPORT = True
+    # MiB of scores and targets, 5 bytes for each label of an image, that all processes of an
+    # evaluation together keep in memory. What is more is kept in files in OUTPUT_DIR, which all
+    # machines must share, and measured from there: the same figures, some hundreds of MiB whatever
+    # the number of images and labels, and a predictions.npz that is not compressed.
+    cfg.TEST.MEMORY_LIMIT = 1024
     # With TEST.AUG.ENABLED, detectron2's, --eval-only takes the mean of the logits over views of
     # each image: at INPUT.IMAGE_SIZE times each of these, from the file, and with TEST.AUG.FLIP
     # each of them mirrored too. detectron2's MIN_SIZES and MAX_SIZE have no effect.

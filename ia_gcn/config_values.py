@@ -257,6 +257,7 @@ VALUES: Dict[str, Union[Whole, Number, OneOf, Folder]] = {
     "TEST.IMS_PER_BATCH": POSITIVE,
     "TEST.KNOWN_LABELS": SHARE,
     "TEST.KNOWN_LABELS_SEED": COUNT,
+    "TEST.MEMORY_LIMIT": COUNT,
     "TEST.THRESHOLD": SHARE,
     "TEST.TOP_K": COUNT,
 }

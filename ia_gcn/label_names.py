@@ -27,8 +27,9 @@ def check_label_name(name, place: str) -> None:
 
 def describe_mismatch(labels: Sequence[str], expected: Sequence[str]) -> str:
     """How two lists of label names differ, as a phrase that follows the name of the first one."""
-    extra = [label for label in labels if label not in expected]
-    missing = [label for label in expected if label not in labels]
+    known, wanted = set(labels), set(expected)
+    extra = [label for label in labels if label not in wanted]
+    missing = [label for label in expected if label not in known]
     if not extra and not missing:
         return "has the same labels in another order"
     differences = [

@@ -1,8 +1,9 @@
-"""Settings of the C library for freed memory."""
+"""Settings of the C library for freed memory, and how much of it there is."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Dict
 
 # Names and numbers of glibc's malloc.h. The sizes are in bytes.
@@ -34,6 +35,15 @@ def share_freed_memory() -> bool:
         whether it has an effect. With another C library, nothing changes.
     """
     return _mallopt({M_ARENA_MAX: 1})
+
+
+def available_memory() -> int | None:
+    """Bytes that a process of this machine can still get; None where the system doesn't say."""
+    if not os.path.exists("/proc/meminfo"):
+        return None
+    with open("/proc/meminfo") as file:
+        lines = dict(line.split(":") for line in file)
+    return 1024 * int(lines["MemAvailable"].split()[0])
 
 
 def _mallopt(settings: Dict[int, int]) -> bool:

@@ -12,6 +12,7 @@ Writes into --output
                           a label without a positive is left out, and keeps the first --threshold
   operating_points.csv    with these thresholds: precision, recall and F1 in percent, and the
                           number of positives; empty cells where a label has none
+  average_precision.csv   the AP of each label in percent
   precision_recall.png    the mean over the labels, and the labels of the highest and lowest AP: at
                           each recall the highest precision with at least that recall
   reliability.png         how often a label is present against its probability
@@ -57,6 +58,7 @@ from ..evaluation import (
     read_predictions,
     summarize,
     summary_table,
+    write_label_table,
     write_operating_points,
     write_thresholds,
 )
@@ -101,7 +103,7 @@ def evaluate(args: argparse.Namespace) -> None:
     per_label = dict(zip(label_names, ap.tolist()))
     frequency = measure_by_frequency(ap, targets, label_counts, args.frequency_groups)
     print(f"\nmAP by how frequent a label is:\n{frequency_table(frequency)}")
-    print(f"\nAP of each label:\n{average_precision_table(per_label)}")
+    print(f"\nAP of each label:\n{average_precision_table(per_label, 'average_precision.csv')}")
     if np.isnan(ap).any():
         print(labels_without_positives(per_label))
     if args.ignored != "everywhere" and (line := labels_without_negatives(targets, label_names)):
@@ -131,11 +133,12 @@ def write_files(
     calibration: Calibration,
     folder: str,
 ) -> None:
-    """Write the four files into a folder and print their paths."""
+    """Write the files of --help into a folder and print their paths."""
     _, scores, targets, label_names, _ = predictions
     writers = {
         "operating_points.json": lambda path: write_thresholds(points, label_names, path),
         "operating_points.csv": lambda path: write_operating_points(points, label_names, path),
+        "average_precision.csv": lambda path: write_label_table({"AP": ap}, label_names, path),
         "precision_recall.png": lambda path: plot_precision_recall(
             interpolated_precision(scores, targets), ap, label_names, path
         ),

@@ -27,6 +27,7 @@ from ..evaluation.predictions import Predictions, read_predictions
 from ..inference import MultiLabelPredictor
 from ..io.files import write_atomically, write_text_atomically
 from ..label_names import describe_mismatch
+from ..memory import available_memory
 from ..modeling import LabelPrior, ThemePrior
 from ..modeling.label_prior_fit import (
     FEWEST_IMAGES,
@@ -42,6 +43,8 @@ from .label_matching import training_counts
 
 # Probabilities are no nearer to 0 and 1.
 LEAST_PROBABILITY = 1e-7
+# What a score takes on the way to a logit.
+BYTES_OF_A_SCORE = 32
 # The strength of a prior is chosen on no more training images.
 MOST_SCORED = 4000
 
@@ -56,11 +59,23 @@ class ScoredImages(NamedTuple):
 
     @classmethod
     def of_predictions(cls, predictions: Predictions) -> ScoredImages:
-        """Of probabilities, from LEAST_PROBABILITY to 1 less that."""
+        """Of probabilities, from LEAST_PROBABILITY to 1 less that.
+
+        Raises:
+            InputError: there are too many for the memory.
+        """
+        needed, available = BYTES_OF_A_SCORE * predictions.scores.size, available_memory()
+        if available is not None and needed > available:
+            raise InputError(
+                f"a label prior takes all scores in memory: {len(predictions.scores)} images × "
+                f"{len(predictions.label_names)} labels need {needed / 1e9:.0f} GB, and "
+                f"{available / 1e9:.0f} GB are available"
+            )
         scores = predictions.scores.astype(np.float64)
         scores = scores.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         logits = torch.from_numpy(np.log(scores) - np.log1p(-scores)).float()
-        return cls(logits, predictions.targets)
+        # A copy, as what is mapped from a file can't be written to, which PyTorch warns of.
+        return cls(logits, np.array(predictions.targets))
 
     def split(self, image_ids: np.ndarray, share: float) -> Tuple[ScoredImages, ScoredImages]:
         """See `split_images`."""

@@ -36,6 +36,7 @@ from ..data import (
 from ..data.test_time_views import DatasetMapperTTA
 from ..errors import InputError, TrainingDiverged
 from ..evaluation import MultiLabelEvaluator, summary_line
+from ..evaluation.label_blocks import label_blocks
 from ..evaluation.predictions import read_predictions
 from ..inference.test_time_augmentation import MultiLabelTTA
 from ..label_names import describe_mismatch
@@ -417,6 +418,7 @@ class Trainer(DefaultTrainer):
             label_counts=label_counts,
             frequency_groups=cfg.TEST.FREQUENCY_GROUPS,
             report=describe_model(cfg) if cfg.TEST.REPORT else None,
+            memory_limit=cfg.TEST.MEMORY_LIMIT,
         )
 
 
@@ -537,8 +539,10 @@ def expected_counts(path: str, label_names: Sequence[str]) -> Tuple[torch.Tensor
     if predictions.label_names != list(label_names):
         mismatch = describe_mismatch(predictions.label_names, list(label_names))
         raise InputError(f"MODEL.LOSS.LABEL_COUNTS: {path} {mismatch} than the training set")
-    present = torch.from_numpy(predictions.scores.sum(axis=0, dtype=np.float64))
-    return present, len(predictions.scores) - present
+    present = np.zeros(len(label_names))
+    for labels, (scores,) in label_blocks(predictions.scores):
+        present[labels] = scores.sum(axis=1, dtype=np.float64)
+    return torch.from_numpy(present), torch.from_numpy(len(predictions.scores) - present)
 
 
 def use_buffers_of_main_process(model: nn.Module) -> None:

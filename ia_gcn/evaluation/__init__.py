@@ -11,16 +11,18 @@ from .operating_points import (
 )
 from .predictions import Predictions, read_predictions
 from .report import (
+    Results,
     average_precision_table,
     frequency_table,
     labels_without_negatives,
     labels_without_positives,
+    measure_predictions,
     metrics_tables,
     summarize,
     summary_line,
     summary_table,
 )
-from .thresholds import write_operating_points, write_thresholds
+from .thresholds import write_label_table, write_operating_points, write_thresholds
 
 __all__ = [
     "CONVENTIONS",
@@ -32,6 +34,7 @@ __all__ = [
     "OperatingPoints",
     "PrecisionRecallCurve",
     "Predictions",
+    "Results",
     "average_precision",
     "average_precision_table",
     "best_f1_points",
@@ -41,6 +44,7 @@ __all__ = [
     "labels_without_positives",
     "measure_by_frequency",
     "measure_calibration",
+    "measure_predictions",
     "metrics_tables",
     "multi_label_metrics",
     "precision_recall_curve",
@@ -48,6 +52,7 @@ __all__ = [
     "summarize",
     "summary_line",
     "summary_table",
+    "write_label_table",
     "write_operating_points",
     "write_thresholds",
 ]

@@ -9,10 +9,13 @@ from typing import List, NamedTuple, Sequence
 
 import numpy as np
 
-from .metrics import check_predictions, label_measures
+from .label_blocks import label_blocks
+from .metrics import check_predictions, check_shapes, label_measures
 
 # Pairs of at most so many labels are counted, so that the time grows with n and C only.
 MAX_LABELS = 200
+# Of so many labels, that takes some tens of megabytes.
+IMAGES_AT_ONCE = 2**15
 
 
 class Confusions(NamedTuple):
@@ -66,19 +69,30 @@ def count_confusions(
         ValueError: as `multi_label_metrics`.
     """
 
+    num_images, _ = check_shapes(scores, targets, ndim=2)
+
     def chosen(labels):
-        known, positive = check_predictions(scores[:, labels], targets[:, labels], ndim=2)
-        return positive, ~positive & (known >= 0), known >= np.array([threshold], np.float64)
+        present, absent, predicted = np.zeros((3, len(labels), num_images), bool)
+        for part, block in label_blocks(scores, targets, labels=labels):
+            known, present[part] = check_predictions(*block, ndim=2)
+            absent[part] = ~present[part] & (known >= 0)
+            predicted[part] = known >= np.array([threshold], np.float64)
+        return present, absent, predicted
 
     present, _, row_predicted = chosen(rows)
     _, absent, column_predicted = chosen(columns)
     wrong = absent & column_predicted
 
     def count(first, second):
-        # float32, as numpy multiplies integers slowly; exact up to 2^24 images.
-        return (first.T.astype(np.float32) @ second.astype(np.float32)).astype(np.int64)
+        total = np.zeros((len(first), len(second)), np.int64)
+        for start in range(0, num_images, IMAGES_AT_ONCE):
+            # float32, as numpy multiplies integers slowly; exact up to 2^24 images.
+            at = slice(start, start + IMAGES_AT_ONCE)
+            part = first[:, at].astype(np.float32) @ second[:, at].astype(np.float32).T
+            total += part.astype(np.int64)
+        return total
 
-    rate = wrong.sum(axis=0) / np.maximum(absent.sum(axis=0), 1)
+    rate = wrong.sum(axis=1) / np.maximum(absent.sum(axis=1), 1)
     return Confusions(
         count(present, absent),
         count(present, wrong),

@@ -9,6 +9,8 @@ from typing import Dict, NamedTuple, Sequence
 
 import numpy as np
 
+from .label_blocks import count_given
+
 # From the rarest on.
 GROUPS = ("rare", "middle", "frequent")
 
@@ -60,7 +62,7 @@ def measure_by_frequency(
             for rarer.
     """
     if label_counts is None:
-        counts, bounds = (targets == 1).sum(axis=0), ()
+        counts, bounds = count_given(targets)[0], ()
     else:
         counts = np.asarray(label_counts)
     measured = np.flatnonzero(~np.isnan(ap))

@@ -10,22 +10,24 @@ import math
 import os
 import re
 from functools import lru_cache, partial
-from typing import Callable, Dict, List, Mapping, Sequence
+from typing import Callable, Dict, List, Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..io.files import write_atomically
 from ..visualization import draw_confusions, draw_precision_recall, draw_reliability, to_svg
 from .calibration import measure_calibration
 from .confusion import confused_pairs, count_confusions
-from .frequency import measure_by_frequency
 from .html_page import read_thumbnail, render_page
-from .metrics import DEFAULT_CONVENTIONS, Conventions, LabelMeasures, label_measures
+from .metrics import Conventions, label_measures
 from .operating_points import best_f1_points, interpolated_precision
 from .predictions import Predictions
-from .report import SUMMARY, image_range, summarize
+from .report import SUMMARY, Results, image_range
+from .thresholds import write_label_table
 
 # Limits of what is shown, so that the page stays small whatever the number of labels.
+MAX_LABELS_IN_TABLE = 1000
 MAX_LABELS_WITH_IMAGES = 20
 IMAGES_IN_A_GROUP = 3
 MAX_PAIRS = 20
@@ -39,45 +41,53 @@ AVERAGE_PRECISIONS = {
 THUMBNAIL_SIZE = 128
 
 
-def render_report(
+def write_report(
+    folder: str,
     predictions: Predictions,
+    results: Results,
     data_set: str,
     facts: Mapping[str, str],
-    *,
-    threshold: float = 0.5,
-    top_k: int | None = 3,
-    conventions: Conventions = DEFAULT_CONVENTIONS,
-    known: np.ndarray | None = None,
-    frequency_groups: Sequence[int] = (),
     find_file: Callable[[object], str | None] = lambda image_id: None,
-) -> str:
-    """The report of an evaluation as an HTML page.
+) -> None:
+    """Write the report of an evaluation as an HTML page, report.html, and per_label.csv beside it.
 
-    It has all measures, those of each label, figures of precision against recall and of
+    The page has all measures, those of each label, figures of precision against recall and of
     calibration, the pairs of labels that are confused most, and, for the labels with the most wrong
-    decisions, images. It loads nothing from elsewhere. Names of labels and files are escaped.
+    decisions, images. Of more than MAX_LABELS_IN_TABLE labels, it has the measures of those of the
+    highest and the lowest AP, and a link to per_label.csv, which has those of all. It loads nothing
+    from elsewhere. Names of labels and files are escaped.
 
     Args:
         predictions: as `read_predictions` returns them.
+        results: of `measure_predictions`.
         data_set: its name, for the title.
         facts: further facts about the evaluation, such as {"Checkpoint": path}.
-        threshold, top_k, conventions, known: see `summarize`.
-        frequency_groups: the `bounds` of `measure_by_frequency`.
         find_file: the file of an image by its id, local or of a kind that PathManager knows; None
             where it is not known. What can't be read is left out.
     """
-    image_ids, scores, targets, names, label_counts = predictions
+    image_ids, scores, targets, names, _ = predictions
+    summary, ap, frequency, threshold, top_k, conventions = results
+    measures = label_measures(scores, targets, threshold)
+    points = best_f1_points(scores, targets)
+    calibration = measure_calibration(scores, targets)
+    columns = {
+        "images": measures.positives,
+        "AP": ap,
+        "precision": measures.precision,
+        "recall": measures.recall,
+        "F1": measures.f1,
+        "best threshold": points.threshold,
+        "F1 there": points.f1,
+        "ECE": calibration.label_errors,
+    }
+    write_label_table(columns, names, os.path.join(folder, "per_label.csv"))
     # The figures are XML, which has no control characters; UTF-8 has no lone surrogates.
     names = [re.sub(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "\ufffd", name) for name in names]
     predictions = predictions._replace(label_names=names)
-    summary, ap = summarize(
-        scores, targets, top_k, threshold=threshold, conventions=conventions, known=known
-    )
-    frequency = measure_by_frequency(ap, targets, label_counts, frequency_groups)
-    measures = label_measures(scores, targets, threshold)
-    calibration = measure_calibration(scores, targets)
     mistakes = measures.wrong + measures.missed
     per_image = measures.positives.sum() / max(1, len(image_ids))
+    shown = _labels_in_table(ap)
+    rows = zip(*(column[shown].tolist() for column in columns.values()))
     page = {
         "data_set": data_set,
         "facts": {
@@ -110,7 +120,7 @@ def render_report(
             draw_precision_recall(interpolated_precision(scores, targets), ap, names)
         ),
         "reliability": _data_uri(draw_reliability(calibration)),
-        "labels": _label_rows(predictions, ap, measures),
+        "labels": [(names[i], *row) for i, row in zip(shown, rows)],
         "examples": _examples(predictions, ap, mistakes, threshold, find_file),
         "names": names,
         "pairs": confused_pairs(scores, targets, threshold, MAX_PAIRS),
@@ -119,7 +129,18 @@ def render_report(
         frequent = np.argsort(-measures.positives, kind="stable")[:MAX_LABELS_IN_HEAT_MAP]
         page["frequent"] = len(frequent)
         page["confusions"] = _data_uri(_confusion_map(predictions, threshold, np.sort(frequent)))
-    return render_page("report.html", page)
+    with write_atomically(os.path.join(folder, "report.html")) as file:
+        file.write(render_page("report.html", page).encode("utf-8", "replace"))
+
+
+def _labels_in_table(ap: np.ndarray) -> np.ndarray:
+    """Indices of all labels; if they are too many, of those of the highest and the lowest AP."""
+    if len(ap) <= MAX_LABELS_IN_TABLE:
+        return np.arange(len(ap))
+    # NaN is put last.
+    ranked = np.argsort(-ap, kind="stable")[: np.count_nonzero(~np.isnan(ap))]
+    half = MAX_LABELS_IN_TABLE // 2
+    return np.concatenate([ranked[:half], ranked[half:][-half:]])
 
 
 def _describe(conventions: Conventions) -> Dict[str, str]:
@@ -144,16 +165,6 @@ def _summary_rows(summary: Dict[str, float], top_k: int | None) -> List:
         top = [summary[f"{key}_top{top_k}"] for key in SUMMARY]
         rows.append((f"top {top_k}", [math.nan, *top]))
     return rows
-
-
-def _label_rows(predictions: Predictions, ap: np.ndarray, measures: LabelMeasures) -> List:
-    """For each label: its name, positives, AP, P, R, F1, threshold, F1 there, and ECE."""
-    _, scores, targets, names, _ = predictions
-    points = best_f1_points(scores, targets)
-    errors = [measure_calibration(scores[:, [i]], targets[:, [i]]).error for i in range(len(names))]
-    columns = (ap, measures.precision, measures.recall, measures.f1)
-    columns += (points.threshold, points.f1, np.array(errors))
-    return list(zip(names, measures.positives.tolist(), *(column.tolist() for column in columns)))
 
 
 def _confusion_map(predictions: Predictions, threshold: float, labels: np.ndarray) -> Figure:

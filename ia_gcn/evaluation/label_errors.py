@@ -11,13 +11,14 @@ import csv
 import importlib.util
 import os
 from collections import Counter
-from typing import List, Mapping, NamedTuple, Sequence, Tuple
+from typing import List, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
 from ..errors import InputError
 from ..io.files import write_text_atomically
 from .html_page import read_thumbnail, render_page
+from .label_blocks import count_given
 
 COLUMNS = ("rank", "file", "label", "given", "probability", "score")
 # Of the page, which so stays small.
@@ -98,11 +99,6 @@ def check_cleanlab() -> None:
 def judged_labels(targets: np.ndarray, min_images: int) -> np.ndarray:
     """Indices of the labels that are present and absent in at least `min_images` images each."""
     return np.flatnonzero(np.minimum(*count_given(targets)) >= min_images)
-
-
-def count_given(targets: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-    """In how many images each label is present and absent, (C,) each."""
-    return (targets == 1).sum(axis=0), (targets == 0).sum(axis=0)
 
 
 def write_label_errors(

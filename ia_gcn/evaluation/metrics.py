@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .label_blocks import label_blocks
+
 
 class Conventions(NamedTuple):
     """What papers do differently; the defaults are Eq. 15-17 of IA-GCN and AP as printed there."""
@@ -103,35 +105,75 @@ def multi_label_metrics(
             in [0, 1], a target is none of 1, 0 and -1, `top_k` is less than 1, or there is no such
             convention.
     """
+    return _metrics(scores, targets, threshold, top_k, conventions, known)[-1]
+
+
+def all_and_top_metrics(
+    scores: np.ndarray, targets: np.ndarray, top_k: int, **settings
+) -> tuple[dict[str, float | np.ndarray], dict[str, float | np.ndarray]]:
+    """`multi_label_metrics` without and with `top_k`, which share most of the time they take.
+
+    Args:
+        settings: threshold, conventions and known, see there.
+    """
+    every, top = _metrics(scores, targets, top_k=top_k, **settings)
+    return every, top
+
+
+def _metrics(
+    scores, targets, threshold=0.5, top_k=None, conventions=DEFAULT_CONVENTIONS, known=None
+) -> list[dict[str, float | np.ndarray]]:
+    """What `multi_label_metrics` returns without `top_k`; and with it, where it is given."""
     for field, values in CONVENTIONS.items():
         if getattr(conventions, field) not in values:
             raise ValueError(f"{field} must be one of {values}, got {getattr(conventions, field)}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    ranked, positive = check_predictions(scores, targets, 2, conventions.ignored == "everywhere")
-    ap = np.array(
-        [_average_precision(s, p, conventions.ap) for s, p in zip(ranked.T, positive.T)], np.float64
-    )
-    counted = targets
+    num_images, num_labels = check_shapes(scores, targets, ndim=2)
+    matrices = [scores, targets]
     if conventions.known_in_f1 and known is not None:
-        counted = np.where(known >= 0, known, targets)
-    if counted is not targets or conventions.ignored == "in_f1":
-        ranked, positive = check_predictions(scores, counted, 2, conventions.ignored != "nowhere")
-    # An array, not a number, which numpy would round to the type of the scores.
-    predicted = ranked >= np.atleast_1d(np.asarray(threshold, np.float64))
+        matrices.append(known)
+    # float64, as numpy would round a number to the type of the scores.
+    threshold = np.broadcast_to(np.asarray(threshold, np.float64), num_labels)
+    ap = np.full(num_labels, np.nan)
+    present, predicted, correct = np.zeros((3, num_labels), np.int64)
+    highest = _Highest(num_images, min(top_k or 0, num_labels))
+    for labels, (block, target, *told) in label_blocks(*matrices):
+        ranked, positive = check_predictions(block, target, 2, conventions.ignored == "everywhere")
+        ap[labels] = [_average_precision(*pair, conventions.ap) for pair in zip(ranked, positive)]
+        if told or conventions.ignored == "in_f1":
+            counted = np.where(told[0] >= 0, told[0], target) if told else target
+            as_absent = conventions.ignored != "nowhere"
+            ranked, positive = check_predictions(block, counted, 2, as_absent)
+        reached = ranked >= threshold[labels, None]
+        present[labels] = positive.sum(axis=1)
+        predicted[labels] = reached.sum(axis=1)
+        correct[labels] = (reached & positive).sum(axis=1)
+        highest.add(labels.start, ranked, positive)
+    counts = [(predicted, correct)]
     if top_k is not None:
-        highest = _highest(ranked, top_k)
-        predicted = highest & (ranked >= 0) if conventions.forced_top_k else highest & predicted
-    n_correct = (predicted & positive).sum(axis=0)
-    n_predicted = predicted.sum(axis=0)
-    n_present = positive.sum(axis=0)
+        # Ignored entries are at -inf.
+        least = 0 if conventions.forced_top_k else threshold[highest.labels]
+        reached = highest.scores >= least
+        chosen = reached, reached & highest.positive
+        counts.append([np.bincount(highest.labels[x], minlength=num_labels) for x in chosen])
+    return [_of_counts(ap, present, *pair, conventions) for pair in counts]
 
-    present = n_present > 0
-    f1 = _ratio(2 * n_correct, n_predicted + n_present)[present]
-    cp = _mean(_ratio(n_correct, n_predicted)[present], empty=0.0)
-    cr = _mean(_ratio(n_correct, n_present)[present], empty=0.0)
-    op = float(_ratio(n_correct.sum(), n_predicted.sum()))
-    or_ = float(_ratio(n_correct.sum(), n_present.sum()))
+
+def _of_counts(
+    ap: np.ndarray,
+    present: np.ndarray,
+    predicted: np.ndarray,
+    correct: np.ndarray,
+    conventions: Conventions,
+) -> dict[str, float | np.ndarray]:
+    """What `multi_label_metrics` returns, of AP from 0 to 1 and the counts of the labels, (C,)."""
+    found = present > 0
+    f1 = _ratio(2 * correct, predicted + present)[found]
+    cp = _mean(_ratio(correct, predicted)[found], empty=0.0)
+    cr = _mean(_ratio(correct, present)[found], empty=0.0)
+    op = float(_ratio(correct.sum(), predicted.sum()))
+    or_ = float(_ratio(correct.sum(), present.sum()))
     return {
         # A label whose positives were all told counts in the others, and has no AP.
         "mAP": 100 * _mean(ap[~np.isnan(ap)], empty=float("nan")),
@@ -145,15 +187,57 @@ def multi_label_metrics(
     }
 
 
+class _Highest:
+    """The k highest scores of each image among the labels that were added; of equal ones, the
+    first.
+
+    Attributes:
+        scores: (n, k) float64, -inf where there are fewer.
+        labels: (n, k) int64, their indices.
+        positive: (n, k) bool.
+    """
+
+    def __init__(self, num_images: int, k: int):
+        self.scores = np.full((num_images, k), -np.inf)
+        self.labels = np.zeros((num_images, k), np.int64)
+        self.positive = np.zeros((num_images, k), bool)
+
+    def add(self, first: int, scores: np.ndarray, positive: np.ndarray) -> None:
+        """
+        Args:
+            first: index of the first of b labels, which follow those that were added before.
+            scores, positive: (b, n), as `check_predictions` returns them.
+        """
+        num_added, k = len(scores), self.scores.shape[1]
+        if not k:
+            return
+        # Where no score is higher, those of before, whose labels come first, stay.
+        images = np.flatnonzero(scores.max(axis=0) > self.scores.min(axis=1))
+        added = np.broadcast_to(np.arange(first, first + num_added), (len(images), num_added))
+        for_image = np.concatenate([self.scores[images], scores[:, images].T], axis=1)
+        # k in each row.
+        places = _highest(for_image, k).nonzero()[1].reshape(-1, k)
+
+        def take(before, new):
+            return np.take_along_axis(np.concatenate([before[images], new], axis=1), places, axis=1)
+
+        self.positive[images] = take(self.positive, positive[:, images].T)
+        self.labels[images] = take(self.labels, added)
+        self.scores[images] = np.take_along_axis(for_image, places, axis=1)
+
+
 def label_measures(scores: np.ndarray, targets: np.ndarray, threshold: float) -> LabelMeasures:
     """Precision, recall and F1 of each label where it is predicted from `threshold` on.
 
     Args, Raises: as :func:`multi_label_metrics`; ignored entries count nowhere.
     """
-    scores, positive = check_predictions(scores, targets, ndim=2)
-    predicted = scores >= np.array([threshold], np.float64)
-    n_correct = (predicted & positive).sum(axis=0)
-    n_predicted, n_present = predicted.sum(axis=0), positive.sum(axis=0)
+    _, num_labels = check_shapes(scores, targets, ndim=2)
+    n_correct, n_predicted, n_present = np.zeros((3, num_labels), np.int64)
+    for labels, block in label_blocks(scores, targets):
+        known, positive = check_predictions(*block, ndim=2)
+        predicted = known >= np.array([threshold], np.float64)
+        n_correct[labels] = (predicted & positive).sum(axis=1)
+        n_predicted[labels], n_present[labels] = predicted.sum(axis=1), positive.sum(axis=1)
     ratios = (
         _ratio(n_correct, n_predicted),
         _ratio(n_correct, n_present),
@@ -190,6 +274,21 @@ def average_precision(
     return 100 * _average_precision(*check_predictions(scores, targets, ndim=1), formula)
 
 
+def check_shapes(scores: np.ndarray, targets: np.ndarray, ndim: int) -> tuple[int, ...]:
+    """The shape of both.
+
+    Raises:
+        ValueError: they are not `ndim`-dimensional or differ in shape.
+    """
+    shapes = np.shape(scores), np.shape(targets)
+    if len(shapes[0]) != ndim or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"scores and targets must be {ndim}-D and of the same shape, "
+            f"got {shapes[0]} and {shapes[1]}"
+        )
+    return shapes[0]
+
+
 def check_predictions(
     scores: np.ndarray, targets: np.ndarray, ndim: int, ignored_is_absent: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -200,11 +299,7 @@ def check_predictions(
         every other score and below the threshold; and a boolean array, true at the positives.
     """
     scores, targets = np.asarray(scores), np.asarray(targets)
-    if scores.ndim != ndim or scores.shape != targets.shape:
-        raise ValueError(
-            f"scores and targets must be {ndim}-D and of the same shape, "
-            f"got {scores.shape} and {targets.shape}"
-        )
+    check_shapes(scores, targets, ndim)
     if scores.dtype.kind not in "fiub" or targets.dtype.kind not in "fiub":
         raise ValueError(
             f"scores and targets must be real numbers, got {scores.dtype} and {targets.dtype}"
@@ -246,14 +341,12 @@ def _highest(scores: np.ndarray, k: int) -> np.ndarray:
     """Mark the k highest scores of each row; of equal ones, the first.
 
     Args:
-        scores: (n, C).
+        scores: (n, C), of more than k labels.
 
     Returns:
         (n, C) bool.
     """
     n_labels = scores.shape[1]
-    if k >= n_labels:
-        return np.ones(scores.shape, dtype=bool)
     kth = np.partition(scores, n_labels - k, axis=1)[:, [n_labels - k]]
     higher = scores > kth
     tied = scores == kth

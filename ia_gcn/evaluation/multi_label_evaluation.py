@@ -17,16 +17,17 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data import get_label_names
-from ..io.files import write_atomically, write_text_atomically
-from .frequency import FrequencyGroups, measure_by_frequency
+from ..io.files import remove_unfinished, write_text_atomically
+from .collected import Collected, Gathered
 from .metrics import DEFAULT_CONVENTIONS, Conventions
-from .predictions import Predictions, write_predictions
+from .predictions import Predictions, store_matrix, store_predictions, write_predictions
 from .report import (
+    Results,
     average_precision_table,
     frequency_table,
     labels_without_negatives,
     labels_without_positives,
-    summarize,
+    measure_predictions,
     summary_table,
 )
 
@@ -43,7 +44,11 @@ class MultiLabelEvaluator(DatasetEvaluator):
         predictions.npz: image_ids (n,), sorted; scores (n, C) float32; targets (n, C) int8 in
             {1, 0, -1 = ignored}; label_names (C,); where they are known, label_counts (C,), the
             training images that have each label;
-        report.html, where it is asked for: see `render_report`.
+        report.html and per_label.csv, where they are asked for: see `write_report`.
+
+    Above a limit, scores and targets are in temporary files from batch to batch, and in the end in
+    predictions.npz, not compressed, and all is measured from there, a few labels at a time. The
+    figures are the same.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         label_counts: Sequence[int] | None = None,
         frequency_groups: Sequence[int] = (),
         report: Mapping[str, str] | None = None,
+        memory_limit: int = 1024,
     ):
         """
         Args:
@@ -68,6 +74,8 @@ class MultiLabelEvaluator(DatasetEvaluator):
             frequency_groups: the `bounds` of `measure_by_frequency`.
             report: facts about the model for report.html, such as {"Checkpoint": path}; None writes
                 no report.
+            memory_limit: of the scores and targets of all processes, in MiB. The temporary files
+                are in `output_dir`, which then all machines have to share.
         """
         self._dataset_name = dataset_name
         self._output_dir = output_dir
@@ -77,6 +85,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         self._label_counts = None if label_counts is None else np.asarray(label_counts, np.int64)
         self._frequency_groups = frequency_groups
         self._facts = report
+        self._limit = memory_limit * 2**20
         self.reset()
 
     @staticmethod
@@ -90,11 +99,7 @@ class MultiLabelEvaluator(DatasetEvaluator):
         )
 
     def reset(self):
-        self._image_ids: List = []
-        self._file_names: List[str | None] = []
-        self._scores: List[np.ndarray] = []
-        self._targets: List[np.ndarray] = []
-        self._known: List[np.ndarray] = []
+        self._collected = Collected(self._limit // comm.get_world_size(), self._output_dir)
 
     def process(self, inputs: List[Dict], outputs: List[Dict]) -> None:
         """Keep `scores` of the outputs, and `labels`, `image_id` and `file_name` of the inputs.
@@ -103,79 +108,87 @@ class MultiLabelEvaluator(DatasetEvaluator):
         convention known_in_f1, `label_states` are kept, too.
         """
         for image, output in zip(inputs, outputs):
-            self._image_ids.append(image["image_id"])
-            self._file_names.append(image.get("file_name"))
-            self._scores.append(output["scores"].float().cpu().numpy())
-            self._targets.append(image["labels"].numpy().astype(np.int8))
+            rows = {
+                "scores": output["scores"].float().cpu().numpy(),
+                "targets": image["labels"].numpy().astype(np.int8),
+            }
             if self._conventions.known_in_f1:
-                unknown = np.full(len(self._targets[-1]), -1)
-                self._known.append(np.asarray(image.get("label_states", unknown), np.int8))
+                unknown = np.full(len(rows["targets"]), -1)
+                rows["known"] = np.asarray(image.get("label_states", unknown), np.int8)
+            self._collected.add(image["image_id"], image.get("file_name"), **rows)
 
     def evaluate(self) -> Dict[str, Dict[str, float]] | None:
         """
         Returns:
             {"multi_label": {name: percent}} on the main process, None on the others.
         """
-        # Stacked before they travel: one array per process instead of one per image.
-        label_names = get_label_names([self._dataset_name])
-        shape = (len(self._image_ids), len(label_names))
-        scores = np.array(self._scores, dtype=np.float32).reshape(shape)
-        targets = np.array(self._targets, dtype=np.int8).reshape(shape)
-        known = targets[:0]
-        if self._conventions.known_in_f1:
-            known = np.array(self._known, dtype=np.int8).reshape(shape)
-        gathered = comm.gather((self._image_ids, self._file_names, scores, targets, known))
+        parts = comm.gather(self._collected.parts())
+        self._collected.leave_files()
         if not comm.is_main_process():
             return None
-        image_ids = np.array([image_id for ids, *_ in gathered for image_id in ids])
-        file_names = [name for _, names, *_ in gathered for name in names]
-        scores, targets, known = (np.concatenate(x) for x in list(zip(*gathered))[2:])
-        # Sorted, so that neither the processes nor the order of the files make a difference.
-        image_ids, first = np.unique(image_ids, return_index=True)
-        file_names = [file_names[i] for i in first]
-        scores, targets = scores[first], targets[first]
+        label_names = get_label_names([self._dataset_name])
+        gathered = Gathered([part for of_process in parts for part in of_process], len(label_names))
+        try:
+            return self._measure(gathered, label_names)
+        finally:
+            gathered.remove_files()
+            if self._output_dir:
+                # Those of an earlier evaluation that was killed.
+                remove_unfinished(self._output_dir)
 
-        settings = {"threshold": self._threshold, "conventions": self._conventions}
+    def _measure(self, gathered: Gathered, label_names: List[str]) -> Dict[str, Dict[str, float]]:
+        if self._output_dir:
+            PathManager.mkdirs(self._output_dir)
+        spilled = gathered.folder is not None
+        of = gathered.columns if spilled else gathered.matrix
+        matrices = of("scores"), of("targets")
+        predictions = Predictions(gathered.image_ids, *matrices, label_names, self._label_counts)
+        if spilled:
+            path = os.path.join(self._output_dir or gathered.folder, "predictions.npz")
+            predictions = store_predictions(path, predictions)
+        known = None
         if self._conventions.known_in_f1:
-            settings["known"] = known[first]
-        summary, ap = summarize(scores, targets, self._top_k, **settings)
-        frequency = measure_by_frequency(ap, targets, self._label_counts, self._frequency_groups)
-        summary.update(frequency.summary())
-        per_label = dict(zip(label_names, ap.tolist()))
-        predictions = Predictions(image_ids, scores, targets, label_names, self._label_counts)
-        self._report(summary, frequency, per_label, len(image_ids))
-        without_negatives = labels_without_negatives(targets, label_names)
+            known = of("known")
+            if spilled:
+                known = store_matrix(os.path.join(gathered.folder, "known.npz"), known)
+        results = measure_predictions(
+            predictions,
+            threshold=self._threshold,
+            top_k=self._top_k,
+            conventions=self._conventions,
+            known=known,
+            frequency_groups=self._frequency_groups,
+        )
+        per_label = dict(zip(label_names, results.ap.tolist()))
+        self._report(results, per_label, len(gathered.image_ids))
+        without_negatives = labels_without_negatives(predictions.targets, label_names)
         if without_negatives and self._conventions.ignored != "everywhere":
             logger.warning(f"{self._dataset_name}: {without_negatives}")
         if self._output_dir:
-            self._write(summary, frequency, per_label, predictions)
+            self._write(results, per_label, len(gathered.image_ids))
+            if not spilled:
+                write_predictions(os.path.join(self._output_dir, "predictions.npz"), predictions)
         if self._output_dir and self._facts is not None:
-            self._write_html(predictions, settings, file_names)
-        return OrderedDict(multi_label=summary)
+            self._write_html(predictions, results, gathered.file_names)
+        return OrderedDict(multi_label=results.summary)
 
-    def _report(
-        self,
-        summary: Dict,
-        frequency: FrequencyGroups,
-        per_label: Dict[str, float],
-        num_images: int,
-    ) -> None:
+    def _report(self, results: Results, per_label: Dict[str, float], num_images: int) -> None:
         # For the log; the screen gets the tables when the run is over.
-        table = summary_table(summary, self._top_k)
+        table = summary_table(results.summary, self._top_k)
         logger.debug(f"{self._dataset_name}, {num_images} images, in percent:\n{table}")
-        logger.debug(f"mAP by how frequent a label is:\n{frequency_table(frequency)}")
-        logger.debug(f"AP of each label:\n{average_precision_table(per_label)}")
+        logger.debug(f"mAP by how frequent a label is:\n{frequency_table(results.frequency)}")
+        logger.debug(f"AP of each label:\n{average_precision_table(per_label, 'metrics.json')}")
         if any(map(math.isnan, per_label.values())):
             logger.debug(labels_without_positives(per_label))
 
-    def _write(self, summary, frequency, per_label, predictions: Predictions) -> None:
-        PathManager.mkdirs(self._output_dir)
-        results = {
+    def _write(self, results: Results, per_label: Dict[str, float], num_images: int) -> None:
+        frequency = results.frequency
+        content = {
             "dataset": self._dataset_name,
-            "images": len(predictions.image_ids),
+            "images": num_images,
             "threshold": self._threshold,
             "conventions": self._conventions._asdict(),
-            **summary,
+            **results.summary,
             "frequency": {
                 "counted": frequency.counted,
                 "groups": {name: group._asdict() for name, group in frequency.groups.items()},
@@ -183,31 +196,19 @@ class MultiLabelEvaluator(DatasetEvaluator):
             "AP": per_label,
         }
         with write_text_atomically(os.path.join(self._output_dir, "metrics.json")) as file:
-            json.dump(_nan_to_none(results), file, indent=1)
-        write_predictions(os.path.join(self._output_dir, "predictions.npz"), predictions)
+            json.dump(_nan_to_none(content), file, indent=1)
 
-    def _write_html(self, predictions: Predictions, settings, file_names) -> None:
+    def _write_html(self, predictions: Predictions, results: Results, file_names) -> None:
         # It takes matplotlib, which nothing else in an evaluation does.
-        from .html_report import render_report
+        from .html_report import write_report
 
         facts = {
             **self._facts,
             "Date": datetime.now().astimezone().isoformat(" ", "minutes"),
         }
         files = dict(zip(predictions.image_ids.tolist(), file_names))
-        page = render_report(
-            predictions,
-            self._dataset_name,
-            facts,
-            top_k=self._top_k,
-            frequency_groups=self._frequency_groups,
-            find_file=files.get,
-            **settings,
-        )
-        path = os.path.join(self._output_dir, "report.html")
-        with write_atomically(path) as file:
-            file.write(page.encode("utf-8", "replace"))
-        logger.debug(f"Report: {path}")
+        write_report(self._output_dir, predictions, results, self._dataset_name, facts, files.get)
+        logger.debug(f"Report: {os.path.join(self._output_dir, 'report.html')}")
 
 
 def _nan_to_none(value):

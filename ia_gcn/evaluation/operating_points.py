@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .metrics import check_predictions
+from .label_blocks import label_blocks
+from .metrics import check_predictions, check_shapes
 
 
 class PrecisionRecallCurve(NamedTuple):
@@ -43,7 +44,8 @@ def precision_recall_curve(scores: np.ndarray, targets: np.ndarray) -> Precision
 
     Args, Raises: as :func:`average_precision`; ignored entries count nowhere.
     """
-    thresholds, correct, predicted = _counts(*check_predictions(scores, targets, ndim=1))
+    scores, positive = check_predictions(scores, targets, ndim=1)
+    thresholds, correct, predicted = _counts(scores, positive, scores[scores >= 0])
     positives = correct[-1] if correct.size else 0
     recall = correct / positives if positives else np.full(correct.shape, np.nan)
     return PrecisionRecallCurve(thresholds, 100 * correct / predicted, 100 * recall)
@@ -57,10 +59,14 @@ def best_f1_points(scores: np.ndarray, targets: np.ndarray) -> OperatingPoints:
 
     Args, Raises: as :func:`multi_label_metrics`; ignored entries count nowhere.
     """
-    scores, positive = check_predictions(scores, targets, ndim=2)
-    rows = [_best_f1_point(*label) for label in zip(scores.T, positive.T)]
-    threshold, precision, recall, f1 = np.array(rows, np.float64).reshape(-1, 4).T
-    return OperatingPoints(threshold, precision, recall, f1, positive.sum(axis=0))
+    _, num_labels = check_shapes(scores, targets, ndim=2)
+    points = np.zeros((4, num_labels))
+    positives = np.zeros(num_labels, np.int64)
+    for labels, block in label_blocks(scores, targets):
+        ranked, positive = check_predictions(*block, ndim=2)
+        points[:, labels] = np.transpose([_best_f1_point(*pair) for pair in zip(ranked, positive)])
+        positives[labels] = positive.sum(axis=1)
+    return OperatingPoints(*points, positives)
 
 
 def interpolated_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -72,23 +78,28 @@ def interpolated_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarra
     Returns:
         (C, 101) float64, percent; NaN for a label without positives.
     """
-    scores, positive = check_predictions(scores, targets, ndim=2)
-    curves = np.full((scores.shape[1], 101), np.nan)
-    for curve, label_scores, label_positive in zip(curves, scores.T, positive.T):
-        if label_positive.any():
-            _, correct, predicted = _counts(label_scores, label_positive)
-            highest = np.maximum.accumulate((correct / predicted)[::-1])[::-1]
-            # In integers, as 3 / 10 < 0.1 * 3 in floating point.
-            reached = np.searchsorted(100 * correct, np.arange(101) * correct[-1])
-            curve[:] = 100 * highest[reached]
+    _, num_labels = check_shapes(scores, targets, ndim=2)
+    curves = np.full((num_labels, 101), np.nan)
+    for labels, block in label_blocks(scores, targets):
+        for curve, label_scores, positive in zip(curves[labels], *check_predictions(*block, 2)):
+            if positive.any():
+                _, correct, predicted = _counts(label_scores, positive, label_scores[positive])
+                highest = np.maximum.accumulate((correct / predicted)[::-1])[::-1]
+                # In integers, as 3 / 10 < 0.1 * 3 in floating point.
+                reached = np.searchsorted(100 * correct, np.arange(101) * correct[-1])
+                curve[:] = 100 * highest[reached]
     return curves
 
 
 def _best_f1_point(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float, float, float]:
-    """Threshold, precision, recall and F1 of one label, of what `check_predictions` returns."""
+    """Threshold, precision, recall and F1 of one label, of what `check_predictions` returns.
+
+    The best threshold is the score of a positive: below it, down to that of the next one, more
+    images are predicted, and none of them rightly.
+    """
     if not positive.any():
         return (np.nan,) * 4
-    thresholds, correct, predicted = _counts(scores, positive)
+    thresholds, correct, predicted = _counts(scores, positive, scores[positive])
     positives = correct[-1]
     f1 = 2 * correct / (predicted + positives)
     best = np.argmax(f1)
@@ -96,17 +107,21 @@ def _best_f1_point(scores: np.ndarray, positive: np.ndarray) -> tuple[float, flo
     return thresholds[best], 100 * precision, 100 * recall, 100 * f1[best]
 
 
-def _counts(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One label's different scores, the highest first, and what is predicted from each of them on.
+def _counts(
+    scores: np.ndarray, positive: np.ndarray, thresholds: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is predicted of one label from each of some scores on.
 
     Args:
         scores, positive: (n,), as `check_predictions` returns them.
+        thresholds: some of the scores.
     Returns:
-        the scores (m,) float64; how many positives, and how many images, score as high or higher.
+        the different ones of `thresholds`, the highest first, (m,) float64; how many positives, and
+        how many images, score as high or higher.
     """
-    known = np.sort(scores[scores >= 0])
-    thresholds = np.unique(known)[::-1]
+    thresholds = np.unique(thresholds)[::-1]
     hits = np.sort(scores[positive])
-    predicted = known.size - np.searchsorted(known, thresholds)
+    # What is ignored is at -inf.
+    predicted = scores.size - np.searchsorted(np.sort(scores), thresholds)
     correct = hits.size - np.searchsorted(hits, thresholds)
     return thresholds.astype(np.float64), correct, predicted

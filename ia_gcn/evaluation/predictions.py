@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple
+from typing import Dict, List, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
 from ..io.files import write_atomically
 from ..io.inputs import open_input
-from ..io.npz import read_npz
-from .metrics import check_predictions
+from ..io.npz import Columns, read_npz, write_npz
+from .label_blocks import label_blocks
+from .metrics import check_predictions, check_shapes
 
 
 class Predictions(NamedTuple):
@@ -30,10 +31,12 @@ class Predictions(NamedTuple):
 
 # Arrays of the file.
 REQUIRED, OPTIONAL = Predictions._fields[:-1], Predictions._fields[-1:]
+# Matrices of as many bytes stay in the file, where they are not compressed.
+MAPPED_FROM = 2**28
 
 
 def read_predictions(path: str) -> Predictions:
-    """Read and check such a file.
+    """Read and check such a file. Large matrices that are not compressed stay in it.
 
     Raises:
         InputError: there is no such file, it is damaged or contains pickled code, or an array is
@@ -41,7 +44,7 @@ def read_predictions(path: str) -> Predictions:
     """
     try:
         with open_input(path, "rb") as file:
-            arrays = read_npz(file, REQUIRED, OPTIONAL)
+            arrays = read_npz(file, REQUIRED, OPTIONAL, MAPPED_FROM)
     # Damaged and hostile files make numpy and zipfile raise nearly anything.
     except Exception as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -65,7 +68,9 @@ def read_predictions(path: str) -> Predictions:
     if scores.dtype.kind != "f":
         raise InputError(f"{path}: scores must be floating-point numbers, not {scores.dtype}")
     try:
-        check_predictions(scores, targets, ndim=2)
+        check_shapes(scores, targets, ndim=2)
+        for _, block in label_blocks(scores, targets):
+            check_predictions(*block, ndim=2)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     if label_counts is not None and not (
@@ -79,7 +84,35 @@ def read_predictions(path: str) -> Predictions:
 
 def write_predictions(path: str, predictions: Predictions) -> None:
     """Write such a file, in place of an older one once it is complete."""
-    arrays = {**predictions._asdict(), "label_names": np.array(predictions.label_names)}
     with write_atomically(path) as file:
-        known = {name: array for name, array in arrays.items() if array is not None}
-        np.savez_compressed(file, **known)
+        np.savez_compressed(file, **_arrays(predictions))
+
+
+def store_predictions(path: str, predictions: Predictions) -> Predictions:
+    """`write_predictions` of matrices that are not in memory, which are then mapped from the file.
+
+    Args:
+        predictions: scores and targets are `Columns`.
+    """
+    arrays = _arrays(predictions)
+    matrices = {name: arrays.pop(name) for name in ("scores", "targets")}
+    return predictions._replace(**_store(path, matrices, arrays))
+
+
+def store_matrix(path: str, matrix: Columns) -> np.ndarray:
+    """Write a matrix that is not in memory, which is then mapped from the file."""
+    return _store(path, {"matrix": matrix})["matrix"]
+
+
+def _store(path, matrices, arrays=None) -> Dict[str, np.ndarray]:
+    """Write an .npz file, and map the matrices from it."""
+    with write_atomically(path) as file:
+        write_npz(file, matrices, arrays)
+    with open(path, "rb") as file:
+        return read_npz(file, tuple(matrices), map_from=0)
+
+
+def _arrays(predictions: Predictions) -> Dict:
+    """The arrays of the file by name."""
+    arrays = {**predictions._asdict(), "label_names": np.array(predictions.label_names)}
+    return {name: array for name, array in arrays.items() if array is not None}

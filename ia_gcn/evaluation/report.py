@@ -4,20 +4,59 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Dict, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 from tabulate import tabulate
 
-from .frequency import FrequencyGroup, FrequencyGroups
-from .metrics import multi_label_metrics
+from .frequency import FrequencyGroup, FrequencyGroups, measure_by_frequency
+from .label_blocks import count_given
+from .metrics import DEFAULT_CONVENTIONS, Conventions, all_and_top_metrics, multi_label_metrics
+from .predictions import Predictions
 
-# Whose AP is shown; all are in metrics.json.
+# Of more labels, the AP of some with the highest and of some with the lowest is shown.
 MAX_LABELS = 100
-# In a warning.
+MAX_EXTREME = 12
+# On a line.
 MAX_NAMED = 10
 
 SUMMARY = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+
+
+class Results(NamedTuple):
+    """The measures of an evaluation, in percent, and what they were measured with."""
+
+    summary: Dict[str, float]
+    """Those of `summarize` and mAP_frequent, mAP_middle and mAP_rare."""
+    ap: np.ndarray
+    """(C,), NaN for a label without positives."""
+    frequency: FrequencyGroups
+    threshold: float
+    top_k: int | None
+    conventions: Conventions
+
+
+def measure_predictions(
+    predictions: Predictions,
+    *,
+    threshold: float = 0.5,
+    top_k: int | None = 3,
+    conventions: Conventions = DEFAULT_CONVENTIONS,
+    known: np.ndarray | None = None,
+    frequency_groups: Sequence[int] = (),
+) -> Results:
+    """The measures of an evaluation.
+
+    Args:
+        threshold, top_k, conventions, known: see `summarize`.
+        frequency_groups: the `bounds` of `measure_by_frequency`.
+    """
+    _, scores, targets, _, label_counts = predictions
+    settings = {"threshold": threshold, "conventions": conventions, "known": known}
+    summary, ap = summarize(scores, targets, top_k, **settings)
+    frequency = measure_by_frequency(ap, targets, label_counts, frequency_groups)
+    summary.update(frequency.summary())
+    return Results(summary, ap, frequency, threshold, top_k, conventions)
 
 
 def summarize(
@@ -33,10 +72,12 @@ def summarize(
         mAP and those of SUMMARY, the latter also with _top<k> appended; and the AP of each label,
         (C,). In percent.
     """
-    metrics = multi_label_metrics(scores, targets, **settings)
+    if not top_k:
+        metrics = multi_label_metrics(scores, targets, **settings)
+    else:
+        metrics, top = all_and_top_metrics(scores, targets, top_k, **settings)
     summary = OrderedDict((key, metrics[key]) for key in ("mAP", *SUMMARY))
     if top_k:
-        top = multi_label_metrics(scores, targets, top_k=top_k, **settings)
         summary.update((f"{key}_top{top_k}", top[key]) for key in SUMMARY)
     return summary, metrics["AP"]
 
@@ -69,9 +110,26 @@ def image_range(group: FrequencyGroup) -> str:
     return f"{group.fewest:,} to {group.most:,}"
 
 
-def average_precision_table(per_label: Dict[str, float]) -> str:
-    """The AP of each label by name, in up to four columns; without those that have none (NaN)."""
+def average_precision_table(per_label: Dict[str, float], file: str) -> str:
+    """The AP of each label by name, in up to four columns; without those that have none (NaN).
+
+    Of more than MAX_LABELS labels, those of the highest and of the lowest AP.
+
+    Args:
+        file: where all are, for a line that says so.
+    """
     named = [(name, ap) for name, ap in per_label.items() if not math.isnan(ap)]
+    if len(named) <= MAX_LABELS:
+        return _in_columns(named)
+    ranked = sorted(named, key=lambda label: -label[1])
+    return (
+        f"{_in_columns(ranked[:MAX_EXTREME])}\n\n{_in_columns(ranked[-MAX_EXTREME:])}\n"
+        f"These are the {MAX_EXTREME} highest and the {MAX_EXTREME} lowest AP of {len(named):,} "
+        f"labels; all are in {file}."
+    )
+
+
+def _in_columns(named: Sequence[Tuple[str, float]]) -> str:
     columns = min(4, max(1, len(named)))
     cells = [
         [cell for pair in named[i : i + columns] for cell in pair]
@@ -86,11 +144,11 @@ def summary_line(summary: Dict[str, float]) -> str:
 
 
 def labels_without_positives(per_label: Dict[str, float]) -> str:
-    """A line that names the labels whose AP is NaN."""
+    """A line that names the labels whose AP is NaN, or some of them."""
     without = [name for name, ap in per_label.items() if math.isnan(ap)]
     return (
         f"{len(without)} label(s) without a positive are left out of mAP, CP and CR: "
-        f"{', '.join(without)}"
+        f"{_enumerate(without)}"
     )
 
 
@@ -102,26 +160,29 @@ def labels_without_negatives(targets: np.ndarray, label_names: Sequence[str]) ->
         targets: (n, C) in {1, 0, -1 = ignored}.
         label_names: C.
     """
-    without = np.flatnonzero((targets == 1).any(axis=0) & ~(targets == 0).any(axis=0))
-    if not len(without):
+    present, absent = count_given(targets)
+    without = [label_names[i] for i in np.flatnonzero((present > 0) & (absent == 0))]
+    if not without:
         return ""
-    shown = ", ".join(label_names[i] for i in without[:MAX_NAMED])
-    more = f" and {len(without) - MAX_NAMED} more" if len(without) > MAX_NAMED else ""
     return (
         f"{len(without)} label(s) are known to be absent in no image, so that their AP is 100 "
-        f"whatever the scores: {shown}{more}"
+        f"whatever the scores: {_enumerate(without)}"
     )
 
 
+def _enumerate(names: List[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
 def metrics_tables(metrics: Dict, top_k: int | None) -> str:
-    """The content of a metrics.json as tables; of more than MAX_LABELS labels the summary alone."""
+    """The content of a metrics.json as tables, of which `average_precision_table` is the last."""
     per_label = {name: math.nan if ap is None else ap for name, ap in metrics["AP"].items()}
     found = metrics["frequency"]
     groups = {name: FrequencyGroup(**group) for name, group in found["groups"].items()}
     frequency = FrequencyGroups(found["counted"], groups)
     parts = [summary_table(metrics, top_k), "", frequency_table(frequency)]
-    if len(per_label) <= MAX_LABELS:
-        parts += ["", average_precision_table(per_label)]
+    parts += ["", average_precision_table(per_label, "metrics.json")]
     if any(map(math.isnan, per_label.values())):
         parts += ["", labels_without_positives(per_label)]
     return "\n".join(parts)

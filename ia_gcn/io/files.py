@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -81,6 +82,21 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
             raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
+def append_bytes(path: str | os.PathLike[str], content: memoryview) -> int:
+    """Add bytes to a temporary file, which is made if needed, and return where they begin.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    try:
+        with open(path, "ab") as file:
+            start = file.tell()
+            file.write(content)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    return start
+
+
 def read_lines(path: str | os.PathLike[str]) -> List[str]:
     """The lines that `append_line` has written, without a last one that a crash has torn."""
     content = Path(path).read_bytes()
@@ -88,12 +104,15 @@ def read_lines(path: str | os.PathLike[str]) -> List[str]:
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Remove what `write_atomically` left in a folder when a process was killed.
+    """Remove files and folders that a process which was killed had for a while, .*.*.tmp.
 
     No other process may be writing there.
     """
     for path in Path(folder).glob(".*.*.tmp"):
-        path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

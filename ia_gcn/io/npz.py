@@ -1,10 +1,12 @@
-"""Reading .npz files of others within limits."""
+"""Reading .npz files of others within limits, and writing large ones."""
 
 from __future__ import annotations
 
+import math
 import os
+import struct
 import zipfile
-from typing import BinaryIO, Dict, Sequence
+from typing import BinaryIO, Dict, Iterable, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 
@@ -14,8 +16,42 @@ MAX_GROWTH = 100
 MIN_SIZE = 2**26
 
 
+class Columns(NamedTuple):
+    """A matrix (n, C) that is not in memory."""
+
+    dtype: np.dtype
+    shape: Tuple[int, int]
+    blocks: Iterable[np.ndarray]
+    """Some of its columns each, one after the other: (b, n)."""
+
+
+def write_npz(
+    file: BinaryIO, matrices: Mapping[str, Columns], arrays: Mapping[str, np.ndarray] | None = None
+) -> None:
+    """Write an .npz file, not compressed, so that `read_npz` can map its matrices.
+
+    Args:
+        file: open for writing bytes, with `seek`.
+        matrices, arrays: by name.
+    """
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as content:
+        for name, (dtype, shape, blocks) in matrices.items():
+            descr = np.lib.format.dtype_to_descr(dtype)
+            header = {"descr": descr, "fortran_order": True, "shape": shape}
+            with content.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for block in blocks:
+                    member.write(np.ascontiguousarray(block, dtype).tobytes())
+        for name, array in (arrays or {}).items():
+            with content.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
 def read_npz(
-    file: BinaryIO, names: Sequence[str] = (), optional: Sequence[str] = ()
+    file: BinaryIO,
+    names: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    map_from: float = math.inf,
 ) -> Dict[str, np.ndarray]:
     """Arrays of numbers and text from an .npz file; pickled ones are refused.
 
@@ -23,6 +59,8 @@ def read_npz(
         file: open for reading bytes, with `seek`.
         names: of the arrays; (): all of them.
         optional: names of arrays that the file may have beside them.
+        map_from: arrays of as many bytes are mapped from the file, if they are numbers and not
+            compressed, and can't be written to; all others are read.
     Raises:
         Exception: of a damaged file numpy and zipfile raise nearly anything.
     """
@@ -36,11 +74,44 @@ def read_npz(
         # Entries of the file that are not arrays are read as bytes.
         names = names or content.files
         names = [*names, *(name for name in optional if name in content.files)]
-        arrays = {name: np.asarray(content[name]) for name in names}
+        arrays = {
+            name: mapped if mapped is not None else np.asarray(content[name])
+            for name in names
+            for mapped in [_map_array(file, content.zip, f"{name}.npy", map_from)]
+        }
     for name, array in arrays.items():
         if array.dtype.kind == "U":
             _check_text(array, name)
     return arrays
+
+
+def _map_array(
+    file: BinaryIO, content: zipfile.ZipFile, name: str, map_from: float
+) -> np.ndarray | None:
+    """An array mapped from an .npz file; None where it is to be read instead."""
+    if name not in content.namelist():
+        return None
+    entry = content.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < map_from:
+        return None
+    with content.open(entry) as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            return None
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
+        header = member.tell()
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "fiub" or not shape or min(shape) < 1:
+            return None
+        if header + size != entry.file_size:
+            return None
+        # To the end, where its checksum is compared.
+        while member.read(2**20):
+            pass
+    # Of the entry's own header: 26 bytes, the lengths of its name and of what else is in it.
+    file.seek(entry.header_offset + 26)
+    offset = entry.header_offset + 30 + sum(struct.unpack("<2H", file.read(4))) + header
+    order = "F" if fortran_order else "C"
+    return np.asarray(np.memmap(file, dtype, "r", offset, shape, order))
 
 
 def _check_text(array: np.ndarray, name: str) -> None:

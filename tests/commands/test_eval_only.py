@@ -1,6 +1,7 @@
 """tools/train_net.py --eval-only: from the checkpoint and the test set, with labels by name."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -206,6 +207,22 @@ def test_a_registered_data_set_whatever_the_config_says(evaluate, other_json, tm
     status, line, predictions = evaluate("registered", {**changes, **MATCH})
     assert status == 0, line
     assert np.array_equal(predictions["scores"], plain["scores"][:, [2, 1]])
+
+
+def test_scores_above_the_memory_limit_are_in_files(evaluate, tmp_path):
+    """An array that comes from files is not compressed."""
+    found = {}
+    for limit in (1024, 0):
+        status, line, predictions = evaluate(f"limit{limit}", {"TEST.MEMORY_LIMIT": limit})
+        assert status == 0, line
+        (folder,) = (tmp_path / f"limit{limit}" / "inference").iterdir()
+        metrics = (folder / "metrics.json").read_text()
+        assert {file.name for file in folder.iterdir()} == {"metrics.json", "predictions.npz"}
+        with zipfile.ZipFile(folder / "predictions.npz") as file:
+            compressed = file.getinfo("scores.npy").compress_type == zipfile.ZIP_DEFLATED
+        found[limit] = predictions, metrics, compressed
+    np.testing.assert_equal(found[0][:2], found[1024][:2])
+    assert (found[0][2], found[1024][2]) == (False, True)
 
 
 def test_resume_takes_the_last_checkpoint(evaluate, checkpoint, csv_file, tmp_path):

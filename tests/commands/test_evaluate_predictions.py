@@ -506,3 +506,40 @@ def test_help_has_examples(main, capsys):
     text = capsys.readouterr().out
     for word in ("--select-on val/predictions.npz", "too high", "operating_points.json", "15 bins"):
         assert word in text
+
+
+def test_scores_that_stay_in_the_file_are_measured_as_in_memory(main, write, tmp_path, monkeypatch):
+    compressed = write()
+    np.savez(tmp_path / "plain.npz", **make_predictions())
+    results = []
+    for path, size in ((compressed, 2**28), (tmp_path / "plain.npz", 1)):
+        monkeypatch.setattr("ia_gcn.evaluation.predictions.MAPPED_FROM", size)
+        status, out, err = main(path, "--output", tmp_path / "out")
+        assert (status, err) == (0, "")
+        files = [file.read_bytes() for file in sorted((tmp_path / "out").iterdir())]
+        results.append((out.replace(str(path), "FILE"), files))
+    assert results[0] == results[1]
+
+
+def test_of_many_labels_a_few_are_printed_and_all_are_in_a_file(main, write, tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"label {i}" for i in range(300)]
+    targets = (rng.random((60, 300)) < 0.3).astype(np.int8)
+    targets[:, 280:] = 0
+    file = write(
+        scores=rng.random((60, 300), np.float32), targets=targets, label_names=np.array(names)
+    )
+    status, out, _ = main(file)
+    assert status == 0
+    assert len(out) < 6000
+    ap = multi_label_metrics(*(np.load(file)[name] for name in ("scores", "targets")))["AP"]
+    ranked = sorted(range(280), key=lambda i: -ap[i])
+    printed = [cell for row in table_rows(out) for cell in row if cell.startswith("label ")]
+    assert printed == [names[i] for i in ranked[:12] + ranked[-12:]]
+    assert "12 highest and the 12 lowest AP of 280 labels; all are in average_precision.csv" in out
+    without = f"mAP, CP and CR: {', '.join(names[280:290])} and 10 more\n"
+    assert without in out
+    with open(tmp_path / "average_precision.csv", newline="") as content:
+        head, *rows = csv.reader(content)
+    assert head == ["label", "AP"]
+    assert rows == [[name, "" if math.isnan(x) else repr(float(x))] for name, x in zip(names, ap)]

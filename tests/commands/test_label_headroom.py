@@ -119,6 +119,27 @@ def test_what_can_t_be_used(files, capsys, change, message):
     assert "Traceback" not in printed.err
 
 
+def test_what_does_not_fit_into_memory_is_refused(files, capsys, monkeypatch):
+    test, val, _ = files
+    monkeypatch.setattr("ia_gcn.engine.label_prior.available_memory", lambda: 1000)
+    status, printed = run(capsys, test, "--labels-from", val)
+    assert status == 1
+    assert "takes all scores in memory: 600 images × 6 labels need" in printed.err
+    assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_scores_may_stay_in_the_file(files, capsys, monkeypatch):
+    test, val, folder = files
+    figures = []
+    for size in (2**28, 1):
+        monkeypatch.setattr("ia_gcn.evaluation.predictions.MAPPED_FROM", size)
+        status, printed = run(capsys, test, "--labels-from", val, "--json", folder / "a.json")
+        assert status == 0, printed.err
+        figures.append((folder / "a.json").read_text())
+    assert figures[0] == figures[1]
+
+
 def test_other_images_may_have_the_same_ids(tmp_path, capsys):
     """Many data sets count from 1."""
     test = write(tmp_path / "test.npz", *draw(200, 1))

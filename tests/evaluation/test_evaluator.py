@@ -128,15 +128,14 @@ def test_known_labels_may_count_in_f1(data_set, tmp_path):
 
 
 def test_an_image_that_two_processes_have_counts_once(data_set, predictions, monkeypatch):
-    def part(indices):
-        ids, scores, targets = predictions
-        indices = list(indices)
-        files = [None] * len(indices)
-        return [ids[i] for i in indices], files, scores[indices], targets[indices], targets[:0]
-
-    parts = [part(range(18)), part(range(12, 30))]
-    monkeypatch.setattr(comm, "gather", lambda data: parts)
-    results = MultiLabelEvaluator(data_set).evaluate()["multi_label"]
+    evaluators = [MultiLabelEvaluator(data_set) for _ in range(2)]
+    gathered = []
+    monkeypatch.setattr(comm, "gather", lambda parts: [*gathered, parts])
+    for evaluator, indices in zip(evaluators, (range(12, 30), range(18))):
+        process(evaluator, predictions, indices)
+        gathered.append(evaluator._collected.parts())
+    gathered.pop()
+    results = evaluators[1].evaluate()["multi_label"]
     assert results["mAP"] == multi_label_metrics(predictions[1], predictions[2])["mAP"]
 
 

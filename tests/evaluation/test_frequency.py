@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,8 +116,9 @@ def test_an_evaluation_reports_them(tmp_path, counts, counted):
     evaluator = MultiLabelEvaluator(
         "seven", str(tmp_path), label_counts=counts, frequency_groups=(10, 100)
     )
-    evaluator._image_ids, evaluator._file_names = list(range(200)), [None] * 200
-    evaluator._scores, evaluator._targets = list(SCORES), list(TARGETS)
+    for image_id, (scores, targets) in enumerate(zip(SCORES, TARGETS)):
+        image = {"image_id": image_id, "labels": torch.tensor(targets)}
+        evaluator.process([image], [{"scores": torch.tensor(scores)}])
     results = evaluator.evaluate()["multi_label"]
     found = measure_by_frequency(found_ap(), TARGETS, counts, (10, 100))
     assert {key: results[key] for key in results if key.startswith("mAP_")} == found.summary()
@@ -126,3 +129,21 @@ def test_an_evaluation_reports_them(tmp_path, counts, counted):
     assert frequency_table(found) in metrics_tables(metrics, 3)
     with np.load(tmp_path / "predictions.npz") as file:
         assert file["label_counts"].tolist() == counts if counts else "label_counts" not in file
+
+
+def test_the_tables_of_many_labels_are_short():
+    ap = {f"label {i}": i / 100 for i in range(9605)} | {f"none {i}": None for i in range(400)}
+    groups = {"counted": "test", "groups": {}}
+    summary = dict.fromkeys(("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"), 50.0)
+    text = metrics_tables({**summary, "AP": ap, "frequency": groups}, None)
+    assert len(text) < 4000
+    for i in (0, 11, 9593, 9604):
+        assert re.search(rf"\| label {i} +\| +{i / 100:.2f} ", text)
+    assert not re.search(r"\| label (12|9592) ", text)
+    assert "AP of 9,605 labels; all are in metrics.json" in text
+    assert "400 label(s) without a positive" in text
+    assert text.endswith("none 9 and 390 more")
+    # Of a hundred, all are there.
+    few = {name: value for name, value in ap.items() if name in list(ap)[:100]}
+    text = metrics_tables({**summary, "AP": few, "frequency": groups}, None)
+    assert all(re.search(rf"\| {name} ", text) for name in few)

@@ -1,16 +1,20 @@
 """The report of an evaluation: its figures, its images, and that names stay text in it."""
 
 import base64
+import csv
 import hashlib
 import io
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +26,19 @@ from sklearn.calibration import calibration_curve
 
 from ia_gcn.engine import Trainer
 from ia_gcn.engine.trainer import describe_model
-from ia_gcn.evaluation import Conventions, MultiLabelEvaluator, Predictions, html_report
+from ia_gcn.evaluation import (
+    Conventions,
+    MultiLabelEvaluator,
+    Predictions,
+    html_report,
+    measure_predictions,
+)
 from ia_gcn.evaluation.confusion import confused_pairs, count_confusions
-from ia_gcn.evaluation.html_report import MAX_LABELS_WITH_IMAGES, render_report
+from ia_gcn.evaluation.html_report import (
+    MAX_LABELS_IN_TABLE,
+    MAX_LABELS_WITH_IMAGES,
+    write_report,
+)
 from ia_gcn.evaluation.metrics import label_measures
 
 # A mean of nothing or a division by zero must not reach the user as a warning.
@@ -95,6 +109,15 @@ class Page(HTMLParser):
 def no_plots(monkeypatch):
     """Drawing takes longer than all else, and most tests don't look at it."""
     monkeypatch.setattr(html_report, "to_svg", lambda figure: b"")
+
+
+def render_report(predictions, data_set, facts, find_file=lambda image_id: None, **settings):
+    """The page of `write_report`."""
+    results = measure_predictions(predictions, **settings)
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(folder, predictions, results, data_set, facts, find_file)
+        assert sorted(os.listdir(folder)) == ["per_label.csv", "report.html"]
+        return Path(folder, "report.html").read_text("utf-8")
 
 
 def number(text):
@@ -413,12 +436,44 @@ def test_the_page_of_many_labels_is_small(no_plots, tmp_path):
     names = [f"a label of some words, {i}" for i in range(num_labels)]
     predictions = Predictions(np.arange(n), scores, targets, names)
     html = render_report(predictions, "a", {}, find_file=lambda image_id: path)
-    assert len(html.encode()) < 4e6
-    assert all(f"<td class=name>{name}<td>" in html for name in names)
+    assert len(html.encode()) < 1e6
     assert html.count("<section") == MAX_LABELS_WITH_IMAGES
     assert 0 < html.count("data:image/jpeg;") <= 9 * MAX_LABELS_WITH_IMAGES
-    # Heads, all labels, by their frequency, each label, and confused pairs.
-    assert html.count("<tr>") <= 4 + 2 + 3 + num_labels + 20
+    # Heads, all labels, by their frequency, some labels, and confused pairs.
+    assert html.count("<tr>") <= 4 + 2 + 3 + MAX_LABELS_IN_TABLE + 20
+    assert "Of the labels with the most wrong decisions" in html
+
+
+def test_of_many_labels_the_best_and_the_worst_are_shown(no_plots, monkeypatch, tmp_path):
+    """And all are in a file beside the page."""
+    monkeypatch.setattr(html_report, "MAX_LABELS_IN_TABLE", 6)
+    names = [*"abcdefgh", 'i, "x"', "\ud800"]
+    predictions = make_predictions(80, 10, names=names)
+    results = measure_predictions(predictions)
+    write_report(str(tmp_path), predictions, results, "a", {})
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    ranked = sorted(range(9), key=lambda i: -results.ap[i])
+    shown = page.tables["labels"][1:]
+    assert [row[0] for row in shown] == [names[i] for i in ranked[:3] + ranked[-3:]]
+    assert ("a", {"href": "per_label.csv"}) in page.tags
+    assert "These are 6 labels" in page.text
+    with open(tmp_path / "per_label.csv", encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    assert head[:3] == ["label", "images", "AP"]
+    assert [row[0] for row in rows] == [*names[:-1], "?"]
+    # Nothing is rounded, and what is shown is what is there.
+    assert [float(row[2]) for row in rows[:-1]] == results.ap[:-1].tolist()
+    assert rows[-1][2:7] == [""] * 5
+    by_name = {row[0]: row[1:] for row in rows}
+    for name, *cells in shown:
+        assert list(map(float, cells)) == pytest.approx(list(map(float, by_name[name])), abs=0.006)
+
+
+def test_up_to_a_thousand_labels_are_all_shown(no_plots):
+    predictions = make_predictions(6, MAX_LABELS_IN_TABLE)
+    page = Page(render_report(predictions, "a", {}))
+    assert [row[0] for row in page.tables["labels"][1:]] == predictions.label_names
+    assert "per_label.csv" not in page.text
 
 
 # ------------------------------------------------------------------------------- in a browser
@@ -520,7 +575,7 @@ def test_the_evaluator_writes_it_where_it_is_asked_for(
     path = tmp_path / "out" / "report.html"
     assert path.exists() == (report is not None)
     assert {file.name for file in (tmp_path / "out").iterdir()} - {path.name} == {
-        *("metrics.json", "predictions.npz"),
+        *("metrics.json", "predictions.npz", *["per_label.csv"] * (report is not None)),
     }
     if report:
         page = Page(path.read_text("utf-8"))

@@ -10,7 +10,14 @@ import threading
 
 import pytest
 
-from ia_gcn.io.files import append_line, read_lines, write_atomically, write_text_atomically
+from ia_gcn.io.files import (
+    append_bytes,
+    append_line,
+    read_lines,
+    remove_unfinished,
+    write_atomically,
+    write_text_atomically,
+)
 from tests.helpers.commands import ROOT
 
 
@@ -119,6 +126,30 @@ def test_a_line_on_a_full_disk_leaves_the_others(tmp_path, full_disk):
     assert path.read_bytes() == b"one\n"
 
 
+def test_bytes_are_added_where_they_are_said_to_begin(tmp_path):
+    path = tmp_path / "bytes"
+    assert append_bytes(path, memoryview(b"one")) == 0
+    assert append_bytes(path, memoryview(b"three")) == 3
+    assert path.read_bytes() == b"onethree"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_bytes_on_a_full_disk_name_the_file():
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        append_bytes("/dev/full", memoryview(bytes(10)))
+    assert caught.value.filename == "/dev/full"
+
+
+def test_what_a_killed_process_leaves_is_removed(tmp_path):
+    (tmp_path / ".scores.abc.tmp").mkdir()
+    for name in (".scores.abc.tmp/matrices", ".metrics.json.1.tmp", "kept.tmp"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".link.1.tmp").symlink_to(tmp_path / "elsewhere")
+    remove_unfinished(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "kept.tmp"]
+
+
 # --------------------------------------------------------------------------- the package
 
 # Names of functions that write a file, or move one.
@@ -148,6 +179,7 @@ ALLOWED = {
     ("evaluation/html_page.py", "save"): "into memory",
     ("export/onnx.py", "save"): "into a folder of export_model's, which copies it",
     ("export/torch_export.py", "save"): "into a folder of export_model's, which copies it",
+    ("io/npz.py", "open"): "in a file that is open",
     ("visualization/style.py", "savefig"): "into memory, or a file that is open",
     ("engine/hooks.py", "save"): "the checkpointer's, which does so",
 }

@@ -254,6 +254,33 @@ def test_evaluator_against_others(tmp_path):
             assert row["peak_bytes"] > row["step_bytes"] >= 0
 
 
+@pytest.mark.slow
+def test_an_evaluation_with_its_files(tmp_path):
+    path = tmp_path / "files.json"
+    result = benchmark("evaluator", "--files", "--sizes", "300x7", "--output", str(path))
+    assert result.returncode == 0, result.stderr[-3000:]
+    (table,) = json.loads(path.read_text())["tables"]
+    names = ["in memory", "in files", "in files, with report.html"]
+    assert [row["name"] for row in table["rows"]] == names
+    for row in table["rows"]:
+        assert float(row["s"]) >= 0
+        assert row["peak_bytes"] > row["step_bytes"] >= 0
+        assert "predictions.npz" in row
+        assert ("report.html" in row) == (row["name"] == names[2])
+
+
+@pytest.mark.parametrize("limit", [0, 100])
+def test_each_image_of_an_evaluation_with_its_files_is_another(tmp_path, limit):
+    step = evaluator.prepare_files((300, 5), 16, str(tmp_path), limit, False)
+    step()
+    assert step()["mAP"] > 20
+    with np.load(tmp_path / "predictions.npz") as found:
+        assert found["image_ids"].tolist() == list(range(300))
+        expected = evaluator.random_predictions(256, 5).scores
+        np.testing.assert_array_equal(found["scores"][:256], expected)
+        np.testing.assert_array_equal(found["scores"][256:], np.roll(expected[:44], 7, axis=1))
+
+
 def test_measures_of_others_are_ours():
     predictions = evaluator.random_predictions(1000, 20)
     ours = multi_label_metrics(*predictions)
@@ -268,7 +295,7 @@ def test_measures_of_others_are_ours():
 def test_the_evaluator_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     with pytest.raises(InputError, match="pip install torchmetrics"):
-        next(evaluator.run_evaluator(None))
+        next(evaluator.run_evaluator(argparse.Namespace(files=False)))
 
 
 @pytest.mark.slow

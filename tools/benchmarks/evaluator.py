@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
+import os
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
@@ -129,17 +131,22 @@ def prepare_torchmetrics_batches(predictions: Predictions, batch: int) -> Callab
 
 
 def prepare_our_batches(predictions: Predictions, batch: int) -> Callable[[], Measures]:
-    num_labels = predictions.scores.shape[1]
-    name = f"benchmark_{num_labels}_labels"
-    if name not in DatasetCatalog.list():
-        DatasetCatalog.register(name, list)
-        MetadataCatalog.get(name).thing_classes = [f"label {i}" for i in range(num_labels)]
+    name = register(predictions.scores.shape[1])
     batches, first = [], 0
     for scores, targets in split(predictions, batch):
         inputs = [{"image_id": first + i, "labels": row} for i, row in enumerate(targets.float())]
         batches.append((inputs, [{"scores": row} for row in scores]))
         first += len(inputs)
     return partial(our_evaluation, MultiLabelEvaluator(name, top_k=None), batches)
+
+
+def register(num_labels: int) -> str:
+    """The name of a data set of so many labels."""
+    name = f"benchmark_{num_labels}_labels"
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).thing_classes = [f"label {i}" for i in range(num_labels)]
+    return name
 
 
 # By the name of a row; the last is ours.
@@ -186,6 +193,57 @@ def largest_difference(measures: Measures, others: Measures) -> float:
     return max(abs(measures[name] - others[name]) for name in ("mAP", "CF1", "OF1"))
 
 
+# -------------------------------------------------------------------------- with all of its files
+
+# By the name of a row: the limit of scores in memory, in MiB, and whether there is a report.
+WITH_FILES = {
+    "in memory": (2**20, False),
+    "in files": (0, False),
+    "in files, with report.html": (0, True),
+}
+# Of so many images, rolled over the labels, all others are made.
+DIFFERENT_IMAGES = 256
+
+
+def measure_files(size: Tuple[int, int], args) -> Table:
+    """What an evaluation takes that writes its files, by the rows of WITH_FILES."""
+    rows = []
+    for name, settings in tqdm(WITH_FILES.items(), "evaluations", leave=False, disable=None):
+        with TemporaryDirectory() as folder:
+            found = measure_memory(args.threads, prepare_files, size, args.batch, folder, *settings)
+            written = {
+                file: f"{os.path.getsize(os.path.join(folder, file)) / 1e6:.1f} MB"
+                for file in ("predictions.npz", "report.html")
+                if os.path.exists(os.path.join(folder, file))
+            }
+        seconds = {"s": f"{found['step_s']:.1f}"} if "step_s" in found else {}
+        rows.append({"name": name, **seconds, **found, **written})
+    title = f"Evaluation with its files, batches of {args.batch}"
+    return Table(f"{title}: {size[0]:,} images × {size[1]:,} labels", rows)
+
+
+def prepare_files(
+    size: Tuple[int, int], batch: int, folder: str, limit: int, report: bool
+) -> Callable[[], Measures]:
+    num_images, num_labels = size
+    scores, targets = map(torch.from_numpy, random_predictions(DIFFERENT_IMAGES, num_labels))
+    evaluator = MultiLabelEvaluator(
+        register(num_labels), folder, report={} if report else None, memory_limit=limit
+    )
+
+    def batches() -> Iterator[Tuple[List[Dict], List[Dict]]]:
+        for first in range(0, num_images, batch):
+            ids = range(first, min(first + batch, num_images))
+            # Which image it is, and how far it is rolled: too far for a compressed file to find
+            # the same scores again.
+            places = [(i % DIFFERENT_IMAGES, 7 * (i // DIFFERENT_IMAGES)) for i in ids]
+            labels = [targets[row].roll(shift).float() for row, shift in places]
+            inputs = [{"image_id": i, "labels": row} for i, row in zip(ids, labels)]
+            yield inputs, [{"scores": scores[row].roll(shift)} for row, shift in places]
+
+    return lambda: our_evaluation(evaluator, batches())
+
+
 # ----------------------------------------------------------------------------------- command line
 
 
@@ -196,7 +254,14 @@ def run_evaluator(args) -> Iterator[Table]:
     evaluation batch after batch, by MultiLabelEvaluator without its files. The memory of each is
     measured in a process of its own. How far mAP, CF1 and OF1 are from those of multi_label_metrics
     is the last column but two.
+
+    With --files: what an evaluation takes that writes predictions.npz and metrics.json, with its
+    scores in memory, and in files as above TEST.MEMORY_LIMIT. The second evaluation in a process of
+    its own is timed.
     """
+    if args.files:
+        yield from (measure_files(size, args) for size in args.sizes)
+        return
     if importlib.util.find_spec("torchmetrics") is None:
         raise InputError(
             'needs torchmetrics: pip install "ia_gcn[bench]" or pip install torchmetrics'
@@ -223,6 +288,9 @@ def add_evaluator(subcommands, common: argparse.ArgumentParser) -> None:
         default=[(40504, 80), (10000, 500)],
         help="numbers of images and labels (default 40504x80,10000x500: COCO's and VG-500's)",
     )
+    parser.add_argument(
+        "--files", action="store_true", help="measure an evaluation with its files, not measures"
+    )
     parser.add_argument("--batch", type=positive, default=16, help="images in a batch (default 16)")
 
 
@@ -232,6 +300,8 @@ Examples:
     tools/benchmark.py evaluator
   with VOC's:
     tools/benchmark.py evaluator --sizes 4952x20
+  with the labels of Open Images, and what its files take:
+    tools/benchmark.py evaluator --files --sizes 5000x9605
 """
 
 

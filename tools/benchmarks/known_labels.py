@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ia_gcn.ablation.runs import train_on_features
+from ia_gcn.ablation.runs import in_new_process, train_on_features
 from ia_gcn.ablation.spec import Row, Spec, read_spec
 from ia_gcn.ablation.start import Start, run_cfg
 from ia_gcn.data.known_labels import choose_known
@@ -34,9 +34,9 @@ def run_known_labels(args) -> Iterator[Table]:
     """mAP of the labels that are not known, with 0, 25, 50 and 75 % of an image's labels known.
 
     Of heads on the frozen features of an ablation (tools/ablate.py run, with its table `heads`), or
-    of tools/benchmark.py label-evidence. A
-    head that takes known labels is told them; the others get a label prior, which is fitted to the
-    labels of the images that the head is trained on. Its strength is chosen on others.
+    of tools/benchmark.py label-evidence. A head that takes known labels is told them; the others
+    get a label prior, which is fitted to the labels of the images that the head is trained on. Its
+    strength is chosen on others.
     """
     spec, start = read_spec(str(SPEC)), Start(Path(args.folder).resolve())
     if args.scenes:
@@ -48,21 +48,8 @@ def run_known_labels(args) -> Iterator[Table]:
             first = "benchmark.py label-evidence" if args.scenes else "ablate.py run --tables heads"
             raise InputError(f"{args.folder}: no features of {name}; run tools/{first} first")
     rows = rows_named(spec, args.rows, "heads", "priors")
-    everything, test = (
-        FrozenFeatures.load(str(start.features(n))) for n in (spec.train, spec.test)
-    )
-    train, aside = everything.pick(slice(args.aside, None)), everything.pick(slice(args.aside))
-    targets = test.targets.numpy().astype(np.int8)
-    figures: Dict[str, List[List[float]]] = {}
-    seeds = range(1, args.seeds + 1)
-    known = [draw_states(targets, share) for share in SHARES]
-    for row in tqdm(rows, "heads", disable=None):
-        for seed in seeds:
-            run = spec.run("heads", row, seed)
-            heads, _ = train_on_features(run_cfg(run, spec, start, start.output), train)
-            for name, logits in known_logits(heads, train, aside, test):
-                measured = [mean_ap(logits(states), targets, states) for states in known]
-                figures.setdefault(f"{row.name}{name}", []).append(measured)
+    # In a process that has not read yet where data sets are.
+    figures = in_new_process(measure_rows, spec, start, rows, args.seeds, args.aside, args.threads)
     yield Table(
         f"mAP by the share of an image's labels that is known, {args.seeds} seeds",
         [
@@ -70,6 +57,28 @@ def run_known_labels(args) -> Iterator[Table]:
             for name, values in figures.items()
         ],
     )
+
+
+def measure_rows(
+    spec: Spec, start: Start, rows: List[Row], num_seeds: int, num_aside: int, threads: int
+) -> Dict[str, List[List[float]]]:
+    """mAP by SHARES of each seed, of each row and of what has a prior."""
+    torch.set_num_threads(threads)
+    everything, test = (
+        FrozenFeatures.load(str(start.features(n))) for n in (spec.train, spec.test)
+    )
+    train, aside = everything.pick(slice(num_aside, None)), everything.pick(slice(num_aside))
+    targets = test.targets.numpy().astype(np.int8)
+    known = [draw_states(targets, share) for share in SHARES]
+    figures: Dict[str, List[List[float]]] = {}
+    for row in tqdm(rows, "heads", disable=None):
+        for seed in range(1, num_seeds + 1):
+            run = spec.run("heads", row, seed)
+            heads, _ = train_on_features(run_cfg(run, spec, start, start.output), train)
+            for name, logits in known_logits(heads, train, aside, test):
+                measured = [mean_ap(logits(states), targets, states) for states in known]
+                figures.setdefault(f"{row.name}{name}", []).append(measured)
+    return figures
 
 
 def rows_named(spec: Spec, names: List[str], *tables: str) -> List[Row]:

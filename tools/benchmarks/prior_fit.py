@@ -9,7 +9,7 @@ from typing import Callable, Iterator
 import numpy as np
 from scipy import sparse
 
-from ia_gcn.modeling.label_prior_fit import LabelSets, choose_prior, fit_pairwise, fit_themes
+from ia_gcn.modeling.label_prior_fit import LabelSets, fit_pairwise, fit_themes
 
 from .arguments import positive, positive_numbers
 from .measuring import Table, measure_memory
@@ -22,15 +22,11 @@ def run_prior_fit(args) -> Iterator[Table]:
 
     The labels' frequencies fall as 1 / rank. Half of an image's labels are of its theme. Of each
     fit, the second in a process of its own is timed; its memory is beyond that of the label sets.
+    Choosing a prior takes several fits of each kind, to most of the label sets.
     """
     for num_labels in args.labels:
-        kinds = {
-            "pairwise": fit_pairwise,
-            "64 themes": fit_64_themes,
-            "the better of both, with its settings chosen": choose_prior,
-        }
         rows = []
-        for name, fit in kinds.items():
+        for name, fit in (("pairwise", fit_pairwise), ("64 themes", fit_64_themes)):
             found = measure_memory(args.threads, prepare_fit, fit, num_labels, args.images)
             seconds = {"s": f"{found['step_s']:.1f}"} if "step_s" in found else {}
             rows.append({"name": name, **seconds, **found})

@@ -626,13 +626,13 @@ def test_what_labels_are_worth_over_evidence_and_correlation(tmp_path):
     assert benchmark("label-evidence", *options).returncode == 0
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
 
-    options = ["--folder", tmp_path, "--evidence", "1", "--known", "1,0.5,0", "--images", "40"]
-    options += ["--seeds", "2", "--steps", "5", "--aside", "32"]
+    options = ["--folder", tmp_path, "--evidence", "1", "--known", "0.5,0", "--images", "40"]
+    options += ["--seeds", "1", "--steps", "5", "--aside", "32"]
     outcome = benchmark("partial-labels", *options)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     lines = (tmp_path / "partial_labels_c1.jsonl").read_text().splitlines()
     maps = [json.loads(line)["mAP"] for line in lines]
-    assert len(maps) == 6
+    assert len(maps) == 2
     assert all(set(partial_labels.LOSSES) <= set(found) for found in maps)
     assert "one positive" in outcome.stdout
     assert "50% known" in outcome.stdout

@@ -294,6 +294,23 @@ def test_scores_that_are_no_numbers_are_refused(filled, tmp_path):
     assert os.listdir(tmp_path) == ["predictions.npz"]
 
 
+@pytest.mark.parametrize("limit", [0, 1024])
+@pytest.mark.parametrize("name", ["scores", "targets", "known"])
+@pytest.mark.parametrize("shape", [(3,), (6,), (8,), (1, 4)])
+def test_another_number_of_labels_is_refused(tmp_path, monkeypatch, limit, name, shape):
+    """Of a data set of 4 labels, even where all the matrices agree in it."""
+    monkeypatch.setattr(label_blocks, "SCORES_AT_ONCE", 8)
+    found = {"scores": np.zeros((6, 4), np.float32), "labels": np.ones((6, 4), np.int8)}
+    found["label_states"] = found["labels"]
+    found[{"targets": "labels", "known": "label_states"}.get(name, name)] = np.zeros((6, *shape))
+    settings = {"memory_limit": limit, "conventions": Conventions(known_in_f1=True)}
+    evaluator = MultiLabelEvaluator(data_set(4), str(tmp_path), **settings)
+    process(evaluator, tuple(found.values()), range(6))
+    with pytest.raises(ValueError, match=rf"^{name} of .* labels, of a data set of 4$"):
+        evaluator.evaluate()
+    assert not os.listdir(tmp_path)
+
+
 def test_files_of_another_machine_are_missed(filled, tmp_path, error_line):
     (folder,) = tmp_path.iterdir()
     os.remove(folder / "matrices")

@@ -262,12 +262,15 @@ def test_files_are_removed_if_the_evaluation_fails(filled, tmp_path, monkeypatch
     assert read_predictions(str(tmp_path / "predictions.npz")).scores.shape == (6, 4)
 
 
-def test_files_of_an_evaluation_that_was_killed_are_removed(filled, tmp_path):
-    (tmp_path / ".scores.earlier.tmp").mkdir()
-    (tmp_path / ".scores.earlier.tmp" / "matrices").write_bytes(b"half of")
+def test_files_of_another_process_are_left_alone(filled, tmp_path):
+    """It may be alive: an evaluation takes no lock, and may run beside a training."""
+    (tmp_path / ".scores.other.tmp").mkdir()
+    (tmp_path / ".scores.other.tmp" / "matrices").write_bytes(b"half of")
     (tmp_path / ".predictions.npz.1.tmp").write_bytes(b"half of")
     filled.evaluate()
-    assert sorted(os.listdir(tmp_path)) == ["metrics.json", "predictions.npz"]
+    left = {".predictions.npz.1.tmp", ".scores.other.tmp", "metrics.json", "predictions.npz"}
+    assert set(os.listdir(tmp_path)) == left
+    assert os.listdir(tmp_path / ".scores.other.tmp") == ["matrices"]
 
 
 def test_files_are_removed_if_the_disk_is_full(filled, tmp_path, monkeypatch):
@@ -323,7 +326,7 @@ def test_files_of_another_machine_are_missed(filled, tmp_path, error_line):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_files_are_removed_if_the_process_is_ended(tmp_path, number):
-    """After SIGKILL, by the next training or evaluation there."""
+    """After SIGKILL, by the next training there."""
     program = textwrap.dedent("""
         import sys, time
         import torch

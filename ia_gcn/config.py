@@ -591,8 +591,9 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.REPORT = True
     # MiB of scores and targets, 5 bytes for each label of an image, that all processes of an
     # evaluation together keep in memory. What is more is kept in files in OUTPUT_DIR, which all
-    # machines must share, and measured from there: the same figures, some hundreds of MiB whatever
-    # the number of images and labels, and a predictions.npz that is not compressed.
+    # machines must share, and measured from there: the same figures, in memory that grows with the
+    # images and with the labels but not with both multiplied, and a predictions.npz that is not
+    # compressed.
     cfg.TEST.MEMORY_LIMIT = 1024
     # With TEST.AUG.ENABLED, detectron2's, --eval-only takes the mean of the logits over views of
     # each image: at INPUT.IMAGE_SIZE times each of these, from the file, and with TEST.AUG.FLIP

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from typing import Dict
+from contextlib import suppress
+from pathlib import Path
+from typing import Dict, Iterator
 
+# Where the files of /proc and /sys are.
+SYSTEM = Path("/")
 # Names and numbers of glibc's malloc.h. The sizes are in bytes.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
@@ -38,12 +41,33 @@ def share_freed_memory() -> bool:
 
 
 def available_memory() -> int | None:
-    """Bytes that a process of this machine can still get; None where the system doesn't say."""
-    if not os.path.exists("/proc/meminfo"):
+    """Bytes that this process can still get; None where the system doesn't say.
+
+    That is of its machine, and of its control groups (cgroup v2), such as a container's.
+    """
+    meminfo = SYSTEM / "proc/meminfo"
+    if not meminfo.exists():
         return None
-    with open("/proc/meminfo") as file:
-        lines = dict(line.split(":") for line in file)
-    return 1024 * int(lines["MemAvailable"].split()[0])
+    lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    return min([1024 * int(lines["MemAvailable"].split()[0]), *_left_by_groups()])
+
+
+def _left_by_groups() -> Iterator[int]:
+    """Bytes that each control group (v2) with a limit leaves, the process's own and those above."""
+    own = SYSTEM / "proc/self/cgroup"
+    lines = own.read_text().splitlines() if own.exists() else []
+    for path in (line[len("0::/") :] for line in lines if line.startswith("0::/")):
+        folder = SYSTEM / "sys/fs/cgroup" / path
+        for group in (folder, *folder.parents):
+            # Without a limit there is no such file, or it says "max".
+            with suppress(OSError, ValueError):
+                limit = int((group / "memory.max").read_text())
+                used = int((group / "memory.current").read_text())
+                content = (group / "memory.stat").read_text().splitlines()
+                stat = dict(line.split() for line in content)
+                # Pages of files are dropped for what is needed, as MemAvailable takes it.
+                files = int(stat["inactive_file"]) + int(stat["active_file"])
+                yield max(0, limit - used + files)
 
 
 def _mallopt(settings: Dict[int, int]) -> bool:

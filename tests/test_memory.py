@@ -63,3 +63,69 @@ def test_a_library_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert not memory.keep_freed_memory()
     assert not memory.share_freed_memory()
+
+
+# ---------------------------------------------------------------------------- what is available
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Write the files of a machine with 64 kB available, by their paths."""
+    monkeypatch.setattr(memory, "SYSTEM", tmp_path)
+
+    def write(**files):
+        files = {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable:   64 kB\n", **files}
+        for path, text in files.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text)
+
+    return write
+
+
+def group(path, limit, used, files=0):
+    """The files of a control group, of which the kernel can drop half of `files` each."""
+    return {
+        f"sys/fs/cgroup{path}/memory.max": f"{limit}\n",
+        f"sys/fs/cgroup{path}/memory.current": f"{used}\n",
+        f"sys/fs/cgroup{path}/memory.stat": (
+            f"anon 1\nfile 7\ninactive_file {files // 2}\nactive_file {files // 2}\n"
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        # Without limits, or with one that is beyond the machine.
+        ({}, 65536),
+        (group("/a/b", "max", 100), 65536),
+        (group("/a/b", 10**9, 100), 65536),
+        # The least of the process's own group and those above it.
+        (group("/a/b", 5000, 2000), 3000),
+        ({**group("/a/b", 5000, 2000), **group("/a", 9000, 8000)}, 1000),
+        ({**group("/a/b", "max", 2000), **group("", 7000, 4000)}, 3000),
+        # Another group's.
+        (group("/a/c", 10, 5), 65536),
+        # Files that were read count as used until the memory is needed.
+        (group("/a/b", 5000, 4800, 4000), 4200),
+        # The limit was lowered.
+        (group("/a/b", 100, 500), 0),
+    ],
+)
+def test_the_least_of_the_machine_and_its_control_groups_is_available(system, groups, expected):
+    system(**{"proc/self/cgroup": "4:memory:/old\n0::/a/b\n"}, **groups)
+    assert memory.available_memory() == expected
+
+
+def test_without_control_groups_it_is_the_machine_s(system):
+    system()
+    assert memory.available_memory() == 65536
+
+
+def test_a_system_that_does_not_say_is_no_error(system):
+    assert memory.available_memory() is None
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="of Linux")
+def test_this_machine_has_some_memory():
+    assert 0 < memory.available_memory() < 2**50

@@ -130,6 +130,7 @@ class Gathered:
         """
         Raises:
             InputError: a part is in a file that is not to be found.
+            ValueError: the scores, or another matrix, are of another number of labels.
         """
         self._parts, self._num_labels = parts, num_labels
         self._files = {
@@ -145,6 +146,12 @@ class Gathered:
                 f"TEST.MEMORY_LIMIT: {missing[0]}, with scores of another process, is not to be "
                 "found: OUTPUT_DIR must be on a file system that all machines share"
             )
+        for part in parts:
+            for name, matrix in part.matrices.items():
+                if matrix.shape != (num_labels, len(part.image_ids)):
+                    self.remove_files()
+                    found = " × ".join(map(str, matrix.shape[:-1]))
+                    raise ValueError(f"{name} of {found} labels, of a data set of {num_labels}")
         image_ids = np.array([image_id for part in parts for image_id in part.image_ids])
         file_names = [name for part in parts for name in part.file_names]
         # Sorted, so that neither the processes nor the order of the files make a difference.

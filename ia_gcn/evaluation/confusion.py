@@ -68,37 +68,22 @@ def count_confusions(
     Raises:
         ValueError: as `multi_label_metrics`.
     """
-
     num_images, _ = check_shapes(scores, targets, ndim=2)
-
-    def chosen(labels):
-        present, absent, predicted = np.zeros((3, len(labels), num_images), bool)
-        for part, block in label_blocks(scores, targets, labels=labels):
-            known, present[part] = check_predictions(*block, ndim=2)
-            absent[part] = ~present[part] & (known >= 0)
-            predicted[part] = known >= np.array([threshold], np.float64)
-        return present, absent, predicted
-
-    present, _, row_predicted = chosen(rows)
-    _, absent, column_predicted = chosen(columns)
-    wrong = absent & column_predicted
-
-    def count(first, second):
-        total = np.zeros((len(first), len(second)), np.int64)
-        for start in range(0, num_images, IMAGES_AT_ONCE):
-            # float32, as numpy multiplies integers slowly; exact up to 2^24 images.
-            at = slice(start, start + IMAGES_AT_ONCE)
-            part = first[:, at].astype(np.float32) @ second[:, at].astype(np.float32).T
-            total += part.astype(np.int64)
-        return total
-
-    rate = wrong.sum(axis=1) / np.maximum(absent.sum(axis=1), 1)
-    return Confusions(
-        count(present, absent),
-        count(present, wrong),
-        count(present & ~row_predicted, wrong),
-        rate,
-    )
+    scores, targets = np.asarray(scores), np.asarray(targets)
+    counts = np.zeros((3, len(rows), len(columns)), np.int64)
+    num_absent, num_wrong = np.zeros((2, len(columns)), np.int64)
+    for start in range(0, num_images, IMAGES_AT_ONCE):
+        part = slice(start, start + IMAGES_AT_ONCE)
+        images = scores[part], targets[part], threshold
+        present, _, row_predicted = _decisions(*images, rows)
+        _, absent, column_predicted = _decisions(*images, columns)
+        wrong = absent & column_predicted
+        counts[0] += _count_both(present, absent)
+        counts[1] += _count_both(present, wrong)
+        counts[2] += _count_both(present & ~row_predicted, wrong)
+        num_absent += absent.sum(axis=1)
+        num_wrong += wrong.sum(axis=1)
+    return Confusions(*counts, num_wrong / np.maximum(num_absent, 1))
 
 
 def confused_pairs(
@@ -134,3 +119,23 @@ def confused_pairs(
         for i, j in zip(*np.unravel_index(strongest, excess.shape))
         if excess[i, j] >= 0.5
     ]
+
+
+def _decisions(scores, targets, threshold, labels) -> np.ndarray:
+    """Where some labels are present, absent and predicted: (3, len(labels), n) bool."""
+    present, absent, predicted = decisions = np.zeros((3, len(labels), len(scores)), bool)
+    for part, block in label_blocks(scores, targets, labels=labels):
+        known, present[part] = check_predictions(*block, ndim=2)
+        absent[part] = ~present[part] & (known >= 0)
+        predicted[part] = known >= np.array([threshold], np.float64)
+    return decisions
+
+
+def _count_both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """In how many images each of R labels and each of K are chosen, (R, K) int64.
+
+    Args:
+        first, second: (R, n) and (K, n) bool.
+    """
+    # float32, as numpy multiplies integers slowly; exact up to 2^24 images.
+    return (first.astype(np.float32) @ second.astype(np.float32).T).astype(np.int64)

@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data import get_label_names
-from ..io.files import remove_unfinished, write_text_atomically
+from ..io.files import write_text_atomically
 from .collected import Collected, Gathered
 from .metrics import DEFAULT_CONVENTIONS, Conventions
 from .predictions import Predictions, store_matrix, store_predictions, write_predictions
@@ -132,9 +132,6 @@ class MultiLabelEvaluator(DatasetEvaluator):
             return self._measure(gathered, label_names)
         finally:
             gathered.remove_files()
-            if self._output_dir:
-                # Those of an earlier evaluation that was killed.
-                remove_unfinished(self._output_dir)
 
     def _measure(self, gathered: Gathered, label_names: List[str]) -> Dict[str, Dict[str, float]]:
         if self._output_dir:

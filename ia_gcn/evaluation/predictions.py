@@ -31,12 +31,12 @@ class Predictions(NamedTuple):
 
 # Arrays of the file.
 REQUIRED, OPTIONAL = Predictions._fields[:-1], Predictions._fields[-1:]
-# Matrices of as many bytes stay in the file, where they are not compressed.
+# Matrices of as many bytes stay in the file, where `store_predictions` wrote them.
 MAPPED_FROM = 2**28
 
 
 def read_predictions(path: str) -> Predictions:
-    """Read and check such a file. Large matrices that are not compressed stay in it.
+    """Read and check such a file. Large matrices stay in it, see `read_npz`.
 
     Raises:
         InputError: there is no such file, it is damaged or contains pickled code, or an array is

@@ -59,8 +59,9 @@ def read_npz(
         file: open for reading bytes, with `seek`.
         names: of the arrays; (): all of them.
         optional: names of arrays that the file may have beside them.
-        map_from: arrays of as many bytes are mapped from the file, if they are numbers and not
-            compressed, and can't be written to; all others are read.
+        map_from: matrices of as many bytes are mapped from the file, if it is one of the system,
+            and they are numbers, column after column, and not compressed. They can't be written to.
+            All other arrays are read.
     Raises:
         Exception: of a damaged file numpy and zipfile raise nearly anything.
     """
@@ -94,13 +95,19 @@ def _map_array(
     entry = content.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < map_from:
         return None
+    try:
+        file.fileno()
+    # Such as one in memory, or what a handler of PathManager opens.
+    except (AttributeError, OSError):
+        return None
     with content.open(entry) as member:
         if np.lib.format.read_magic(member) != (1, 0):
             return None
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(member)
         header = member.tell()
         size = math.prod(shape) * dtype.itemsize
-        if dtype.kind not in "fiub" or not shape or min(shape) < 1:
+        # A few columns at a time of rows after rows take all pages of the file, again and again.
+        if dtype.kind not in "fiub" or not shape or min(shape) < 1 or not fortran_order:
             return None
         if header + size != entry.file_size:
             return None
@@ -110,8 +117,7 @@ def _map_array(
     # Of the entry's own header: 26 bytes, the lengths of its name and of what else is in it.
     file.seek(entry.header_offset + 26)
     offset = entry.header_offset + 30 + sum(struct.unpack("<2H", file.read(4))) + header
-    order = "F" if fortran_order else "C"
-    return np.asarray(np.memmap(file, dtype, "r", offset, shape, order))
+    return np.asarray(np.memmap(file, dtype, "r", offset, shape, "F"))
 
 
 def _check_text(array: np.ndarray, name: str) -> None:

@@ -510,7 +510,8 @@ def test_help_has_examples(main, capsys):
 
 def test_scores_that_stay_in_the_file_are_measured_as_in_memory(main, write, tmp_path, monkeypatch):
     compressed = write()
-    np.savez(tmp_path / "plain.npz", **make_predictions())
+    columns = {name: np.asfortranarray(array) for name, array in make_predictions().items()}
+    np.savez(tmp_path / "plain.npz", **columns)
     results = []
     for path, size in ((compressed, 2**28), (tmp_path / "plain.npz", 1)):
         monkeypatch.setattr("ia_gcn.evaluation.predictions.MAPPED_FROM", size)

@@ -131,6 +131,9 @@ def test_what_does_not_fit_into_memory_is_refused(files, capsys, monkeypatch):
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_scores_may_stay_in_the_file(files, capsys, monkeypatch):
     test, val, folder = files
+    for path in (test, val):
+        with np.load(path) as content:
+            np.savez(path, **{name: np.asfortranarray(content[name]) for name in content})
     figures = []
     for size in (2**28, 1):
         monkeypatch.setattr("ia_gcn.evaluation.predictions.MAPPED_FROM", size)

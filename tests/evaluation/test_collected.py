@@ -262,12 +262,15 @@ def test_files_are_removed_if_the_evaluation_fails(filled, tmp_path, monkeypatch
     assert read_predictions(str(tmp_path / "predictions.npz")).scores.shape == (6, 4)
 
 
-def test_files_of_an_evaluation_that_was_killed_are_removed(filled, tmp_path):
-    (tmp_path / ".scores.earlier.tmp").mkdir()
-    (tmp_path / ".scores.earlier.tmp" / "matrices").write_bytes(b"half of")
+def test_files_of_another_process_are_left_alone(filled, tmp_path):
+    """It may be alive: an evaluation takes no lock, and may run beside a training."""
+    (tmp_path / ".scores.other.tmp").mkdir()
+    (tmp_path / ".scores.other.tmp" / "matrices").write_bytes(b"half of")
     (tmp_path / ".predictions.npz.1.tmp").write_bytes(b"half of")
     filled.evaluate()
-    assert sorted(os.listdir(tmp_path)) == ["metrics.json", "predictions.npz"]
+    left = {".predictions.npz.1.tmp", ".scores.other.tmp", "metrics.json", "predictions.npz"}
+    assert set(os.listdir(tmp_path)) == left
+    assert os.listdir(tmp_path / ".scores.other.tmp") == ["matrices"]
 
 
 def test_files_are_removed_if_the_disk_is_full(filled, tmp_path, monkeypatch):
@@ -294,6 +297,23 @@ def test_scores_that_are_no_numbers_are_refused(filled, tmp_path):
     assert os.listdir(tmp_path) == ["predictions.npz"]
 
 
+@pytest.mark.parametrize("limit", [0, 1024])
+@pytest.mark.parametrize("name", ["scores", "targets", "known"])
+@pytest.mark.parametrize("shape", [(3,), (6,), (8,), (1, 4)])
+def test_another_number_of_labels_is_refused(tmp_path, monkeypatch, limit, name, shape):
+    """Of a data set of 4 labels, even where all the matrices agree in it."""
+    monkeypatch.setattr(label_blocks, "SCORES_AT_ONCE", 8)
+    found = {"scores": np.zeros((6, 4), np.float32), "labels": np.ones((6, 4), np.int8)}
+    found["label_states"] = found["labels"]
+    found[{"targets": "labels", "known": "label_states"}.get(name, name)] = np.zeros((6, *shape))
+    settings = {"memory_limit": limit, "conventions": Conventions(known_in_f1=True)}
+    evaluator = MultiLabelEvaluator(data_set(4), str(tmp_path), **settings)
+    process(evaluator, tuple(found.values()), range(6))
+    with pytest.raises(ValueError, match=rf"^{name} of .* labels, of a data set of 4$"):
+        evaluator.evaluate()
+    assert not os.listdir(tmp_path)
+
+
 def test_files_of_another_machine_are_missed(filled, tmp_path, error_line):
     (folder,) = tmp_path.iterdir()
     os.remove(folder / "matrices")
@@ -306,7 +326,7 @@ def test_files_of_another_machine_are_missed(filled, tmp_path, error_line):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_files_are_removed_if_the_process_is_ended(tmp_path, number):
-    """After SIGKILL, by the next training or evaluation there."""
+    """After SIGKILL, by the next training there."""
     program = textwrap.dedent("""
         import sys, time
         import torch

@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from html import unescape
 from html.parser import HTMLParser
@@ -30,6 +31,7 @@ from ia_gcn.evaluation import (
     Conventions,
     MultiLabelEvaluator,
     Predictions,
+    confusion,
     html_report,
     measure_predictions,
 )
@@ -271,6 +273,25 @@ def test_confusions_are_counted_image_by_image():
             assert counts == (len(images), len(wrong), len(missed))
     absent = targets[:, columns] == 0
     np.testing.assert_allclose(found.rate, (absent & predicted[:, columns]).sum(0) / absent.sum(0))
+
+
+def test_confusions_take_no_more_memory_with_more_images(monkeypatch):
+    """And are the same counts, however many images are counted at once."""
+    rng = np.random.default_rng(0)
+    scores = np.asfortranarray(rng.random((20_000, 30)).astype(np.float32))
+    targets = np.asfortranarray(rng.integers(-1, 2, (20_000, 30), np.int8))
+    rows, columns = range(30), range(29, -1, -1)
+    expected = count_confusions(scores, targets, 0.4, rows, columns)
+    monkeypatch.setattr(confusion, "IMAGES_AT_ONCE", 300)
+    tracemalloc.start()
+    try:
+        found = count_confusions(scores, targets, 0.4, rows, columns)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_equal(found, expected)
+    # A byte for each of them would take 0.6 MB.
+    assert peak < 300_000
 
 
 def test_a_model_without_mistakes_has_no_confused_labels():

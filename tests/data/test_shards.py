@@ -30,6 +30,7 @@ from ia_gcn.data import (
     register_custom,
     register_multilabel_shards,
 )
+from ia_gcn.data.build import TrainingSamples
 from ia_gcn.data.dataset_mapper import read_image
 from ia_gcn.data.datasets.coco import load_multilabel_coco
 from ia_gcn.data.datasets.custom import file_label_names
@@ -39,7 +40,8 @@ from ia_gcn.data.samplers import PositionSampler, ShuffleShards
 from ia_gcn.data.shard_fetching import FetchAhead
 from ia_gcn.engine.held_out import write_split
 from ia_gcn.io import shards as shard_files
-from ia_gcn.io.shards import Shard, parse_member
+from ia_gcn.io.images import UnreadableImage
+from ia_gcn.io.shards import Shard, UnreadableShard, parse_member
 from tests.helpers.shards import read_lines, served, tiny_shards
 
 
@@ -668,6 +670,49 @@ def test_neighbours_that_are_missing_are_replaced_too(index):
     batches = train_batches(index, 16)
     assert [len(batch) for batch in batches] == [4] * 16
     assert not lost & set(ids(batches))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6),
+    st.integers(0, 3),
+    st.sets(st.integers(0, 38), max_size=4),
+)
+def test_an_image_is_replaced_as_long_as_any_can_be_read(shards, loose, bad_images):
+    """Shards of any number of images, missing or not, and loose files."""
+    numbers = [i for i, (n, _) in enumerate(shards) for _ in range(n)] + [-1] * loose
+    missing = {i for i, (_, is_missing) in enumerate(shards) if is_missing}
+
+    def read(image):
+        tries.append(image)
+        if numbers[image] in missing:
+            raise UnreadableShard(f"{numbers[image]}.tar", "gone")
+        if image in bad_images:
+            raise UnreadableImage(f"{image}.png", "damaged")
+        return {"image": image}
+
+    samples = TrainingSamples(range(len(numbers)), read, 0, numbers)
+    readable = {i for i, n in enumerate(numbers) if n not in missing and i not in bad_images}
+    for image in range(len(numbers)):
+        tries = []
+        sample = samples[0, image]
+        assert ("image" in sample) == bool(readable)
+        assert sample.get("image", image) in readable or not readable
+        assert image not in readable or sample == {"image": image, "image_index": image}
+        # No shard and no image is asked for twice.
+        files = [error.file_name for error in sample.get("unreadable", [])]
+        assert len(set(files)) == len(files)
+        assert len(tries) == len(files) + ("image" in sample)
+
+
+def test_a_long_shard_is_replaced_by_a_short_one():
+    def read(image):
+        if image < 100:
+            raise UnreadableShard("0.tar", "gone")
+        return {"image": image}
+
+    samples = TrainingSamples(range(160), read, 0, [0] * 100 + [1] * 60)
+    seen = Counter(samples[0, image]["image"] for image in range(160))
+    assert set(seen) == {*range(100, 160)}
 
 
 def test_too_many_damaged_shards_are_an_error(index, error_line):

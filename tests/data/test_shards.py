@@ -256,6 +256,26 @@ def test_an_interrupted_writing_goes_on(data, index, tmp_path, monkeypatch):
     assert len(written) == 3
 
 
+def test_what_others_keep_in_the_folder_stays(data, index):
+    others = [index.parent / name for name in (".cache.v1.tmp", ".notes.txt.1.tmp")]
+    others[0].mkdir()
+    others[1].write_text("mine")
+    tiny_shards(data, index.parent)
+    assert all(path.exists() for path in others)
+
+
+def test_shards_that_the_index_does_not_list_are_named(data, index, caplog):
+    tiny_shards(data, index.parent)
+    assert not caplog.records
+    number = len(of_shards(index))
+    tiny_shards(data, index.parent, 600)
+    rest = [f"{i:06d}.tar" for i in range(len(of_shards(index)), number)]
+    assert len(rest) > 1
+    (record,) = caplog.records
+    message = f"{len(rest)} shard(s) of an earlier run, {rest[0]} to {rest[-1]}, are not in the"
+    assert message in record.getMessage()
+
+
 def test_other_labels_make_other_shards(data, index, loose):
     first = read_lines(index)[1]["image_id"]
     loose[first]["labels"] = []

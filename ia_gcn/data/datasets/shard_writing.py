@@ -173,7 +173,9 @@ def _image(record: Dict, number: int) -> ShardImage:
             labels[key] = sorted({int(label) for label in record[key]})
     if record.get("annotations"):
         labels["annotations"] = [_box(box) for box in record["annotations"]]
-    return ShardImage(file_name, length, f"{number:09d}", ending, labels)
+    # The labels are in the name, so that no image of another data set is taken for this one.
+    digits = hashlib.sha256(_compact(labels).encode()).hexdigest()[:8]
+    return ShardImage(file_name, length, f"{number:09d}-{digits}", ending, labels)
 
 
 def _box(box: Dict) -> Dict:

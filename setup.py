@@ -48,7 +48,7 @@ setup(
         "bench": ["torchmetrics>=1.0"],
         "clean": ["cleanlab>=2.7.1"],
         "demo": ["gradio>=6.31"],
-        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "webdataset>=1.0"],
         # To run what was exported, onnxruntime alone will do.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.6"],
         # To make tar shards; a training reads them without.

@@ -282,7 +282,8 @@ class TrainingSamples(Dataset):
 
     An image that can't be read is replaced by the next one that can, and one of a shard that can't
     be read by that of the next shard at the same place: then all images of that one come twice, and
-    not the first one all the time. The sample lists the unreadable files under `unreadable`, and
+    not the first one all the time. Where that leads to an image that was tried, or to a shard that
+    was, the next other one follows. The sample lists the unreadable files under `unreadable`, and
     has nothing else where none can be read.
     """
 
@@ -291,20 +292,21 @@ class TrainingSamples(Dataset):
         dataset: Sequence[Dict],
         mapper: Callable,
         seed: int,
-        images_of_shard: Sequence[int] | None = None,
+        shards: Sequence[int] | None = None,
     ):
         """
         Args:
             dataset: n dicts.
             mapper: from such a dict to a sample.
             seed: the same in all processes.
-            images_of_shard: (n,), how many of the images are in the shard of each; None: there are
-                no shards.
+            shards: (n,), the number of each image's shard, see `number_shards`; None: there are no
+                shards.
         """
         self.dataset = dataset
         self.mapper = mapper
         self.seed = seed
-        self.images_of_shard = images_of_shard
+        self.shards = np.full(len(dataset), -1) if shards is None else np.array(shards)
+        self.shard_sizes = np.bincount(self.shards[self.shards >= 0])
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -313,24 +315,33 @@ class TrainingSamples(Dataset):
         place, index = item
         seed = mix_seeds(self.seed, place)
         unreadable = []
+        shift, tried, failed_shards = 0, set(), set()
         # Without worker processes, torch's generator is the model's too.
         with torch.random.fork_rng(devices=[]):
-            shift = 0
-            while shift < len(self.dataset):
+            while len(tried) < len(self.dataset):
+                place_of_image = (index + shift) % len(self.dataset)
+                shard = self.shards[place_of_image]
+                if place_of_image in tried or shard in failed_shards:
+                    tried.add(place_of_image)
+                    shift += 1
+                    continue
+                tried.add(place_of_image)
                 random.seed(seed)
                 np.random.seed(seed)
                 # torch.manual_seed would seed the GPUs as well, at twice a sample's cost.
                 torch.default_generator.manual_seed(seed)
-                place_of_image = (index + shift) % len(self.dataset)
                 try:
                     sample = self.mapper(self.dataset[place_of_image])
+                except UnreadableShard as error:
+                    unreadable.append(error)
+                    failed_shards.add(shard)
+                    shift += int(self.shard_sizes[shard])
                 except UnreadableImage as error:
                     unreadable.append(error)
-                    is_shard = isinstance(error, UnreadableShard)
-                    shift += int(self.images_of_shard[place_of_image]) if is_shard else 1
-                    continue
-                sample = {**sample, "image_index": place_of_image}
-                return {**sample, "unreadable": unreadable} if unreadable else sample
+                    shift += 1
+                else:
+                    sample = {**sample, "image_index": place_of_image}
+                    return {**sample, "unreadable": unreadable} if unreadable else sample
         return {"unreadable": unreadable}
 
 
@@ -514,10 +525,7 @@ def build_multilabel_train_loader(
             images are shuffled as those of loose files are.
     """
     numbers, shards = number_shards(record["file_name"] for record in dataset)
-    shuffle, images_of_shard = shuffle_all, None
-    if shards:
-        of_image = np.array(numbers)
-        images_of_shard = np.bincount(of_image[of_image >= 0])[of_image]
+    shuffle = shuffle_all
     if shards and shard_window:
         shuffle = ShuffleShards(numbers, shard_window, shard_streams)
         if shard_streams % comm.get_world_size():
@@ -525,7 +533,7 @@ def build_multilabel_train_loader(
                 f"DATALOADER.SHARD_STREAMS is {shard_streams}, no multiple of the "
                 f"{comm.get_world_size()} processes: several read the same shards"
             )
-    samples = TrainingSamples(DatasetFromList(dataset, copy=False), mapper, seed, images_of_shard)
+    samples = TrainingSamples(DatasetFromList(dataset, copy=False), mapper, seed, numbers)
     sampler = PositionSampler(len(samples), seed, repeat_factors, shuffle)
     fetching = _fetch_ahead(sampler, numbers, shards)
     loader = _build_loader(samples, fetching, batch_size, num_workers)

@@ -103,16 +103,19 @@ def read_lines(path: str | os.PathLike[str]) -> List[str]:
     return content[: content.rfind(b"\n") + 1].decode().splitlines()
 
 
-def remove_unfinished(folder: str | os.PathLike[str]) -> None:
-    """Remove files and folders that a process which was killed had for a while, .*.*.tmp.
+def remove_unfinished(folder: str | os.PathLike[str], name: str = "*") -> None:
+    """Remove what a process that was killed had for a while: files .*.*.tmp, folders .scores.*.tmp.
 
     No other process may be writing there.
+
+    Args:
+        name: a pattern; only the files that `write_atomically` made for such a name.
     """
-    for path in Path(folder).glob(".*.*.tmp"):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
+    for path in Path(folder).glob(f".{name}.*.tmp"):
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
+        elif path.name.startswith(".scores."):
+            shutil.rmtree(path)
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

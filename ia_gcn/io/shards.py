@@ -19,13 +19,14 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Dict, Iterable, List, NamedTuple, Tuple
 
 from detectron2.utils.file_io import PathHandler, PathManager
 from iopath.common.file_io import file_lock, get_cache_dir
 
-from .files import write_atomically
+from .files import remove_unfinished, write_atomically, write_text_atomically
 from .images import UnreadableImage
 from .inputs import check_regular, open_input
 
@@ -41,6 +42,8 @@ CACHE_GB, DEFAULT_CACHE_GB = "IA_GCN_SHARD_CACHE_GB", 50.0
 # Seconds: without an answer; before a copy is tried again; until one that failed is tried again;
 # a copy that was used since then should not have to go.
 TIMEOUT, WAITS, FAILED_FOR, IN_USE = 60, (1, 5, 25), 600, 30
+# How often a copy that was removed meanwhile is made again at once.
+REOPENED = 2
 COPY_BYTES = 2**20
 
 
@@ -107,7 +110,7 @@ def read_member(member: Member) -> bytes:
     """
     shard = member.shard
     try:
-        with open(find_shard(shard), "rb") as file:
+        with open_shard(shard) as file:
             file.seek(member.offset - HEADER)
             header, content = file.read(HEADER), file.read(member.length)
     except OSError as error:
@@ -119,6 +122,18 @@ def read_member(member: Member) -> bytes:
     if (found.name, found.size, len(content)) != (member.name, member.length, member.length):
         raise UnreadableShard(shard.path, f"{member.name} is not where the index says")
     return content
+
+
+def open_shard(shard: Shard) -> BinaryIO:
+    """
+    Raises:
+        OSError: see `find_shard`.
+    """
+    # Another process may remove a copy before it is open; once open, it can be read.
+    for _ in range(REOPENED if is_remote(shard.path) else 0):
+        with suppress(FileNotFoundError):
+            return open(find_shard(shard), "rb")
+    return open(find_shard(shard), "rb")
 
 
 def find_shard(shard: Shard) -> str:
@@ -198,6 +213,8 @@ def open_remote(path: str) -> BinaryIO:
 
 # Of this process: until when, and why, a shard is not asked for again.
 _failed: Dict[Shard, Tuple[float, str]] = {}
+# What failed before may have been mended for this run. Loader processes have their parent's.
+_started = time.time()
 
 
 def copy_shard(shard: Shard) -> str:
@@ -209,29 +226,53 @@ def copy_shard(shard: Shard) -> str:
 
     Raises:
         OSError: it can't be had, not at the fourth try either, or has another size. For some
-            minutes it is not tried again then.
+            minutes it is not tried again then, nor by the others that have begun by then.
     """
     name = hashlib.sha256(shard.path.encode()).hexdigest()[:16]
     path = Path(get_cache_dir()) / "ia_gcn_shards" / f"{name}-{os.path.basename(shard.path)}"
     if _is_copied(path, shard):
         return str(path)
     until, reason = _failed.get(shard, (0.0, ""))
-    if time.monotonic() < until:
+    if time.time() < until:
         raise OSError(reason)
     try:
         # Locks are files of their own, and stay.
         with file_lock(str(path)):
             if not _is_copied(path, shard):
-                # Of a process that was killed.
-                for unfinished in path.parent.glob(f".{path.name}.*.tmp"):
-                    unfinished.unlink()
-                _make_room(path.parent, shard.size)
-                _copy(shard, path)
+                _make_copy(shard, path)
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        _failed[shard] = time.monotonic() + FAILED_FOR, reason
+        reason = _reason(error)
+        _failed[shard] = time.time() + FAILED_FOR, reason
         raise OSError(reason) from error
     return str(path)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _make_copy(shard: Shard, path: Path) -> None:
+    """Copy a shard; whoever waits for the lock meanwhile fails with this one, if it does.
+
+    Raises:
+        Exception: see `open_remote`; or an OSError, as it failed a short while ago.
+    """
+    # Of this shard, whose last failure it has; another one of the name has another size.
+    failure = path.with_name(f"{path.name}.{shard.size}.failed")
+    with suppress(FileNotFoundError):
+        if failure.stat().st_mtime > max(_started, time.time() - FAILED_FOR):
+            raise OSError(failure.read_text(errors="replace"))
+    # Of a process that was killed.
+    remove_unfinished(path.parent, path.name)
+    try:
+        _make_room(path.parent, shard.size)
+        _copy(shard, path)
+    except Exception as error:
+        # The disk may be full.
+        with suppress(OSError), write_text_atomically(failure, "replace") as file:
+            file.write(_reason(error))
+        raise
+    failure.unlink(missing_ok=True)
 
 
 def _is_copied(path: Path, shard: Shard) -> bool:
@@ -256,7 +297,7 @@ def _copy(shard: Shard, path: Path) -> None:
             return
         except Exception as error:
             is_refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if wait is None or is_refused:
+            if wait is None or is_refused or isinstance(error, FileNotFoundError):
                 raise
             logger.debug(f"{shard.path}: {error}; the next try is in {wait} s")
             time.sleep(wait)

@@ -30,6 +30,7 @@ from ia_gcn.data import (
     register_custom,
     register_multilabel_shards,
 )
+from ia_gcn.data.build import TrainingSamples
 from ia_gcn.data.dataset_mapper import read_image
 from ia_gcn.data.datasets.coco import load_multilabel_coco
 from ia_gcn.data.datasets.custom import file_label_names
@@ -39,7 +40,8 @@ from ia_gcn.data.samplers import PositionSampler, ShuffleShards
 from ia_gcn.data.shard_fetching import FetchAhead
 from ia_gcn.engine.held_out import write_split
 from ia_gcn.io import shards as shard_files
-from ia_gcn.io.shards import Shard, parse_member
+from ia_gcn.io.images import UnreadableImage
+from ia_gcn.io.shards import Shard, UnreadableShard, parse_member
 from tests.helpers.shards import read_lines, served, tiny_shards
 
 
@@ -254,6 +256,26 @@ def test_an_interrupted_writing_goes_on(data, index, tmp_path, monkeypatch):
     assert len(written) == 3
 
 
+def test_what_others_keep_in_the_folder_stays(data, index):
+    others = [index.parent / name for name in (".cache.v1.tmp", ".notes.txt.1.tmp")]
+    others[0].mkdir()
+    others[1].write_text("mine")
+    tiny_shards(data, index.parent)
+    assert all(path.exists() for path in others)
+
+
+def test_shards_that_the_index_does_not_list_are_named(data, index, caplog):
+    tiny_shards(data, index.parent)
+    assert not caplog.records
+    number = len(of_shards(index))
+    tiny_shards(data, index.parent, 600)
+    rest = [f"{i:06d}.tar" for i in range(len(of_shards(index)), number)]
+    assert len(rest) > 1
+    (record,) = caplog.records
+    message = f"{len(rest)} shard(s) of an earlier run, {rest[0]} to {rest[-1]}, are not in the"
+    assert message in record.getMessage()
+
+
 def test_other_labels_make_other_shards(data, index, loose):
     first = read_lines(index)[1]["image_id"]
     loose[first]["labels"] = []
@@ -307,7 +329,10 @@ def test_files_without_a_known_ending(loose, tmp_path):
     ]
     index = write_shards(dicts, ["x"], str(tmp_path / "out"), 10**6)
     names = [line["file"] for line in read_lines(Path(index))[1:]]
-    assert names == ["000000000.img", "000000001.img"]
+    assert [re.sub("-[0-9a-f]{8}", "", name) for name in names] == [
+        "000000000.img",
+        "000000001.img",
+    ]
 
 
 # ---------------------------------------------------------------------------------------- checking
@@ -668,6 +693,60 @@ def test_neighbours_that_are_missing_are_replaced_too(index):
     batches = train_batches(index, 16)
     assert [len(batch) for batch in batches] == [4] * 16
     assert not lost & set(ids(batches))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=6),
+    st.integers(0, 3),
+    st.sets(st.integers(0, 38), max_size=4),
+)
+def test_an_image_is_replaced_as_long_as_any_can_be_read(shards, loose, bad_images):
+    """Shards of any number of images, missing or not, and loose files."""
+    numbers = [i for i, (n, _) in enumerate(shards) for _ in range(n)] + [-1] * loose
+    missing = {i for i, (_, is_missing) in enumerate(shards) if is_missing}
+
+    def read(image):
+        tries.append(image)
+        if numbers[image] in missing:
+            raise UnreadableShard(f"{numbers[image]}.tar", "gone")
+        if image in bad_images:
+            raise UnreadableImage(f"{image}.png", "damaged")
+        return {"image": image}
+
+    samples = TrainingSamples(range(len(numbers)), read, 0, numbers)
+    readable = {i for i, n in enumerate(numbers) if n not in missing and i not in bad_images}
+    for image in range(len(numbers)):
+        tries = []
+        sample = samples[0, image]
+        assert ("image" in sample) == bool(readable)
+        assert sample.get("image", image) in readable or not readable
+        assert image not in readable or sample == {"image": image, "image_index": image}
+        # No shard and no image is asked for twice.
+        files = [error.file_name for error in sample.get("unreadable", [])]
+        assert len(set(files)) == len(files)
+        assert len(tries) == len(files) + ("image" in sample)
+
+
+def test_a_long_shard_is_replaced_by_a_short_one():
+    def read(image):
+        if image < 100:
+            raise UnreadableShard("0.tar", "gone")
+        return {"image": image}
+
+    samples = TrainingSamples(range(160), read, 0, [0] * 100 + [1] * 60)
+    seen = Counter(samples[0, image]["image"] for image in range(160))
+    assert set(seen) == {*range(100, 160)}
+
+
+def test_a_shard_of_the_same_ids_and_lengths_gives_no_other_labels(loose, data, tmp_path):
+    record = {**next(iter(loose.values())), "labels": [0]}
+    for folder, labels in ("a", [0]), ("b", [1]):
+        write_shards([{**record, "labels": labels}], data.label_names, str(tmp_path / folder), 300)
+    (found,) = load_multilabel_shards(str(tmp_path / "a/index.jsonl"), "", data.label_names)
+    read_image(found["file_name"])
+    os.replace(tmp_path / "b/000000.tar", tmp_path / "a/000000.tar")
+    with pytest.raises(UnreadableShard, match="is not where the index says"):
+        read_image(found["file_name"])
 
 
 def test_too_many_damaged_shards_are_an_error(index, error_line):

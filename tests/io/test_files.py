@@ -141,13 +141,18 @@ def test_bytes_on_a_full_disk_name_the_file():
 
 
 def test_what_a_killed_process_leaves_is_removed(tmp_path):
-    (tmp_path / ".scores.abc.tmp").mkdir()
+    for name in (".scores.abc.tmp", ".mine.v1.tmp"):
+        (tmp_path / name).mkdir()
     for name in (".scores.abc.tmp/matrices", ".metrics.json.1.tmp", "kept.tmp"):
         (tmp_path / name).write_text("")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".link.1.tmp").symlink_to(tmp_path / "elsewhere")
+    remove_unfinished(tmp_path, "*.jsonl")
+    assert (tmp_path / ".metrics.json.1.tmp").exists()
+    remove_unfinished(tmp_path, "metrics.*")
+    assert not (tmp_path / ".metrics.json.1.tmp").exists()
     remove_unfinished(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "kept.tmp"]
+    assert sorted(os.listdir(tmp_path)) == [".mine.v1.tmp", "elsewhere", "kept.tmp"]
 
 
 # --------------------------------------------------------------------------- the package

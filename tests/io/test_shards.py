@@ -303,9 +303,84 @@ def test_one_that_failed_is_tried_again_later(remote, monkeypatch):
     with pytest.raises(UnreadableShard):
         read_member(member)
     (folder / "moved.tar").rename(folder / "0.tar")
-    now = shards.time.monotonic()
-    monkeypatch.setattr(shards.time, "monotonic", lambda: now + shards.FAILED_FOR)
+    now = shards.time.time()
+    monkeypatch.setattr(shards.time, "time", lambda: now + shards.FAILED_FOR)
     assert read_member(member) == FILES["a.txt"]
+
+
+def test_who_waits_for_a_copy_fails_with_it(tmp_path, cache):
+    folder, asked, reasons = tmp_path / "remote", Counter(), []
+    folder.mkdir()
+    tar = write_tar(folder / "4.tar")
+
+    def fail(member):
+        with pytest.raises(UnreadableShard) as caught:
+            read_member(member)
+        reasons.append(caught.value.reason)
+
+    with served(folder, asked, Broken) as url:
+        member = members_of(tar, f"{url}/4.tar")["a.txt"]
+        threads = [threading.Thread(target=fail, args=(member,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert asked == {"4.tar": 4}
+    assert len(reasons) == 8
+    assert len(set(reasons)) == 1
+
+
+def test_other_processes_ask_again_later_or_in_a_new_run(remote, monkeypatch):
+    folder, url, asked = remote
+    member = members_at(folder, url, 0)["a.txt"]
+    (folder / "0.tar").rename(folder / "moved.tar")
+    for _ in range(3):
+        # Another process of this run.
+        shards._failed.clear()
+        with pytest.raises(UnreadableShard, match="404"):
+            read_member(member)
+    assert asked == {"0.tar": 1}
+    (folder / "moved.tar").rename(folder / "0.tar")
+    shards._failed.clear()
+    monkeypatch.setattr(shards, "_started", shards.time.time() + 1)
+    assert read_member(member) == FILES["a.txt"]
+    assert asked == {"0.tar": 2}
+
+
+def test_a_file_that_is_not_there_is_asked_for_once(cache, monkeypatch):
+    asked = []
+
+    class Nothing(Elsewhere):
+        def _open(self, path, mode="r", buffering=-1, **kwargs):
+            asked.append(path)
+            raise FileNotFoundError(2, "No such file or directory")
+
+    handlers = {**PathManager._path_handlers, "elsewhere://": Nothing()}
+    monkeypatch.setattr(PathManager, "_path_handlers", handlers)
+    with pytest.raises(OSError, match="No such file"):
+        copy_shard(Shard("elsewhere://gone.tar", 10240))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_copy_that_is_removed_before_it_is_open_is_made_again(remote, monkeypatch, times):
+    folder, url, asked = remote
+    member, honest, left = members_at(folder, url, 0)["a.txt"], shards.find_shard, [times]
+
+    def remove(shard):
+        path = honest(shard)
+        if left[0]:
+            left[0] -= 1
+            os.remove(path)
+        return path
+
+    monkeypatch.setattr(shards, "find_shard", remove)
+    if times < 3:
+        assert read_member(member) == FILES["a.txt"]
+        assert asked == {"0.tar": times + 1}
+    else:
+        with pytest.raises(UnreadableShard, match="No such file"):
+            read_member(member)
 
 
 def test_a_copy_of_another_size_is_made_anew(remote, cache):

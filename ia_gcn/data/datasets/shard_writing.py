@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import tarfile
 from pathlib import Path
@@ -28,7 +29,10 @@ from .shards import (
     shard_root,
 )
 
-INDEX = "index.jsonl"
+logger = logging.getLogger(__name__)
+
+# The names of the files that are written; a pattern, and one.
+SHARDS, INDEX = "[0-9]" * 6 + ".tar", "index.jsonl"
 # What webdataset and others know a file's kind by; a file with another ending gets .img.
 ENDINGS = {
     *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "jp2"),
@@ -75,7 +79,7 @@ def write_shards(
         folder: for 000000.tar, 000001.tar, ..., and the index, which is written last.
         shard_size: bytes after which a shard ends, at the next image.
     Returns:
-        the path of the index.
+        the path of the index. A warning names shards in the folder that it doesn't list.
     Raises:
         InputError: webdataset is not installed, an id occurs twice, or an image is larger than
             MAX_LENGTH or changed meanwhile.
@@ -83,7 +87,8 @@ def write_shards(
     """
     check_webdataset()
     check_writable(folder)
-    remove_unfinished(folder)
+    for name in (SHARDS, INDEX):
+        remove_unfinished(folder, name)
     index = Path(folder) / INDEX
     parts = list(plan_shards(dataset_dicts, shard_size))
     shards, lines = [], []
@@ -112,6 +117,12 @@ def write_shards(
     }
     with write_text_atomically(index) as file:
         file.writelines(f"{line}\n" for line in (_compact(first), *lines))
+    others = {path.name for path in Path(folder).glob(SHARDS)} - {shard.name for shard in shards}
+    if others:
+        logger.warning(
+            f"{folder}: {len(others)} shard(s) of an earlier run, {min(others)} to {max(others)}, "
+            "are not in the index and can be removed"
+        )
     return str(index)
 
 
@@ -162,7 +173,9 @@ def _image(record: Dict, number: int) -> ShardImage:
             labels[key] = sorted({int(label) for label in record[key]})
     if record.get("annotations"):
         labels["annotations"] = [_box(box) for box in record["annotations"]]
-    return ShardImage(file_name, length, f"{number:09d}", ending, labels)
+    # The labels are in the name, so that no image of another data set is taken for this one.
+    digits = hashlib.sha256(_compact(labels).encode()).hexdigest()[:8]
+    return ShardImage(file_name, length, f"{number:09d}-{digits}", ending, labels)
 
 
 def _box(box: Dict) -> Dict:

@@ -1,4 +1,4 @@
-"""Damaged and hostile annotation files: COCO's JSON, CSV, VOC's XML and lists, and VG-500's."""
+"""Damaged and hostile annotation files: COCO JSON, CSV, VOC's and VG-500's, index of tar shards."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pickle
 import random
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Sequence
@@ -29,8 +30,11 @@ from ia_gcn.data.datasets import (
 from ia_gcn.data.datasets.coco import coco_label_names
 from ia_gcn.data.datasets.common import read_label_file
 from ia_gcn.data.datasets.custom import read_csv
+from ia_gcn.data.datasets.shard_writing import write_shards
+from ia_gcn.data.datasets.shards import load_multilabel_shards, shard_label_names
 from ia_gcn.engine import setup_cfg
 from ia_gcn.errors import InputError
+from ia_gcn.io.shards import parse_member
 from ia_gcn.visualization import plot_label_graph
 
 from .harness import Task, Trial, run_in_children
@@ -296,6 +300,47 @@ def csv(rng: random.Random, root: Path) -> Callable[[], str]:
     return work
 
 
+# -------------------------------------------------------------------------------------- shards
+
+
+def shards(rng: random.Random, root: Path) -> Callable[[], str]:
+    """Three images in two shards; a line of their index, or its bytes, are damaged."""
+    whole, names = root / "whole", ("cat", "dog")
+    write_images(whole, FILES)
+    dicts = [
+        {"file_name": str(whole / file), "image_id": i, "labels": [i % 2], "annotations": []}
+        for i, file in enumerate(FILES)
+    ]
+    box = {"bbox": [0, 1, 2.5, 3], "bbox_mode": 1, "category_id": 0, "iscrowd": 0}
+    dicts[0]["annotations"] = [box]
+    dicts[1]["absent_labels"] = [0]
+    folder, draw = root / "shards", rng.random() < SHARE_DRAWN
+    index = Path(write_shards(dicts, names, str(folder), 200))
+    lines = index.read_bytes().splitlines()
+    for _ in range(rng.choice((0, 1, 1, 2))):
+        number = rng.randrange(len(lines))
+        with suppress(ValueError):
+            lines[number] = damage_json(rng, json.loads(lines[number]))
+    if rng.random() < 0.2:
+        rng.choice((lines.pop, lambda: lines.insert(1, rng.choice(lines)), lines.reverse))()
+    content = b"".join(line + b"\n" for line in lines)
+    index.write_bytes(damage_bytes(rng, content) if rng.random() < 0.1 else content)
+
+    def work() -> str:
+        names = shard_label_names(str(index))
+        check_names(names)
+        dicts = load_multilabel_shards(str(index), "", names)
+        for record in dicts:
+            member = parse_member(record["file_name"])
+            # A shard and what is in it, as a folder and its files.
+            record["file_name"] = f"{member.shard.path}/{member.offset}/{member.name}"
+        check_dicts(dicts, folder, len(names))
+        look_at(index, folder, draw)
+        return "read"
+
+    return work
+
+
 # ----------------------------------------------------------------------------------------- VOC
 
 VOC_XML = """<annotation>
@@ -470,6 +515,7 @@ def prepare_vg500():
 KINDS: Dict[str, Callable[[random.Random, Path], Callable[[], str]]] = {
     "COCO JSON": coco,
     "CSV": csv,
+    "tar shards": shards,
     "VOC": voc,
     "VG-500, sources": vg500_source,
     "VG-500, prepared": vg500_result,

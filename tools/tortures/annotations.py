@@ -1,4 +1,4 @@
-"""Damaged and hostile annotation files: COCO JSON, CSV, VOC's and VG-500's, index of tar shards."""
+"""Damaged and hostile annotation files: COCO, CSV, VOC, VG-500, Open Images, index of shards."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import random
+import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -30,6 +31,7 @@ from ia_gcn.data.datasets import (
 from ia_gcn.data.datasets.coco import coco_label_names
 from ia_gcn.data.datasets.common import read_label_file
 from ia_gcn.data.datasets.custom import read_csv
+from ia_gcn.data.datasets.open_images import load_open_images
 from ia_gcn.data.datasets.shard_writing import write_shards
 from ia_gcn.data.datasets.shards import load_multilabel_shards, shard_label_names
 from ia_gcn.engine import setup_cfg
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> Iterator[Trial]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # What takes long the first time is done before the processes start.
-        prepare_vg500()
+        prepare_script("vg500"), prepare_script("open_images")
         plot_label_graph([[1]], [[1]], ["cat"], str(folder / "first.png"))
         for start in range(0, args.trials, TOGETHER):
             tasks, roots = [], []
@@ -468,7 +470,7 @@ def vg500_source(rng: random.Random, root: Path) -> Callable[[], str]:
     )
 
     def work() -> str:
-        prepare_vg500().prepare(arguments)
+        prepare_script("vg500").prepare(arguments)
         return read_vg500(root / "vg500")
 
     return work
@@ -501,10 +503,53 @@ def read_vg500(folder: Path) -> str:
     return "read"
 
 
+# ------------------------------------------------------------------------------- Open Images
+
+
+def open_images(rng: random.Random, root: Path) -> Callable[[], str]:
+    """Open Images' own files, one of them damaged, for datasets/prepare_open_images.py."""
+    ids = [f"{number:016x}" for number in (1, 2, 0xFEDCBA9876543210)]
+    write_images(root / "open_images", [f"train/{image_id}.jpg" for image_id in ids])
+    said = zip((*ids, ids[0]), ("/m/a", "/m/b", "/m/a", "/m/b"), (1, 0, 1, 0))
+    said = [f"{image_id},verification,{mid},{value}" for image_id, mid, value in said]
+    boxes = f"ImageID,Source,LabelName,Confidence,XMin\n{ids[1]},xclick,/m/b,1,0.1\n"
+    files = {
+        "oidv7-classes-trainable.txt": "/m/a\n/m/b\n",
+        "oidv7-class-descriptions.csv": 'LabelName,DisplayName\n/m/a,Cat\n/m/b,"Dog, small"\n',
+        "oidv7-train-annotations-human-imagelabels.csv": "\n".join(
+            ["ImageID,Source,LabelName,Confidence", *said]
+        ),
+        "oidv7-train-annotations-bbox.csv": boxes,
+    }
+    damaged = rng.choice(list(files))
+    for name, content in files.items():
+        content = content.encode()
+        if name == damaged:
+            cells = re.split(rb"([,\n])", content)
+            cells[rng.randrange(0, len(cells), 2)] = rng.choice(TEXTS).encode("utf-8", "replace")
+            content = rng.choice((b"".join(cells), damage_bytes(rng, content)))
+        (root / "open_images" / name).write_bytes(content)
+    arguments = argparse.Namespace(
+        root=root, source=None, boxes=True, machine=None, skip_missing=rng.random() < 0.8
+    )
+
+    def work() -> str:
+        prepare_script("open_images").prepare(arguments)
+        folder = root / "open_images"
+        names = read_label_file(str(folder / "labels.txt"))
+        check_names(names)
+        file = str(folder / "annotations/train.npz")
+        dicts = load_open_images(file, str(folder), str(folder / "labels.txt"))
+        check_dicts(dicts, folder, len(names))
+        return "read"
+
+    return work
+
+
 @cache
-def prepare_vg500():
-    """The module of datasets/prepare_vg500.py."""
-    path = Path(__file__).parents[2] / "datasets/prepare_vg500.py"
+def prepare_script(name: str):
+    """The module of datasets/prepare_NAME.py."""
+    path = Path(__file__).parents[2] / f"datasets/prepare_{name}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -519,4 +564,5 @@ KINDS: Dict[str, Callable[[random.Random, Path], Callable[[], str]]] = {
     "VOC": voc,
     "VG-500, sources": vg500_source,
     "VG-500, prepared": vg500_result,
+    "Open Images, sources": open_images,
 }

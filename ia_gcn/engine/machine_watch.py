@@ -73,7 +73,7 @@ def _watch(connection: socket.socket) -> None:
 
 
 def _wait(connection: socket.socket) -> None:
-    """Wait until the other process ends, which is no reason for anything; or its machine is lost."""
+    """Wait until the other process ends, which changes nothing, or until its machine is lost."""
     address = connection.getpeername()[0]
     try:
         connection.recv(1)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence
+from typing import List, Mapping, Sequence
 
 COMMANDS = ("ip", "mount", "nsenter", "setpriv", "unshare")
 
@@ -116,6 +116,7 @@ class Network:
         number: int,
         command: Sequence,
         env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
         mounts: Mapping[Path, Path] | None = None,
     ) -> Host:
         """Start host NUMBER, from 1 on, whose name is hostNUMBER and by which the others find it.
@@ -123,6 +124,7 @@ class Network:
         Args:
             command: ends with the host; its first process there.
             env: added to the environment.
+            cwd: where it is called.
             mounts: folders of this machine, by where the host has them in place of those that all
                 hosts share.
         """
@@ -141,6 +143,7 @@ class Network:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
+                cwd=cwd,
                 env={**os.environ, **(env or {})},
             )
         self._hosts.append(Host(name, process, log))

@@ -24,7 +24,6 @@ class Observe(HookBase):
     def before_train(self):
         start = comm.all_gather(uuid.uuid4().hex)[0]
         path = os.path.join(os.environ["OBSERVED"], f"{start}-{comm.get_rank()}.jsonl")
-        file = open(path, "w", buffering=1)
         pause = float(os.environ.get("OBSERVED_PAUSE", 0))
 
         def note(model, args, losses):
@@ -32,7 +31,8 @@ class Observe(HookBase):
                 images = [sample["image_id"] for sample in args[0]]
                 loss = sum(loss.item() for loss in losses.values())
                 line = start, comm.get_world_size(), self.trainer.iter, images, loss
-                file.write(json.dumps(line) + "\n")
+                with open(path, "a") as file:
+                    file.write(json.dumps(line) + "\n")
                 time.sleep(pause)
 
         self.trainer.model.register_forward_hook(note)

@@ -29,7 +29,7 @@ from .kill import OUTPUT, ROOT, make_data
 from .network import Host, Network, unavailable
 
 # Seconds after which a job hangs.
-PATIENCE = 900
+PATIENCE = 1200
 
 # Of losses, scores in [0, 1] and weights, which are sums of float32 in another order.
 TOLERANCE = 1e-4
@@ -41,7 +41,7 @@ OPTIONS = {
     "MODEL.RESNETS.NORM": "FrozenBN",
     "SOLVER.BASE_LR": 0.01,
     "SOLVER.CHECKPOINT_PERIOD": 5,
-    "SOLVER.IMS_PER_BATCH": 8,
+    "SOLVER.IMS_PER_BATCH": 12,
     "SOLVER.MAX_ITER": ITERATIONS,
     "SOLVER.OPTIMIZER": "SGD",
     "TEST.EVAL_PERIOD": 10,
@@ -124,6 +124,7 @@ class Training:
         nodes: str,
         processes: int = 1,
         first: int = 1,
+        restarts: int = 0,
         pause: float = 0,
         own_output: Sequence[int] = (),
     ) -> None:
@@ -134,13 +135,14 @@ class Training:
             nodes: torchrun's --nnodes, for example 1:2.
             processes: on each.
             first: the host at which they meet.
+            restarts: torchrun's --max-restarts.
             pause: seconds that an iteration takes more.
             own_output: hosts that do not share OUTPUT_DIR.
         """
         torchrun = {
             "--nnodes": nodes,
             "--nproc-per-node": processes,
-            "--max-restarts": 3,
+            "--max-restarts": restarts,
             "--rdzv-backend": "c10d",
             "--rdzv-endpoint": f"host{first}:29500",
             "--rdzv-id": self.folder.name,
@@ -333,12 +335,16 @@ def resumed(folder: Path, rng: random.Random) -> Result:
         return judge(folder, training)
 
 
-def lost(folder: Path, rng: random.Random, number: int, silently: bool) -> Result:
-    """One of two hosts is lost; silently: its network fails, and its processes live on."""
+def lost(
+    folder: Path, rng: random.Random, number: int, hosts: int = 2, silently: bool = True
+) -> Result:
+    """One of the hosts is lost; silently: its network fails, and its processes live on."""
     left_alone(folder)
     with Network(folder) as network:
         training = Training(folder, network)
-        training.start([1, 2], "1:2", first=3 - number)
+        # The one at which they meet has to stay.
+        first = hosts if number == 1 else 1
+        training.start(range(1, hosts + 1), f"{hosts - 1}:{hosts}", first=first, restarts=3)
         training.wait_for_iteration(rng.randint(8, 25))
         before = training.lines()
         victim = training.hosts.pop(number)
@@ -346,9 +352,8 @@ def lost(folder: Path, rng: random.Random, number: int, silently: bool) -> Resul
             network.unplug(number)
         else:
             victim.kill()
-        survivor = training.hosts[3 - number]
-        noticed = training.wait_for(lambda: "lost" in survivor.text())
-        went_on = noticed + training.wait_for_start(1, before)
+        noticed = training.wait_for(lambda: "lost" in training.text())
+        went_on = noticed + training.wait_for_start(hosts - 1, before)
         measured = f"noticed after {noticed:.0f} s, went on after {went_on:.0f} s"
         return judge(folder, training, measured)
 
@@ -392,8 +397,9 @@ KINDS = {
     "2 hosts with 2 processes": partial(same, hosts=2, processes=2),
     "resumed with 1, 2, 4, 1 processes": resumed,
     "second host killed": partial(lost, number=2, silently=False),
-    "network of second host lost": partial(lost, number=2, silently=True),
-    "network of first host lost": partial(lost, number=1, silently=True),
+    "network of second host lost": partial(lost, number=2),
+    "network of first host lost": partial(lost, number=1),
+    "network of first of three hosts lost": partial(lost, number=1, hosts=3),
     "host joins": joined,
     "folder is not shared": not_shared,
 }

@@ -132,7 +132,7 @@ def test_another_order_of_images_is_found(tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "hosts"
     folder.mkdir(exist_ok=True)
     uncut = hosts.left_alone(folder)
-    other = hosts.Training(folder, None, SEED=2)
+    other = hosts.Training(folder, SEED=2)
     assert other.run_here() == 0
     problems = hosts.compare(uncut, other).problems
     assert problems[0].startswith("other images in iterations [0, ")

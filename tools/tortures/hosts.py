@@ -101,10 +101,11 @@ class Training:
         hosts: by their numbers, the latest of each.
     """
 
-    def __init__(self, folder: Path, network: Network, **options):
+    def __init__(self, folder: Path, network: Network | None = None, **options):
         """
         Args:
             folder: which has the data, see `make_data`, or will have it.
+            network: with the hosts; None: for `run_here`.
             options: config keys, with __ for a dot.
         """
         if not (folder / "options.json").exists():
@@ -184,6 +185,8 @@ class Training:
             "OBSERVED_PAUSE": str(pause),
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
+            # Else the hosts that are left look for each other at a first one that is lost.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
 
     def lines(self) -> List[Line]:
@@ -289,10 +292,10 @@ def left_alone(folder: Path) -> Training:
     """The training in one process, made once in a folder."""
     path = folder / "uncut"
     if path.exists():
-        training = Training(folder, None)
+        training = Training(folder)
         training.folder = Path(path.read_text())
         return training
-    training = Training(folder, None)
+    training = Training(folder)
     if training.run_here():
         raise SystemExit(f"hosts: {(training.folder / 'here.txt').read_text()[-2000:]}")
     path.write_text(str(training.folder))
@@ -311,10 +314,14 @@ def judge(folder: Path, training: Training, *measured: str) -> Result:
 # ---- kinds of trials
 
 
+def new_network(folder: Path) -> Network:
+    return Network(Path(tempfile.mkdtemp(prefix="network-", dir=folder)))
+
+
 def same(folder: Path, rng: random.Random, hosts: int, processes: int) -> Result:
     """So many hosts with so many processes each."""
     left_alone(folder)
-    with Network(folder) as network:
+    with new_network(folder) as network:
         training = Training(folder, network)
         training.start(range(1, hosts + 1), str(hosts), processes)
         return judge(folder, training)
@@ -323,7 +330,7 @@ def same(folder: Path, rng: random.Random, hosts: int, processes: int) -> Result
 def resumed(folder: Path, rng: random.Random) -> Result:
     """Stopped by SIGTERM and resumed with 1, 2, 4 and again 1 processes."""
     left_alone(folder)
-    with Network(folder) as network:
+    with new_network(folder) as network:
         training = Training(folder, network)
         for n, stop in ((1, 8), (2, 17), (4, 28)):
             training.start(range(1, n + 1), str(n), pause=0.2)
@@ -340,7 +347,7 @@ def lost(
 ) -> Result:
     """One of the hosts is lost; silently: its network fails, and its processes live on."""
     left_alone(folder)
-    with Network(folder) as network:
+    with new_network(folder) as network:
         training = Training(folder, network)
         # The one at which they meet has to stay.
         first = hosts if number == 1 else 1
@@ -361,7 +368,7 @@ def lost(
 def joined(folder: Path, rng: random.Random) -> Result:
     """A host comes when the training has begun."""
     left_alone(folder)
-    with Network(folder) as network:
+    with new_network(folder) as network:
         training = Training(folder, network)
         training.start([1], "1:2", pause=1)
         training.wait_for_iteration(1)
@@ -373,7 +380,7 @@ def joined(folder: Path, rng: random.Random) -> Result:
 
 def not_shared(folder: Path, rng: random.Random) -> Result:
     """The second host does not see the checkpoint in OUTPUT_DIR."""
-    with Network(folder) as network:
+    with new_network(folder) as network:
         training = Training(folder, network)
         training.start([1], "1", pause=0.1)
         training.wait_for_iteration(7)

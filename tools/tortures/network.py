@@ -93,7 +93,7 @@ class Network:
     def __init__(self, folder: Path):
         """
         Args:
-            folder: for what the hosts print, `NAME.txt`.
+            folder: of this network alone, for what the hosts print, `NAME.txt`.
         """
         self._folder = folder
         self._hosts: List[Host] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -9,7 +10,7 @@ import threading
 
 from detectron2.utils import comm
 
-from ..errors import InputError
+logger = logging.getLogger(__name__)
 
 # Seconds without a sign of life after which a machine is lost: until the first question whether it
 # is there, between questions, and how many stay without an answer.
@@ -35,22 +36,26 @@ def watch_machines(first_machine: str, local_rank: int) -> None:
     Args:
         first_machine: name or address of the first process's machine.
         local_rank: of this process.
-    Raises:
-        InputError: the first machine can't be reached.
     """
-    server = socket.create_server(("", 0)) if comm.is_main_process() else None
+    server = _listen() if comm.is_main_process() else None
     port = comm.all_gather(server and server.getsockname()[1])[0]
     if server:
-        server.listen(comm.get_world_size())
         threading.Thread(target=_accept, args=(server,), daemon=True).start()
     elif local_rank == 0:
         try:
             connection = socket.create_connection((first_machine, port), CONNECT)
         except OSError as error:
-            raise InputError(
-                f"machine {first_machine} of this job: no connection to port {port}: {error}"
-            ) from error
-        _watch(connection)
+            logger.warning(
+                f"Machine {first_machine}, port {port}: {error}; lost machines are noticed late"
+            )
+        else:
+            _watch(connection)
+
+
+def _listen() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
 
 
 def _accept(server: socket.socket) -> None:
@@ -74,7 +79,8 @@ def _watch(connection: socket.socket) -> None:
 
 def _wait(connection: socket.socket) -> None:
     """Wait until the other process ends, which changes nothing, or until its machine is lost."""
-    address = connection.getpeername()[0]
+    # Without what IPv6 puts before an address of IPv4.
+    address = connection.getpeername()[0].removeprefix("::ffff:")
     try:
         connection.recv(1)
     except OSError as error:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Try to break ia_gcn: damaged and hostile files, kills, full disks, long runs.
+"""Try to break ia_gcn: damaged and hostile files, kills, full disks, lost hosts, long runs.
 
 Everything is drawn from --seed, and bounded by --seconds. Each trial is a line of JSON in --output;
 in the end there is a table of what came of them. The exit status is 1 if anything came out as it
@@ -14,6 +14,8 @@ Examples:
     tools/torture.py soak --minutes 120
   trainings whose disk, processes or clock fail:
     tools/torture.py faults --rounds 5
+  trainings over several hosts, which are network namespaces (as root, on Linux):
+    tools/torture.py hosts
   files that could carry code, 10,000 of each kind:
     tools/torture.py code --trials 10000
   damaged images, and annotations of data sets:
@@ -33,6 +35,7 @@ from tortures.annotations import add_annotations
 from tortures.code_files import add_code_files
 from tortures.faults import add_faults
 from tortures.harness import Log, Trial
+from tortures.hosts import add_hosts
 from tortures.images import add_images
 from tortures.kill import add_kill
 from tortures.soak import add_soak
@@ -74,6 +77,7 @@ def main(argv=None) -> int:
         add_kill,
         add_soak,
         add_faults,
+        add_hosts,
         add_code_files,
         add_annotations,
         add_images,

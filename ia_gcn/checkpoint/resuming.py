@@ -17,6 +17,15 @@ logger = logging.getLogger(__name__)
 _PERIODIC = re.compile(r"model_(\d+)\.pth")
 
 
+def last_checkpoint(folder: str) -> str | None:
+    """The file name in `last_checkpoint` of a folder; None where there is none."""
+    path = os.path.join(folder, LAST_CHECKPOINT)
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read().strip()
+
+
 def find_resumable(folder: str) -> str:
     """The path of the checkpoint that a training in a folder goes on from; "" where there is none.
 
@@ -27,10 +36,9 @@ def find_resumable(folder: str) -> str:
         InputError: `last_checkpoint` is there, and no checkpoint can be read.
     """
     tag = os.path.join(folder, LAST_CHECKPOINT)
-    if not os.path.isfile(tag):
+    name = last_checkpoint(folder)
+    if name is None:
         return ""
-    with open(tag, encoding="utf-8", errors="replace") as file:
-        name = file.read().strip()
     problems = []
     if not name:
         problems.append(f"{tag} is empty")

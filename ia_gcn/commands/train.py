@@ -19,8 +19,9 @@ Examples:
   your own data (COCO-format JSON, or CSV with file,label;label):
     tools/train_net.py --config-file ... DATASETS.CUSTOM.TRAIN train.csv \\
         DATASETS.CUSTOM.TEST test.csv DATASETS.CUSTOM.IMAGE_ROOT photos
-  several machines:
-    torchrun --nnodes 2 --nproc-per-node 8 ... tools/train_net.py --config-file ...
+  several machines (the same on each; docs/training.md says what to set if one may be lost):
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint host1:29500 \\
+        tools/train_net.py --config-file ...
 
 `ia-gcn train` is the same as tools/train_net.py, and `ia-gcn evaluate` the same with --eval-only.
 """

@@ -610,10 +610,17 @@ def available_processors() -> int:
 
 
 def images_per_process(total: int) -> int:
-    """SOLVER.IMS_PER_BATCH divided among the processes, which must come out even."""
+    """SOLVER.IMS_PER_BATCH divided among the processes.
+
+    Raises:
+        InputError: it doesn't come out even.
+    """
     processes = comm.get_world_size()
     if total < 1 or total % processes:
+        below = max(total, 0) // processes * processes
+        fitting = " or ".join(str(n) for n in (below, below + processes) if n)
         raise InputError(
-            f"SOLVER.IMS_PER_BATCH = {total} can't be divided among {processes} process(es)"
+            f"SOLVER.IMS_PER_BATCH = {total} can't be divided among {processes} process(es): "
+            f"{fitting} can"
         )
     return total // processes

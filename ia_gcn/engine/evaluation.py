@@ -13,6 +13,7 @@ from ..data import get_label_names, get_test_dicts
 from ..errors import InputError
 from ..inference import SelectLabels, optimize_for_inference, set_precision
 from .label_matching import checkpoint_labels, match_labels, training_counts, weights_path
+from .output_lock import evaluation_in
 from .summary import evaluation_summary, files_summary, results_summary
 from .trainer import Trainer
 
@@ -62,7 +63,8 @@ def evaluate_checkpoint(cfg: CfgNode, resume: bool = False) -> Dict:
             f"TEST.FREQUENCY_GROUPS: MODEL.WEIGHTS {path} does not say how many training images "
             "have each label: frequent, middle and rare are thirds by the test images instead"
         )
-    results = Trainer.test(cfg, model, Trainer.build_evaluators(cfg, label_counts))
+    with evaluation_in(cfg.OUTPUT_DIR):
+        results = Trainer.test(cfg, model, Trainer.build_evaluators(cfg, label_counts))
     if comm.is_main_process():
         logger.info(results_summary(cfg))
         logger.info(files_summary(cfg))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from contextlib import suppress
 from datetime import timedelta
 from multiprocessing import connection, resource_tracker
 from typing import Callable, Dict, List, NamedTuple, Sequence
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,7 @@ from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
 from ..errors import InputError, ProcessDied, Stopped
 from ..processes import EXPECTED_ERRORS, STOP_SIGNALS, on_stop_signals
+from .machine_watch import watch_machines
 
 # Seconds that the other processes have to end by themselves after one has failed.
 GRACE = 10
@@ -44,6 +47,11 @@ class Job(NamedTuple):
     def world_size(self) -> int:
         """The number of processes on all machines."""
         return self.local_size * self.machines
+
+    @property
+    def first_machine(self) -> str:
+        """The name or address of the machine with the first process, where there are several."""
+        return os.environ["MASTER_ADDR"] if self.init == "env://" else urlparse(self.init).hostname
 
 
 class End(NamedTuple):
@@ -86,7 +94,7 @@ def launch(
     Raises:
         InputError, TrainingDiverged, OSError: the first process that failed did with it; the
             others are ended.
-        ProcessDied: a process was ended by a signal.
+        ProcessDied: a process was ended by a signal; under torchrun, another one was, whatever by.
         Stopped: the job was, by a signal.
     """
     if "LOCAL_WORLD_SIZE" in os.environ and "RANK" in os.environ:
@@ -119,6 +127,14 @@ def _run_under_torchrun(main: Callable[..., int], args: Sequence) -> int:
         if comm.is_main_process():
             raise
         return 128 + stop.signum
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo/transport" not in str(error):
+            raise
+        # Without the place in gloo's code.
+        reason = re.sub(r"^\[\S+\] ", "", str(error).partition("\n")[0])
+        raise ProcessDied(
+            f"process {comm.get_rank()} of {comm.get_world_size()} has lost another one: {reason}"
+        ) from error
 
 
 def _join(local_rank: int, job: Job) -> None:
@@ -140,6 +156,8 @@ def _join(local_rank: int, job: Job) -> None:
         if first <= rank < first + job.local_size:
             comm._LOCAL_PROCESS_GROUP = group
     comm.synchronize()
+    if job.machines > 1:
+        watch_machines(job.first_machine, local_rank)
 
 
 def _run_processes(main: Callable[..., int], args: Sequence, job: Job) -> List[End]:

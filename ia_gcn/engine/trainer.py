@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import socket
 import weakref
 from typing import Dict, List, Sequence, Tuple
 
@@ -22,7 +23,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import MultiLabelCheckpointer, build_model, find_resumable
+from ..checkpoint import MultiLabelCheckpointer, build_model, find_resumable, last_checkpoint
 from ..data import (
     build_multilabel_test_loader,
     build_multilabel_train_loader,
@@ -160,7 +161,7 @@ class Trainer(DefaultTrainer):
 
         Raises:
             InputError: no checkpoint can be read, or one that is resumed from is of a later
-                iteration than the last one, or not there for all processes.
+                iteration than the last one, or not there on all machines.
         """
         resumed = resume and self._agree_on_checkpoint()
         if resumed:
@@ -169,11 +170,6 @@ class Trainer(DefaultTrainer):
             self._metrics.start_anew()
         super().resume_or_load(resumed)
         self._weights_loaded = True
-        if len(set(comm.all_gather(self.start_iter))) > 1:
-            raise InputError(
-                f"OUTPUT_DIR: all processes need the checkpoint in {self.cfg.OUTPUT_DIR} that they "
-                "resume from: let it be a folder that the machines share"
-            )
         if self.start_iter > self.max_iter:
             raise InputError(
                 f"SOLVER.MAX_ITER: the training ends after {self.max_iter} iterations, and "
@@ -187,12 +183,14 @@ class Trainer(DefaultTrainer):
         """Have `last_checkpoint` name one that can be read; whether there is any.
 
         Raises:
-            InputError: in all processes, see `find_resumable`.
+            InputError: in all processes, see `find_resumable`; or another machine has none, or
+                another one.
         """
+        folder = self.cfg.OUTPUT_DIR
         path, problem = "", ""
         if comm.is_main_process():
             try:
-                path = find_resumable(self.cfg.OUTPUT_DIR)
+                path = find_resumable(folder)
             except InputError as error:
                 problem = str(error)
             if path:
@@ -200,6 +198,14 @@ class Trainer(DefaultTrainer):
         path, problem = comm.all_gather((path, problem))[0]
         if problem:
             raise InputError(problem)
+        found = comm.all_gather((last_checkpoint(folder) or "none", socket.gethostname()))
+        others = [place for place in found if place[0] != found[0][0]]
+        if others:
+            seen = " and ".join(f"{name} on {machine}" for name, machine in (found[0], others[0]))
+            raise InputError(
+                f"OUTPUT_DIR: the last checkpoint in {folder} is {seen}: let it be a folder that "
+                "the machines share"
+            )
         return bool(path)
 
     def train(self) -> Dict:

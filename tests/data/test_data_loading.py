@@ -414,12 +414,16 @@ def test_what_ignored_labels_are_in_training(uncertain, how, expected):
     assert [s["image_id"] for s in tested] == [1, 2, 4, 5]
 
 
-@pytest.mark.parametrize("total", [0, -2, 1, 3, 5])
-def test_a_batch_that_cannot_be_divided_is_refused(tiny, as_process, error_line, total):
+@pytest.mark.parametrize(
+    ("total", "fitting"), [(0, "2"), (-2, "2"), (1, "2"), (3, "2 or 4"), (5, "4 or 6")]
+)
+def test_a_batch_that_cannot_be_divided_is_refused(tiny, as_process, error_line, total, fitting):
     as_process(0, 2)
     cfg = make_cfg(SOLVER__IMS_PER_BATCH=total)
     message = error_line(build_multilabel_train_loader, cfg)
-    assert f"SOLVER.IMS_PER_BATCH = {total}" in message
+    assert message == (
+        f"SOLVER.IMS_PER_BATCH = {total} can't be divided among 2 process(es): {fitting} can"
+    )
 
 
 # ----------------------------------------------------------------------------------------- chance

@@ -97,6 +97,28 @@ def test_a_stream_reads_few_shards_at_a_time(shards, window, streams, seed):
             assert len({*read[: place + 1]} & {*read[place:]}) <= window
 
 
+worlds = st.lists(st.sampled_from([1, 2, 3, 4, 6]), max_size=4)
+
+
+@settings(max_examples=50)
+@given(shards_of_images, windows, streams, seeds, worlds)
+def test_the_stream_goes_on_in_any_number_of_processes(shards, window, streams, seed, worlds):
+    sampler = PositionSampler(len(shards), seed, None, ShuffleShards(shards, window, streams))
+    batch, iterations = 12, 2
+    found = []
+    for world_size in worlds:
+        sampler.start = len(found)
+        parts = []
+        for rank in range(world_size):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(comm, "get_rank", lambda rank=rank: rank)
+                patch.setattr(comm, "get_world_size", lambda size=world_size: size)
+                parts.append(take(sampler, iterations * batch // world_size))
+        found += [item for items in zip(*parts) for item in items]
+    sampler.start = 0
+    assert found == take(sampler, len(worlds) * iterations * batch)
+
+
 @settings(max_examples=100)
 @given(shards_of_images, windows, seeds, st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3)]))
 def test_processes_read_shards_of_their_own(shards, window, seed, numbers):

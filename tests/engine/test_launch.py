@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -11,6 +12,9 @@ from ia_gcn.engine import launch
 from ia_gcn.errors import InputError, ProcessDied, Stopped
 
 pytestmark = pytest.mark.slow
+
+# `ia_gcn.engine.launch` is the function.
+launch_module = sys.modules[launch.__module__]
 
 
 def note(folder):
@@ -61,6 +65,17 @@ def give_status(folder):
     return 7 * note(folder)
 
 
+def lose_connection():
+    raise RuntimeError(
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [10.0.0.2]:31926: "
+        "Connection reset by peer"
+    )
+
+
+def break_down_alone():
+    raise RuntimeError("of a bug")
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Where the processes write down their ids; afterwards none of them runs."""
@@ -109,3 +124,20 @@ def test_an_exit_status_is_handed_on(folder):
 def test_several_machines_need_an_address():
     with pytest.raises(InputError, match="--dist-url"):
         launch(give_status, 1, num_machines=2)
+
+
+@pytest.fixture
+def under_torchrun(monkeypatch):
+    monkeypatch.setattr(launch_module, "_join", lambda local_rank, job: None)
+    for name, value in {"LOCAL_WORLD_SIZE": 1, "RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_under_torchrun_a_lost_process_is_one_line(under_torchrun):
+    with pytest.raises(ProcessDied) as caught:
+        launch(lose_connection, 1)
+    assert str(caught.value) == (
+        "process 0 of 1 has lost another one: Read error [10.0.0.2]:31926: Connection reset by peer"
+    )
+    with pytest.raises(RuntimeError, match="of a bug"):
+        launch(break_down_alone, 1)

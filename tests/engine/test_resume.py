@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from contextlib import suppress
 
 import pytest
@@ -16,6 +17,7 @@ from detectron2.engine import HookBase
 from ia_gcn.commands.train import main as train
 from ia_gcn.engine import Trainer, sole_training
 from ia_gcn.engine.metrics_log import TIMES
+from ia_gcn.engine.output_lock import evaluation_in
 from tests.helpers.commands import own_log_handlers
 from tests.helpers.training import Cut, run
 
@@ -417,24 +419,24 @@ def test_what_a_killed_run_had_not_finished_is_removed(make_cfg, tmp_path):
         assert [path.name for path in folder.glob(".*.tmp")] == [".mine.tmp"]
 
 
-# Two trainings in one folder
+# Two trainings in one folder, or an evaluation
 
 
 @pytest.fixture
 def held_elsewhere():
-    """A function that has another process train in a folder, and returns its id.
+    """A function that has another process train (or evaluate) in a folder, and returns its id.
 
     That process has a child, as a loader's worker is one, which lives on until the test ends.
     """
     children, pipes = [], []
 
-    def hold(folder):
+    def hold(folder, use=sole_training):
         ready, reports = os.pipe()
         waits, ends = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(ends)
-            with sole_training(str(folder)):
+            with use(str(folder)):
                 if os.fork():
                     os.write(reports, b"x")
                 os.read(waits, 1)  # until the test ends
@@ -465,6 +467,56 @@ def test_a_second_training_in_a_folder_is_refused(make_cfg, tmp_path, held_elsew
     assert "model_final.pth" in checkpoints(folder)
 
 
+def is_locked(folder):
+    """Whether another process can't train in a folder."""
+    child = os.fork()
+    if child == 0:
+        with open(folder / ".lock", "r+") as file, suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+            os._exit(0)
+        os._exit(1)
+    return bool(os.waitpid(child, 0)[1])
+
+
+def test_unfinished_files_of_an_evaluation_stay_until_it_ends(tmp_path, held_elsewhere):
+    files = [tmp_path / name for name in (".a.pth.1.tmp", "inference/custom_test/.b.json.1.tmp")]
+    files[1].parent.mkdir(parents=True)
+    for file in files:
+        file.write_text("half")
+    evaluations = [held_elsewhere(tmp_path, evaluation_in) for _ in range(2)]
+    for process in evaluations:
+        with sole_training(str(tmp_path)):
+            assert all(file.exists() for file in files)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    with sole_training(str(tmp_path)):
+        assert not any(file.exists() for file in files)
+
+
+def test_an_evaluation_can_start_beside_a_training(tmp_path, held_elsewhere):
+    with sole_training(str(tmp_path)):
+        held_elsewhere(tmp_path, evaluation_in)
+        with evaluation_in(str(tmp_path)):
+            pass
+        assert is_locked(tmp_path)
+
+
+def test_a_job_that_torchrun_started_again_waits_for_the_one_before(
+    tmp_path, held_elsewhere, monkeypatch
+):
+    process = held_elsewhere(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    ended = []
+
+    def sleep(seconds):
+        os.kill(process, signal.SIGKILL)
+        ended.append(os.waitpid(process, 0))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with sole_training(str(tmp_path)):
+        assert ended
+
+
 def test_the_command_refuses_it_before_it_writes_there(tmp_path, held_elsewhere, capsys, tiny_coco):
     folder = tmp_path / "run"
     held_elsewhere(folder)
@@ -492,17 +544,8 @@ def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path, error_lin
 
 
 def test_a_block_within_another_one_is_of_the_same_training(tmp_path):
-    def is_locked():
-        child = os.fork()
-        if child == 0:
-            with open(tmp_path / ".lock", "r+") as file, suppress(OSError):
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os._exit(0)
-            os._exit(1)
-        return bool(os.waitpid(child, 0)[1])
-
     with sole_training(str(tmp_path)):
         with sole_training(str(tmp_path)):
-            assert is_locked()
-        assert is_locked()
-    assert not is_locked()
+            assert is_locked(tmp_path)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import sys
 import threading
+from contextlib import suppress
 
 from detectron2.utils import comm
 
@@ -19,6 +21,10 @@ SILENCE = IDLE + INTERVAL * QUESTIONS
 
 # Seconds to connect to the first machine.
 CONNECT = 60
+
+# Bytes by which a process of the job is known, so that the end of a connection of anybody else's
+# ends nothing.
+TOKEN = 16
 
 
 def watch_machines(first_machine: str, local_rank: int) -> None:
@@ -38,12 +44,14 @@ def watch_machines(first_machine: str, local_rank: int) -> None:
         local_rank: of this process.
     """
     server = _listen() if comm.is_main_process() else None
-    port = comm.all_gather(server and server.getsockname()[1])[0]
+    token = secrets.token_bytes(TOKEN)
+    port, token = comm.all_gather((server and server.getsockname()[1], token))[0]
     if server:
-        threading.Thread(target=_accept, args=(server,), daemon=True).start()
+        _start(_accept, server, token)
     elif local_rank == 0:
         try:
             connection = socket.create_connection((first_machine, port), CONNECT)
+            connection.sendall(token)
         except OSError as error:
             logger.warning(
                 f"Machine {first_machine}, port {port}: {error}; lost machines are noticed late"
@@ -58,9 +66,23 @@ def _listen() -> socket.socket:
     return socket.create_server(("", 0))
 
 
-def _accept(server: socket.socket) -> None:
+def _start(function, *args) -> None:
+    threading.Thread(target=function, args=args, daemon=True).start()
+
+
+def _accept(server: socket.socket, token: bytes) -> None:
     while True:
-        _watch(server.accept()[0])
+        _start(_admit, server.accept()[0], token)
+
+
+def _admit(connection: socket.socket, token: bytes) -> None:
+    """Watch the connection if it is one of the job's, or else close it."""
+    connection.settimeout(CONNECT)
+    with suppress(OSError), connection.makefile("rb") as file:
+        if secrets.compare_digest(file.read(TOKEN), token):
+            _watch(connection)
+            return
+    connection.close()
 
 
 def _watch(connection: socket.socket) -> None:
@@ -74,7 +96,7 @@ def _watch(connection: socket.socket) -> None:
         # Their names on Linux.
         if hasattr(socket, option):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-    threading.Thread(target=_wait, args=(connection,), daemon=True).start()
+    _start(_wait, connection)
 
 
 def _wait(connection: socket.socket) -> None:

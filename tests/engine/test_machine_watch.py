@@ -54,6 +54,27 @@ def test_a_lost_machine_ends_the_process(end, capsys):
     assert capsys.readouterr().err == line
 
 
+def test_only_connections_of_the_job_are_watched(connection, monkeypatch):
+    near, far = connection
+    watched = []
+    monkeypatch.setattr(machine_watch, "_watch", watched.append)
+    near.sendall(b"a port scanner's")
+    machine_watch._admit(far, b"0123456789abcdef")
+    assert not watched
+    assert near.recv(1) == b""
+
+
+def test_a_connection_of_the_job_is_watched(connection, monkeypatch):
+    near, far = connection
+    watched = []
+    monkeypatch.setattr(machine_watch, "_watch", watched.append)
+    near.sendall(b"01234567")
+    near.sendall(b"89abcdef")
+    machine_watch._admit(far, b"0123456789abcdef")
+    assert watched == [far]
+    assert far.fileno() > 0
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_KEEPIDLE"), reason="Linux")
 def test_systems_ask_each_other_before_half_a_minute_is_over(connection):
     near, far = connection

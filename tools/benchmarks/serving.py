@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from ia_gcn.data import get_multilabel_dicts, get_test_dicts
+from ia_gcn.data import get_multilabel_dicts, get_test_dicts, register_custom
 from ia_gcn.data.dataset_mapper import target_vector
 from ia_gcn.engine import setup_cfg
 from ia_gcn.evaluation import multi_label_metrics
@@ -149,7 +149,7 @@ def time_tables(
 
 def quality_table(weights: str, cfg: CfgNode, calibration: Sequence[str]) -> Table:
     """mAP on DATASETS.TEST."""
-    records = get_test_dicts(cfg)
+    records = [record for name in cfg.DATASETS.TEST for record in get_test_dicts(cfg, name)]
     files = [record["file_name"] for record in records]
     with TemporaryDirectory() as folder:
         served = serve(weights, folder, calibration)
@@ -202,6 +202,7 @@ def run_serving(args) -> Iterator[Table]:
     keep_freed_memory()
     if args.weights:
         cfg = MultiLabelPredictor(args.weights, device="cpu").cfg
+        register_custom(cfg)
         calibration = training_files(cfg)
         yield from time_tables(args.weights, Path(args.weights).name, calibration, args.rounds)
         yield quality_table(args.weights, cfg, calibration)

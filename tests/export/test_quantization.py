@@ -75,7 +75,6 @@ def test_scores_are_nearly_the_checkpoints(small, others):
     [
         *((config, ()) for config in ("ml_gcn", "csra", "ml_decoder", "query2label", "c_tran")),
         *((config, ()) for config in ("ia_gcn", "demo")),
-        ("asl", ("MODEL.TIMM.NAME", "tf_efficientnet_lite0")),
         ("asl", ("MODEL.TIMM.NAME", "tresnet_m")),
     ],
 )

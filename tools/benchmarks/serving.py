@@ -201,7 +201,8 @@ def run_serving(args) -> Iterator[Table]:
     """
     keep_freed_memory()
     if args.weights:
-        cfg = MultiLabelPredictor(args.weights, device="cpu").cfg
+        cfg = MultiLabelPredictor(args.weights, device="cpu").cfg.clone()
+        cfg.defrost()
         register_custom(cfg)
         calibration = training_files(cfg)
         yield from time_tables(args.weights, Path(args.weights).name, calibration, args.rounds)

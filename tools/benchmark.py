@@ -23,6 +23,8 @@ Examples:
     tools/benchmark.py shards
   training and prediction with the settings for CPUs:
     tools/benchmark.py cpu
+  serving on one core: PyTorch, ONNX Runtime and int8, latency and mAP:
+    tools/benchmark.py serving --weights output/demo/model_best.pth
   how many of labels that were flipped on purpose are found:
     tools/benchmark.py label-errors --config-file ... --weights ...
   what labels that are known bring, by C-Tran and by a label prior:
@@ -63,6 +65,7 @@ from benchmarks.partial_labels import add_partial_labels
 from benchmarks.prior_fit import add_prior_fit
 from benchmarks.profiling import add_profile
 from benchmarks.scaling import add_scaling
+from benchmarks.serving import add_serving
 from benchmarks.shards import add_shards
 
 from ia_gcn.errors import InputError
@@ -73,9 +76,9 @@ def common_options() -> argparse.ArgumentParser:
     """What every subcommand takes."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
-        "--rounds", type=positive, default=5, help="how often each is timed (default 5)"
+        "--rounds", type=positive, default=5, help="how often each is timed (%(default)s)"
     )
-    parser.add_argument("--threads", type=positive, default=2, help="of torch (default 2)")
+    parser.add_argument("--threads", type=positive, default=2, help="of torch (%(default)s)")
     parser.add_argument("--output", metavar="FILE", help="write the tables as JSON, too")
     return parser
 
@@ -120,7 +123,7 @@ def main() -> int:
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
     adds += (add_label_errors, add_known_labels, add_label_evidence, add_partial_labels)
-    adds += (add_label_models, add_prior_fit, add_shards)
+    adds += (add_label_models, add_prior_fit, add_shards, add_serving)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

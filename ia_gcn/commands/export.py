@@ -16,6 +16,12 @@ preprocessing and origin are in ONNX's metadata as JSON, by the names label_name
 made_by, and label_states says what these are where there are some; with torch.export, all of it is
 in the extra file metadata.json.
 
+With --int8, the backbone of an ONNX file computes in int8: a smaller file, which is sooner on
+most CPUs. IMAGE is a file, a folder or a pattern, as for tools/predict.py; a few hundred images
+such as the model will get. Four fifths of them calibrate, which means that they say what range of
+values each layer needs; logits of the others are compared with those in float32. Their difference
+is printed; if they correlate by less than 0.95 over the images, there is no file.
+
 ONNX needs pip install 'ia_gcn[export]'. tools/predict.py runs an ONNX file with onnxruntime,
 without torch and detectron2. torch.export.load unpickles what a file contains: only load files that
 you trust; for a model with regions, import torchvision before.
@@ -26,6 +32,8 @@ Examples:
   torch.export, checked on images of your own:
     tools/export_model.py --weights model.pth --format torch_export --output model.pt2 \\
         --check a.jpg b.jpg
+  ONNX in int8, calibrated on the images of a folder:
+    tools/export_model.py --weights model.pth --format onnx --output int8.onnx --int8 train/
 """
 
 from __future__ import annotations
@@ -33,10 +41,10 @@ from __future__ import annotations
 import argparse
 from typing import Sequence
 
-from ..export import export_model
+from ..export import export_int8, export_model
 from ..export.export import WRITERS
 from ..extensions import import_extensions
-from ..inference import MultiLabelPredictor
+from ..inference import MultiLabelPredictor, find_images
 from .common import add_import_option, make_parser, run
 
 
@@ -44,8 +52,17 @@ def export(args: argparse.Namespace) -> None:
     import_extensions(args.imports)
     predictor = MultiLabelPredictor(args.weights, config_file=args.config_file, device="cpu")
     options = {} if args.opset is None else {"opset": args.opset}
-    difference = export_model(predictor, args.output, args.format, check=args.check, **options)
-    print(f"{args.output}: its logits equal the model's within {difference:.1e}")
+    if args.int8:
+        images = [file for name in args.int8 for file in find_images(name)]
+        found = export_int8(predictor, args.output, images, check=args.check, **options)
+        print(
+            f"{args.output}: on images that did not calibrate it, its logits differ from the "
+            f"model's by {found.mean:.2g} on average, {found.max:.2g} at most, and correlate with "
+            f"them by {found.correlation:.4f}"
+        )
+    else:
+        found = export_model(predictor, args.output, args.format, check=args.check, **options)
+        print(f"{args.output}: its logits equal the model's within {found:.1e}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -66,10 +83,19 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="IMAGE",
         help="compare on these files (scikit-learn's sample photos)",
     )
+    parser.add_argument(
+        "--int8",
+        nargs="+",
+        default=[],
+        metavar="IMAGE",
+        help="ONNX in int8, calibrated and compared on these files, folders or patterns",
+    )
     add_import_option(parser)
     args = parser.parse_args(argv)
     if args.opset is not None and args.format != "onnx":
         parser.error("--opset: only ONNX has operator sets")
+    if args.int8 and args.format != "onnx":
+        parser.error("--int8: only with --format onnx")
     return args
 
 

@@ -66,18 +66,12 @@ def export_model(
         InputError: the model can't be exported, or its logits differ by more than TOLERANCE.
         UnreadableImage: one of `check` can't be read.
     """
-    if not output.endswith(ENDINGS[format]):
-        raise InputError(f"--output {output}: the name must end in {ENDINGS[format]}")
-    content = describe(predictor.cfg, predictor.label_names, predictor.takes_known_labels)
-    recognizer = exportable(predictor.model, predictor.cfg.INPUT.IMAGE_SIZE)
-    files = check or load_sample_images().filenames
-    states = example_states(len(files), len(predictor.label_names))
-    expected = evaluate_files(predictor, files, states)
-
-    folder = os.path.dirname(output) or "."
-    os.makedirs(folder, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        path = os.path.join(temporary, f"model{ENDINGS[format]}")
+    with complete_file(output, ENDINGS[format]) as path:
+        content = describe(predictor.cfg, predictor.label_names, predictor.takes_known_labels)
+        recognizer = exportable(predictor.model, predictor.cfg.INPUT.IMAGE_SIZE)
+        files = check or load_sample_images().filenames
+        states = example_states(len(files), len(predictor.label_names))
+        expected = evaluate_files(predictor, files, states)
         exported = WRITERS[format](recognizer, content, path, **options)
         difference = largest_difference(exported, files, states, expected, recognizer.dynamic_batch)
         if not difference <= TOLERANCE:
@@ -85,9 +79,27 @@ def export_model(
                 f"{output} is not written: its logits differ from the model's by up to "
                 f"{difference:.1e}, more than {TOLERANCE:.0e}"
             )
+    return difference
+
+
+@contextmanager
+def complete_file(output: str, ending: str) -> Iterator[str]:
+    """A name to write to, of a file that becomes `output` once all went well.
+
+    It is in a temporary folder beside `output`, whose parent is made if needed.
+
+    Raises:
+        InputError: the name of `output` does not end so.
+    """
+    if not output.endswith(ending):
+        raise InputError(f"--output {output}: the name must end in {ending}")
+    folder = os.path.dirname(output) or "."
+    os.makedirs(folder, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        path = os.path.join(temporary, f"model{ending}")
+        yield path
         with open(path, "rb") as source, write_atomically(output) as file:
             shutil.copyfileobj(source, file)
-    return difference
 
 
 def example_states(num_images: int, num_labels: int) -> np.ndarray:

@@ -204,17 +204,22 @@ class OnnxPredictor:
         Raises:
             InputError: onnxruntime can't run the model on them.
         """
-        inputs = {"images": images}
-        if self.takes_known_labels:
-            if label_states is None:
-                label_states = np.full((len(images), len(self.label_names)), -1)
-            inputs["label_states"] = np.asarray(label_states, np.int8)
         try:
-            values = self.session.run(None, inputs)
+            values = self.session.run(None, self.inputs(images, label_states))
         except Exception as error:  # its exceptions have no common class but this
             reason = " ".join(str(error).split())[:500]
             raise InputError(f"{self.path}: onnxruntime can't run it: {reason}") from None
         return dict(zip(self.outputs, values))
+
+    def inputs(
+        self, images: np.ndarray, label_states: np.ndarray | None = None
+    ) -> Dict[str, np.ndarray]:
+        """What the model takes by name, of the arguments of `run`."""
+        if not self.takes_known_labels:
+            return {"images": images}
+        if label_states is None:
+            label_states = np.full((len(images), len(self.label_names)), -1)
+        return {"images": images, "label_states": np.asarray(label_states, np.int8)}
 
     def _describe(self, sample: Dict, scores: np.ndarray, outputs: Dict) -> Prediction:
         regions = None

@@ -23,6 +23,7 @@ from benchmarks import (
     prior_fit,
     profiling,
     scaling,
+    serving,
 )
 from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
 from benchmarks.networks import (
@@ -444,6 +445,43 @@ def test_settings_for_cpus(tmp_path):
         assert [row["name"] for row in table["rows"]] == names
     assert len(prediction["rows"]) == 4
     assert all(row["per_second"] > 0 for row in prediction["rows"])
+
+
+SERVED = ["PyTorch", "PyTorch, bf16", "ONNX Runtime", "ONNX Runtime, int8"]
+
+
+def served_names():
+    return [name for name in SERVED if "bf16" not in name or has_fast_bf16(torch.device("cpu"))]
+
+
+@pytest.mark.slow
+def test_serving(tmp_path):
+    path = tmp_path / "serving.json"
+    config = ("--config-file", CONFIGS / "resnet101.yaml")
+    args = ("--rounds", "2", "--size", "64", "--output", path, *config)
+    result = benchmark("serving", *map(str, args), *TINY_NETWORK)
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads(path.read_text())
+    assert content["machine"]["threads"] == 1
+    one, batches, files = (table["rows"] for table in content["tables"])
+    for rows in (one, batches, files):
+        assert [row["name"] for row in rows] == served_names()
+        assert rows[0]["speed"] == 1
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in one)
+    assert one[-1]["file_bytes"] < one[-2]["file_bytes"]
+
+
+@pytest.mark.slow
+def test_serving_is_evaluated_on_the_checkpoints_data(make_cfg, tmp_path):
+    trainer = Trainer(make_cfg("serving"))
+    trainer.checkpointer.save("model")
+    weights = str(tmp_path / "serving" / "model.pth")
+    *_, quality = serving.run_serving(argparse.Namespace(weights=weights, rounds=1))
+    assert [row["name"] for row in quality.rows] == served_names()
+    expected = Trainer.test(trainer.cfg, trainer.model)["multi_label"]["mAP"]
+    assert float(quality.rows[0]["mAP"]) == pytest.approx(expected, abs=0.01)
+    assert quality.rows[0]["decisions that differ"] == "0.00%"
+    assert quality.note == "14 images; int8 is calibrated with 14 training images."
 
 
 @pytest.mark.parametrize(

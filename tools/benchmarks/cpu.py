@@ -114,7 +114,7 @@ def compare_prediction(args) -> Table:
     keep_freed_memory()
     with TemporaryDirectory() as folder:
         weights, exported = (os.path.join(folder, f"model.{end}") for end in ("pth", "onnx"))
-        save_checkpoint(weights, size, args.opts)
+        save_checkpoint(weights, EFFICIENTNET, size, args.opts)
         plain, optimised = (
             MultiLabelPredictor(weights, device="cpu", optimize=optimize)
             for optimize in (False, True)
@@ -139,10 +139,10 @@ def compare_prediction(args) -> Table:
     )
 
 
-def save_checkpoint(path: str, size: int, opts: List[str]) -> None:
-    """A checkpoint of an EfficientNet-Lite0 whose weights are random."""
+def save_checkpoint(path: str, recipe: Recipe, size: int, opts: List[str]) -> None:
+    """A checkpoint of a network whose weights are random."""
     opts = [*opts, "INPUT.IMAGE_SIZE", f"({size}, {size})", "SOLVER.AMP.ENABLED", "False"]
-    network = build_network(EFFICIENTNET, 1, size, opts)
+    network = build_network(recipe, 1, size, opts)
     names = [f"label {i}" for i in range(network.cfg.MODEL.LABEL_HEAD.NUM_LABELS)]
     folder, name = os.path.split(path)
     checkpointer = MultiLabelCheckpointer(

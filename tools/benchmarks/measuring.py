@@ -88,6 +88,8 @@ COLUMNS: Dict[str, tuple] = {
     "median_s": ("median s", lambda row: f"{row['median_s']:.3g}"),
     "min_s": ("min–max s", lambda row: f"{row['min_s']:.3g}–{row['max_s']:.3g}"),
     "ratio": ("ratio", lambda row: f"{row['ratio']:.2f}"),
+    "p50_ms": ("p50 ms", lambda row: f"{row['p50_ms']:.3g}"),
+    "p99_ms": ("p99 ms", lambda row: f"{row['p99_ms']:.3g}"),
     "forward_s": ("forward s", lambda row: f"{row['forward_s']:.3g}"),
     "backward_s": ("backward s", lambda row: f"{row['backward_s']:.3g}"),
     "share": ("share of the step", lambda row: f"{row['share']:.1%}"),
@@ -115,6 +117,7 @@ COLUMNS: Dict[str, tuple] = {
     "random_precision": ("at random", lambda row: f"{row['random_precision']:.1%}"),
     "random_recall": ("at random", lambda row: f"{row['random_recall']:.1%}"),
     "step_bytes": ("memory of the step", lambda row: describe_bytes(row["step_bytes"])),
+    "file_bytes": ("file", lambda row: describe_bytes(row["file_bytes"])),
     "peak_bytes": ("peak of the process", lambda row: describe_bytes(row["peak_bytes"])),
 }
 

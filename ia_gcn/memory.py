@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Dict, Iterator
 
+from .errors import InputError
+
 # Where the files of /proc and /sys are.
 SYSTEM = Path("/")
 # Names and numbers of glibc's malloc.h. The sizes are in bytes.
@@ -50,6 +52,23 @@ def available_memory() -> int | None:
         return None
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
     return min([1024 * int(lines["MemAvailable"].split()[0]), *_left_by_groups()])
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuse what takes more memory than this process can still get.
+
+    Args:
+        needed: bytes.
+        what: takes it, for the message.
+    Raises:
+        InputError: it is too much.
+    """
+    available = available_memory()
+    if available is not None and needed > available:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB are "
+            "available"
+        )
 
 
 def _left_by_groups() -> Iterator[int]:

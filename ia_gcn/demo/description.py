@@ -109,13 +109,10 @@ def draw_graph(graph: LabelGraph, scores: np.ndarray, label_names: List[str]) ->
     """P(j|i) and the statistical LCM of the labels with the highest of the scores (C,)."""
     shown = np.argsort(-scores, kind="stable")[:MAX_LABELS]
     part = np.ix_(shown, shown)
-    counts, pairs, lcm = (
-        values.double().cpu().numpy()
-        for values in (graph.label_counts, graph.pair_counts, graph.lcm)
-    )
-    conditional = pairs / np.maximum(counts, 1)[:, None]
+    pairs, lcm = (matrix.cpu().numpy()[part] for matrix in (graph.pair_counts, graph.lcm))
+    conditional = pairs / np.maximum(graph.label_counts.cpu().numpy()[shown], 1)[:, None]
     content = io.BytesIO()
-    plot_label_graph(conditional[part], lcm[part], [label_names[i] for i in shown], content)
+    plot_label_graph(conditional, lcm, [label_names[i] for i in shown], content)
     return read_png(content)
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from ia_gcn import MultiLabelPredictor, OnnxPredictor
+from ia_gcn.inference import MultiLabelPredictor, OnnxPredictor
 from tests.helpers.commands import ROOT, run_script
 
 NUM_LABELS, NUM_TRAIN, NUM_TEST = 3000, 48, 24

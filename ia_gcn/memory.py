@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Dict, Iterator
 
-from .errors import InputError
-
 # Where the files of /proc and /sys are.
 SYSTEM = Path("/")
 # Names and numbers of glibc's malloc.h. The sizes are in bytes.
@@ -63,6 +61,9 @@ def check_memory(needed: int, what: str) -> None:
     Raises:
         InputError: it is too much.
     """
+    # Here, as the rest of this file can be run without the package.
+    from .errors import InputError
+
     available = available_memory()
     if available is not None and needed > available:
         raise InputError(

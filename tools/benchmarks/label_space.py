@@ -161,10 +161,10 @@ def run_label_space(args) -> Iterator[Table]:
     """Time and memory of all that a user does, by the number of labels.
 
     Synthetic images in Open Images' own form are prepared and looked at. With each head, a small
-    network is trained for some steps, evaluated with its report, exported to ONNX, and predicts
-    images, by PyTorch and by ONNX Runtime. Each is a command in a process of its own: what Python
-    and the libraries take is part of it, and the first row. The CPU time depends less on what else
-    the machine does.
+    network is trained for some steps and evaluated once, evaluated again, exported to ONNX, and
+    predicts images, by PyTorch and by ONNX Runtime. Each is a command in a process of its own: what
+    Python and the libraries take is part of it, and the first row. The CPU time depends less on
+    what else the machine does.
     """
     names = args.only.split(";") if args.only else list(HEADS)
     unknown = [name for name in names if name not in HEADS]

@@ -261,7 +261,7 @@ def test_what_a_command_takes():
 @pytest.mark.slow
 def test_the_way_of_a_user_by_the_number_of_labels(tmp_path):
     path = tmp_path / "label_space.json"
-    options = ["--labels", "12", "--only", "linear, ASL", "--images", "16", "--steps", "2"]
+    options = ["--labels", "12", "--only", "linear, ASL", "--images", "16", "--steps", "6"]
     options += ["--batch", "4", "--size", "32", "--threads", "1", "--output", str(path)]
     result = benchmark("label-space", *options)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -52,6 +52,26 @@ def available_memory() -> int | None:
     return min([1024 * int(lines["MemAvailable"].split()[0]), *_left_by_groups()])
 
 
+def check_memory(needed: int, what: str) -> None:
+    """Refuse what takes more memory than this process can still get.
+
+    Args:
+        needed: bytes.
+        what: takes it, for the message.
+    Raises:
+        InputError: it is too much.
+    """
+    # Here, as the rest of this file can be run without the package.
+    from .errors import InputError
+
+    available = available_memory()
+    if available is not None and needed > available:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB are "
+            "available"
+        )
+
+
 def _left_by_groups() -> Iterator[int]:
     """Bytes that each control group (v2) with a limit leaves, the process's own and those above."""
     own = SYSTEM / "proc/self/cgroup"

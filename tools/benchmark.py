@@ -37,6 +37,8 @@ Examples:
     tools/benchmark.py label-models coco_2014_train_multilabel
   time and memory of fitting a label prior:
     tools/benchmark.py prior-fit
+  all that a user does with 80 to 50,000 labels, from annotations to ONNX (an hour):
+    tools/benchmark.py label-space
   what a subcommand takes:
     tools/benchmark.py model --help
 """
@@ -58,6 +60,7 @@ from benchmarks.known_labels import add_known_labels
 from benchmarks.label_errors import add_label_errors
 from benchmarks.label_evidence import add_label_evidence
 from benchmarks.label_models import add_label_models
+from benchmarks.label_space import add_label_space
 from benchmarks.loading import add_loading
 from benchmarks.measuring import describe_machine, markdown
 from benchmarks.models import add_model
@@ -123,7 +126,7 @@ def main() -> int:
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
     adds += (add_label_errors, add_known_labels, add_label_evidence, add_partial_labels)
-    adds += (add_label_models, add_prior_fit, add_shards, add_serving)
+    adds += (add_label_models, add_prior_fit, add_shards, add_serving, add_label_space)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

@@ -3,6 +3,7 @@
 Prints how many images have each label, how many labels the images have, which files are missing
 or can't be read, and which labels have no edge in the label graph. Draws the graph as two heat
 maps, how often labels occur together and the matrix that a GCN starts from, in OUTPUT/NAME.png.
+Of more than 100 labels, the most frequent and the rarest are printed; all are in OUTPUT/NAME.csv.
 
 Examples:
   the demo's training set:
@@ -21,11 +22,12 @@ Examples:
 
 from __future__ import annotations
 
+import csv
 import os
 from collections import Counter
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Dict, Sequence
+from typing import Dict, List, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -37,12 +39,16 @@ from ..data.build import MAX_LISTED, load_multilabel_dicts, missing_images
 from ..data.dataset_mapper import read_image
 from ..engine import setup_cfg
 from ..errors import InputError
+from ..evaluation.report import MAX_LABELS
+from ..io.files import write_text_atomically
 from ..io.images import UnreadableImage, turn_to_decode
 from ..visualization import plot_label_graph
 from .common import make_parser, run
 
 # The heat maps have the most frequent labels; more would be less than a pixel each.
 MAX_DRAWN_LABELS = 500
+# Of more than MAX_LABELS labels, so many of the most frequent and of the rarest are printed.
+MAX_EXTREME = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", metavar="NAME", help="a registered data set")
     parser.add_argument("--config-file", default="", help="a YAML file, for the label graph's keys")
     parser.add_argument(
-        "--output", default="output/inspect", help="folder of the heat maps (output/inspect)"
+        "--output",
+        default="output/inspect",
+        help="folder for the files (output/inspect)",
     )
     parser.add_argument(
         "--no-decode", action="store_true", help="don't open the images to see if they can be read"
@@ -70,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
-    """Print what the command says of a registered data set, and draw its label graph.
+    """Print what the command says of a registered data set, and write its files.
 
     Args:
         cfg: for MODEL.LABEL_GRAPH and INPUT.FORMAT.
         name: of the data set.
-        output_dir: folder for NAME.png.
+        output_dir: folder for NAME.png and NAME.csv.
         decode: whether each image is opened.
     Raises:
         InputError: the data set or the label graph's keys can't be used.
@@ -93,7 +101,13 @@ def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
     except ValueError as error:
         raise InputError(f"MODEL.LABEL_GRAPH: {error}") from None
     print(f"{name}: {len(dicts)} images, {len(label_names)} labels\n")
-    print(label_table(label_names, graph, dicts), end="\n\n")
+    columns = label_columns(label_names, graph, dicts)
+    table = image.with_suffix(".csv")
+    with write_text_atomically(table) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(columns)
+        rows.writerows(zip(*columns.values()))
+    print(label_table(columns, str(table)), end="\n\n")
     print(labels_per_image(dicts), end="\n\n")
     print(describe_graph(label_names, graph, keys.THRESHOLD), end="\n\n")
     missing = missing_images(dicts)
@@ -105,12 +119,14 @@ def inspect(cfg: CfgNode, name: str, output_dir: str, decode: bool) -> None:
     drawn, number = [label_names[i] for i in graph.shown], len(label_names)
     note = f"the {len(drawn)} most frequent of {number} labels" if len(drawn) < number else ""
     plot_label_graph(graph.conditional, graph.lcm, drawn, str(image), note)
-    print(f"\nheat maps: {image}{note and f' ({note})'}")
+    print(f"\nheat maps: {image}{note and f' ({note})'}\nall labels: {table}")
 
 
-def label_table(label_names: Sequence[str], graph: LabelGraphSummary, dicts: Sequence[Dict]) -> str:
-    """A line per label, the most frequent one first; where labels are unknown, in how many images
-    it is known to be absent, and unknown."""
+def label_columns(
+    label_names: Sequence[str], graph: LabelGraphSummary, dicts: Sequence[Dict]
+) -> Dict[str, List]:
+    """By its name, a value of each label, the most frequent one first; where labels are unknown,
+    also in how many images it is known to be absent, and unknown."""
     columns = {
         "label": label_names,
         "images": graph.label_counts,
@@ -122,10 +138,30 @@ def label_table(label_names: Sequence[str], graph: LabelGraphSummary, dicts: Seq
         states = count_states(dicts, len(label_names))
         columns.update(absent=states.absent, unknown=states.unknown)
     order = np.argsort(-graph.label_counts, kind="stable")
-    rows = [[column[i] for column in columns.values()] for i in order]
+    return {name: [column[i] for i in order] for name, column in columns.items()}
+
+
+def label_table(columns: Dict[str, List], file: str) -> str:
+    """A line per label, and how many are in no image.
+
+    Of more than MAX_LABELS labels, the first and the last ones.
+
+    Args:
+        columns: of `label_columns`.
+        file: where all are, for a line that says so.
+    """
+    rows, note = list(zip(*columns.values())), ""
+    number, unused = len(rows), columns["images"].count(0)
+    if number > MAX_LABELS:
+        rows = [*rows[:MAX_EXTREME], ["..."] * len(columns), *rows[-MAX_EXTREME:]]
+        note = (
+            f"\nThese are the {MAX_EXTREME} most frequent and the {MAX_EXTREME} rarest of "
+            f"{number:,} labels; all are in {file}."
+        )
     align = ("left", *["right"] * (len(columns) - 1))
     # Names that look like numbers stay as they are.
-    return tabulate(rows, list(columns), disable_numparse=True, colalign=align)
+    table = tabulate(rows, list(columns), disable_numparse=True, colalign=align)
+    return f"{table}{note}\n\nlabels without an image: {unused}"
 
 
 def labels_per_image(dicts: Sequence[Dict]) -> str:

@@ -32,7 +32,7 @@ class LabelStatistics(NamedTuple):
     label_counts: np.ndarray
     """(C,) int64: n_i, images with label i."""
     pair_counts: np.ndarray
-    """(C, C) int64: n_ij, images with labels i and j. Where labels are unknown, n_i · n_ij / k_ij,
+    """(C, C) int32: n_ij, images with labels i and j. Where labels are unknown, n_i · n_ij / k_ij,
     rounded, with k_ij the images with label i in which j is known, present or absent: as many as
     there would be if the images in which j is unknown were as the others."""
 
@@ -117,10 +117,11 @@ def count_labels(dataset_dicts: Iterable[Dict], num_labels: int) -> LabelStatist
         dataset_dicts: with `labels` and, where others are unknown, `absent_labels`: lists of
             indices below num_labels = C.
     """
-    pair_counts = np.zeros((num_labels, num_labels), np.int64)
+    # Not int64: it is the largest thing that there is of a label graph.
+    pair_counts = np.zeros((num_labels, num_labels), np.int32)
     for start, pairs in _pair_counts(_States.of(dataset_dicts, num_labels)):
         pair_counts[start : start + pairs.shape[0]] = pairs.toarray()
-    return LabelStatistics(pair_counts.diagonal().copy(), pair_counts)
+    return LabelStatistics(pair_counts.diagonal().astype(np.int64), pair_counts)
 
 
 def count_states(dataset_dicts: Iterable[Dict], num_labels: int) -> StateCounts:

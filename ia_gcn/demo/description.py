@@ -30,14 +30,16 @@ from ..visualization.regions import MAX_LABELS
 MAX_REGIONS = 10
 # Of the labels, named on the page.
 MAX_NAMED_LABELS = 10
+# And of an image's.
+MAX_SHOWN_LABELS = 100
 
 
 class Description(NamedTuple):
     """What the page shows of an image."""
 
     labels: List[Tuple[str, float]]
-    """Those from the threshold on with their probabilities, the highest first; and those that are
-    known, whatever their probability."""
+    """Those from the threshold on with their probabilities, the highest first, MAX_SHOWN_LABELS at
+    most; and those that are known, whatever their probability."""
     figure: Image.Image | None
     """RGB, of the regions and the label graph, of the attention, or of the label graph; None of a
     model that has none of them."""
@@ -82,7 +84,8 @@ def describe_image(
         graph = statistical_graph(predictor)
         if graph is not None:
             figure = draw_graph(graph, scores, names)
-    labels = dict(Prediction(names, hold_known(view, scores), None).above(threshold))
+    prediction = Prediction(names, hold_known(view, scores), None)
+    labels = dict(prediction.above(threshold, MAX_SHOWN_LABELS))
     # One that is known to be absent stays, so that it can be clicked again.
     labels.update((name, float(there)) for name, there in (known or {}).items())
     return Description(list(labels.items()), figure)
@@ -109,13 +112,10 @@ def draw_graph(graph: LabelGraph, scores: np.ndarray, label_names: List[str]) ->
     """P(j|i) and the statistical LCM of the labels with the highest of the scores (C,)."""
     shown = np.argsort(-scores, kind="stable")[:MAX_LABELS]
     part = np.ix_(shown, shown)
-    counts, pairs, lcm = (
-        values.double().cpu().numpy()
-        for values in (graph.label_counts, graph.pair_counts, graph.lcm)
-    )
-    conditional = pairs / np.maximum(counts, 1)[:, None]
+    pairs, lcm = (matrix.cpu().numpy()[part] for matrix in (graph.pair_counts, graph.lcm))
+    conditional = pairs / np.maximum(graph.label_counts.cpu().numpy()[shown], 1)[:, None]
     content = io.BytesIO()
-    plot_label_graph(conditional[part], lcm[part], [label_names[i] for i in shown], content)
+    plot_label_graph(conditional, lcm, [label_names[i] for i in shown], content)
     return read_png(content)
 
 

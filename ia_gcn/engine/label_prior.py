@@ -27,7 +27,7 @@ from ..evaluation.predictions import Predictions, read_predictions
 from ..inference import MultiLabelPredictor
 from ..io.files import write_atomically, write_text_atomically
 from ..label_names import describe_mismatch
-from ..memory import available_memory
+from ..memory import check_memory
 from ..modeling import LabelPrior, ThemePrior
 from ..modeling.label_prior_fit import (
     FEWEST_IMAGES,
@@ -64,13 +64,11 @@ class ScoredImages(NamedTuple):
         Raises:
             InputError: there are too many for the memory.
         """
-        needed, available = BYTES_OF_A_SCORE * predictions.scores.size, available_memory()
-        if available is not None and needed > available:
-            raise InputError(
-                f"a label prior takes all scores in memory: {len(predictions.scores)} images × "
-                f"{len(predictions.label_names)} labels need {needed / 1e9:.0f} GB, and "
-                f"{available / 1e9:.0f} GB are available"
-            )
+        num_images, num_labels = predictions.scores.shape
+        check_memory(
+            BYTES_OF_A_SCORE * predictions.scores.size,
+            f"a label prior, with all scores of {num_images} images × {num_labels} labels,",
+        )
         scores = predictions.scores.astype(np.float64)
         scores = scores.clip(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
         logits = torch.from_numpy(np.log(scores) - np.log1p(-scores)).float()

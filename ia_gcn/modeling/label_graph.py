@@ -12,11 +12,19 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..memory import check_memory
 
 logger = logging.getLogger(__name__)
 
+# Of an LCM, what is computed at once: some tens of megabytes.
+PAIRS_AT_ONCE = 2_000_000
+# What a graph takes for each pair of labels: its two buffers, and the counts that fill one of them.
+BYTES_OF_A_PAIR = 12
 
-def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight: float = 0.25):
+
+def statistical_lcm(
+    pair_counts, label_counts, threshold: float = 0.4, reweight: float = 0.25, out=None
+):
     """The statistical LCM A_S, as the published ML-GCN weights were trained with.
 
     With P[i, j] = P(j|i) = pair_counts[i, j] / label_counts[i] and P[i, i] = 0, an edge is 1 where
@@ -31,6 +39,7 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
             such a label has no edge out.
         threshold: τ, in [0, 1].
         reweight: p, the sum of a column off the diagonal where it has an edge.
+        out: a tensor (C, C) to write the result to, of any dtype; with tensors alone.
     Returns:
         (C, C), numpy or torch as pair_counts, float64 for integer counts, else of their dtype.
     Raises:
@@ -47,12 +56,19 @@ def statistical_lcm(pair_counts, label_counts, threshold: float = 0.4, reweight:
             f"{tuple(label_counts.shape)} do not fit"
         )
     dtype = pair_counts.dtype if pair_counts.is_floating_point() else torch.float64
-    edges = pair_counts / label_counts.to(dtype).clamp(min=1)[:, None]
-    if threshold:
-        edges = edges >= threshold
-    edges.fill_diagonal_(0)
-    weights = reweight / (edges.sum(dim=0).to(dtype) + 1e-6)
-    return (edges * weights).fill_diagonal_(1)
+    lcm = torch.empty_like(pair_counts, dtype=dtype) if out is None else out
+    counts = label_counts.to(dtype).clamp(min=1)[:, None]
+    # No column depends on another one.
+    step = max(1, PAIRS_AT_ONCE // max(1, len(counts)))
+    for start in range(0, len(counts), step):
+        columns = slice(start, start + step)
+        edges = pair_counts[:, columns] / counts
+        if threshold:
+            edges = edges >= threshold
+        edges.diagonal(-start).fill_(0)
+        weights = reweight / (edges.sum(dim=0).to(dtype) + 1e-6)
+        lcm[:, columns] = edges * weights
+    return lcm.fill_diagonal_(1)
 
 
 def graph_scale(lcm: torch.Tensor, presence: torch.Tensor | None = None) -> torch.Tensor:
@@ -129,7 +145,7 @@ class LabelGraph(nn.Module):
             threshold, reweight: τ and p of `statistical_lcm`.
             statistics: False for the embeddings alone, without anything of C×C.
         Raises:
-            InputError: τ outside [0, 1].
+            InputError: τ outside [0, 1], or there is not enough memory for the statistics.
         """
         super().__init__()
         if not 0 <= threshold <= 1:
@@ -140,6 +156,11 @@ class LabelGraph(nn.Module):
         embeddings = torch.randn(num_labels, embedding_dim, generator=generator)
         self.has_statistics = statistics
         if statistics:
+            check_memory(
+                BYTES_OF_A_PAIR * num_labels**2,
+                "MODEL.LABEL_HEAD.NAME: a head with a label graph, of all pairs of "
+                f"{num_labels} labels,",
+            )
             counts = torch.zeros(num_labels, num_labels, dtype=torch.int32)
             self.register_buffer("label_counts", torch.zeros(num_labels, dtype=torch.int64))
             self.register_buffer("pair_counts", counts)
@@ -172,8 +193,7 @@ class LabelGraph(nn.Module):
             if tuple(value.shape) != expected:
                 raise ValueError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
         for name, value in values.items():
-            value = torch.tensor(value) if isinstance(value, np.ndarray) else value
-            getattr(self, name).copy_(value)
+            getattr(self, name).copy_(torch.as_tensor(value))
         self._update()
 
     def conditional_probabilities(self) -> torch.Tensor:
@@ -210,7 +230,7 @@ class LabelGraph(nn.Module):
         self._known_filled = not self.has_statistics
         if self.has_statistics:
             counts = self.pair_counts, self.label_counts
-            self.lcm.copy_(statistical_lcm(*counts, self.threshold, self.reweight))
+            statistical_lcm(*counts, self.threshold, self.reweight, out=self.lcm)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

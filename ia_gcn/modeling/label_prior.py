@@ -198,7 +198,12 @@ class PairwisePrior(LabelPrior):
     def regress(self, values: torch.Tensor) -> torch.Tensor:
         """Σⱼ W_ij x_j, (B, C), of x (B, C)."""
         if self.neighbors is not None:
-            return (self.weight * values[:, self.neighbors]).sum(dim=2)
+            # An ONNX file would have a loop over the labels in place of an embedding bag.
+            if torch.compiler.is_compiling():
+                return (self.weight * values[:, self.neighbors]).sum(dim=2)
+            # The same without anything of (B, C, K), in a fraction of the time.
+            weights = {"mode": "sum", "per_sample_weights": self.weight}
+            return F.embedding_bag(self.neighbors, values.T, **weights).T
         itself = torch.eye(len(self.weight), dtype=torch.bool, device=values.device)
         return values @ self.weight.masked_fill(itself, 0).T
 

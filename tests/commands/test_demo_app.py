@@ -143,7 +143,7 @@ def pixels_of(path):
         ),
     ],
 )
-def test_the_labels_are_the_predictors(make_checkpoint, photo, config):
+def test_the_labels_are_the_predictors(make_checkpoint, photo, config, monkeypatch):
     embeddings = ("MODEL.LABEL_EMBEDDINGS.SOURCE", "names", "MODEL.LABEL_EMBEDDINGS.DIM", 7)
     opts = embeddings if config == "ml_agcn" else ()
     predictor = MultiLabelPredictor(make_checkpoint(*opts, config=config)[0], device="cpu")
@@ -154,6 +154,9 @@ def test_the_labels_are_the_predictors(make_checkpoint, photo, config):
         assert len(labels) == sum(score >= threshold for score in scores)
         assert labels == prediction.above(threshold)
         assert (figure is None) == (config == "asl") == (not figure_title(predictor))
+    # Of thousands, the likeliest.
+    monkeypatch.setattr(description, "MAX_SHOWN_LABELS", 2)
+    assert describe_image(predictor, photo, 0).labels == prediction.above(0)[:2]
 
 
 @pytest.mark.slow

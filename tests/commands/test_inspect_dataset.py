@@ -1,5 +1,7 @@
 """tools/inspect_dataset.py: run as a user would, and its images."""
 
+import csv
+
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -86,11 +88,40 @@ def test_the_command(tmp_path, custom):
     assert f"heat maps: {tmp_path / 'out' / 'custom_train.png'}" in out
 
 
+def test_thousands_of_labels_are_in_a_file(main, tmp_path, image):
+    """Label i of 3,000 is in 2 images where it is below 10, in none above 2,900."""
+    names = [f"label {i}" for i in range(3000)]
+    dicts = [
+        {"file_name": image, "image_id": i, "labels": list(range(last))}
+        for i, last in enumerate((10, 2900))
+    ]
+    register_multilabel("many", lambda: dicts, names)
+    status, out, _ = main("many", "--output", tmp_path)
+    assert status == 0
+    assert len(out) < 6000
+    lines = cells(out)
+    assert ["label", "9", "2", "100.0%"] in [line[:4] for line in lines]
+    assert ["label", "2999", "0", "0.0%", "0", "0"] in lines
+    assert "20 most frequent and the 20 rarest of 3,000 labels; all are in " in out
+    assert "labels without an image: 100\n" in out
+    with open(tmp_path / "many.csv", newline="") as file:
+        rows = {row["label"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == sorted(names)
+    assert [rows[f"label {i}"]["images"] for i in (9, 10, 2899, 2900)] == ["2", "1", "1", "0"]
+    assert rows["label 9"]["edges out"] == "2899"
+
+
 def test_help_has_examples(main, capsys):
     with pytest.raises(SystemExit, match="0"):
         main("--help")
     out = capsys.readouterr().out
-    for part in ("--no-decode", "--output", "--config-file", "custom_train DATASETS.CUSTOM.TRAIN"):
+    for part in (
+        "NAME.csv",
+        "--no-decode",
+        "--output",
+        "--config-file",
+        "custom_train DATASETS.CUSTOM.TRAIN",
+    ):
         assert part in out
 
 

@@ -121,10 +121,10 @@ def test_what_can_t_be_used(files, capsys, change, message):
 
 def test_what_does_not_fit_into_memory_is_refused(files, capsys, monkeypatch):
     test, val, _ = files
-    monkeypatch.setattr("ia_gcn.engine.label_prior.available_memory", lambda: 1000)
+    monkeypatch.setattr("ia_gcn.memory.available_memory", lambda: 1000)
     status, printed = run(capsys, test, "--labels-from", val)
     assert status == 1
-    assert "takes all scores in memory: 600 images × 6 labels need" in printed.err
+    assert "with all scores of 600 images × 6 labels, needs 0 GB" in printed.err
     assert len(printed.err.splitlines()) == 1
 
 

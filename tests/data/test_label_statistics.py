@@ -37,10 +37,10 @@ def test_counts_are_those_of_plain_loops(lists):
         assert label_counts[i] == sum(i in labels for labels in lists)
         for j in range(NUM_LABELS):
             assert pair_counts[i, j] == sum(i in labels and j in labels for labels in lists)
-    for counts, shape in ((label_counts, (NUM_LABELS,)), (pair_counts, (NUM_LABELS, NUM_LABELS))):
+    for counts, dtype, dims in ((label_counts, np.int64, 1), (pair_counts, np.int32, 2)):
         assert isinstance(counts, np.ndarray)
-        assert counts.dtype == np.int64
-        assert counts.shape == shape
+        assert counts.dtype == dtype
+        assert counts.shape == (NUM_LABELS,) * dims
 
 
 @quick

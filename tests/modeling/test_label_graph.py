@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ia_gcn.modeling import LabelGraph, graph_scale, propagate, statistical_lcm
+from ia_gcn.modeling import LabelGraph, graph_scale, label_graph, propagate, statistical_lcm
 from tests.helpers.label_graphs import assert_close, dense_fused, dense_normalized
 
 quick = settings(max_examples=80)
@@ -103,6 +103,31 @@ def test_lcm_dtype(given_dtype, dtype):
     lcm = statistical_lcm(pair_counts, label_counts)
     assert lcm.dtype == dtype
     assert torch.from_numpy(statistical_lcm(pair_counts.numpy(), label_counts.numpy())).equal(lcm)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_lcm_is_the_same_whatever_is_computed_at_once(monkeypatch, threshold, step):
+    label_counts, pair_counts, _ = make_statistics()
+    expected = loop_lcm(pair_counts, label_counts, threshold, 0.25)
+    monkeypatch.setattr(label_graph, "PAIRS_AT_ONCE", step * len(label_counts))
+    lcm = statistical_lcm(pair_counts, label_counts, threshold, 0.25)
+    np.testing.assert_allclose(lcm, expected, rtol=1e-12)
+    out = torch.empty(pair_counts.shape, dtype=torch.float32)
+    counts = torch.from_numpy(pair_counts), torch.from_numpy(label_counts)
+    assert statistical_lcm(*counts, threshold, 0.25, out=out) is out
+    np.testing.assert_array_equal(out, lcm.astype(np.float32))
+
+
+def test_a_graph_without_room_is_refused_before_it_is_made(monkeypatch, error_line):
+    """Of 50,000 labels, it would take 30 GB."""
+    monkeypatch.setattr("ia_gcn.memory.available_memory", lambda: 16 * 10**9)
+    line = error_line(LabelGraph, 50_000, 4)
+    assert "MODEL.LABEL_HEAD.NAME" in line
+    assert "pairs of 50000 labels, needs 30 GB of memory, and 16 GB are available" in line
+    assert LabelGraph(50_000, 4, statistics=False).embeddings.shape == (50_000, 4)
+    monkeypatch.setattr("ia_gcn.memory.available_memory", lambda: None)
+    assert LabelGraph(5, 4).lcm.shape == (5, 5)
 
 
 @quick

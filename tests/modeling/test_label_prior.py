@@ -386,6 +386,14 @@ def test_too_little_to_fit_or_to_choose_on():
         fit.calibrate(prior, random_logits(9, 6), torch.full((9, 6), -1))
 
 
+@pytest.mark.slow
+def test_an_exported_prior_of_neighbors_is_the_same_without_a_loop_over_labels():
+    prior, logits = make_prior("neighbors"), random_logits()
+    program = torch.export.export(prior, (logits,), strict=False)
+    assert "embedding_bag" not in str(program.graph)
+    torch.testing.assert_close(program.module()(logits), prior(logits))
+
+
 @pytest.mark.parametrize(("num_labels", "num_neighbors"), [(5, 5), (5, 9), (401, 0)])
 def test_numbers_of_neighbors_that_can_t_be(num_labels, num_neighbors):
     with pytest.raises(InputError, match=r"MODEL\.LABEL_PRIOR\.NUM_NEIGHBORS"):

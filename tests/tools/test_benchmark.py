@@ -25,7 +25,14 @@ from benchmarks import (
     scaling,
     serving,
 )
-from benchmarks.measuring import Table, markdown, measure, measure_memory, timed_rows
+from benchmarks.measuring import (
+    Table,
+    markdown,
+    measure,
+    measure_command,
+    measure_memory,
+    timed_rows,
+)
 from benchmarks.networks import (
     CONFIGS,
     RESNETS,
@@ -238,6 +245,39 @@ def test_what_has_no_room_is_not_run():
     assert rows[0]["step_bytes"] == 4
     text = markdown(Table("Steps", rows))
     assert found["not_run"] in text.splitlines()[-1]
+
+
+def test_what_a_command_takes():
+    found = measure_command(1, [sys.executable, "-c", "import os; b'x' * 10**8; os.environ['Y']"])
+    assert found == {"not_run": "KeyError: 'Y'"}
+    write = "import os; assert os.environ['Y'] == 'z'; b = b'x' * 10**8; print(len(b))"
+    found = measure_command(1, [sys.executable, "-c", write], Y="z")
+    assert found["peak_bytes"] > 10**8
+    assert found["cpu_s"] > 0
+    assert found["wall_s"] > 0
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert measure_command(1, sleep, 0.2) == {"not_run": "takes longer than 0.2 s"}
+
+
+@pytest.mark.slow
+def test_the_way_of_a_user_by_the_number_of_labels(tmp_path):
+    path = tmp_path / "label_space.json"
+    options = ["--labels", "12", "--only", "linear, ASL", "--images", "16", "--steps", "6"]
+    options += ["--batch", "4", "--size", "32", "--threads", "1", "--output", str(path)]
+    result = benchmark("label-space", *options)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (table,) = json.loads(path.read_text())["tables"]
+    rows = {row["name"]: row for row in table["rows"]}
+    steps = ["training", "evaluation", "export", "prediction", "prediction, ONNX"]
+    assert list(rows) == [
+        *("Python and the libraries alone", "prepare_open_images.py", "inspect_dataset.py"),
+        *(f"linear, ASL: {step}" for step in steps),
+    ]
+    assert not [row for row in table["rows"] if "not_run" in row]
+    assert all(row["peak_bytes"] > 10**6 for row in table["rows"])
+    assert float(rows["linear, ASL: training"]["s of a step"]) > 0
+    assert "model.onnx" in rows["linear, ASL: export"]
+    assert "report.html" in rows["linear, ASL: evaluation"]
 
 
 @pytest.mark.slow
@@ -491,6 +531,7 @@ def test_serving_is_evaluated_on_the_checkpoints_data(make_cfg, tmp_path):
         (["profile", "INPUT.IMAGE_SIZE", "[96, 64]"], "must be a square"),
         (["model", "--only", "speed"], "--only speed: must be of inference"),
         (["model", "MODEL.NO_SUCH_KEY", "1"], "MODEL.NO_SUCH_KEY"),
+        (["label-space", "--only", "SVM"], "--only SVM: must be of linear, ASL; ML-Decoder"),
         (["scaling", "--only", "depth"], "--only depth: must be of labels, regions, batch"),
     ],
 )

@@ -6,6 +6,8 @@ import ctypes
 import os
 import platform
 import resource
+import subprocess
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -13,7 +15,8 @@ from contextlib import suppress
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import median
-from typing import Callable, Dict, List, Mapping, NamedTuple
+from threading import Timer
+from typing import Callable, Dict, List, Mapping, NamedTuple, Sequence
 
 import torch
 import torchvision
@@ -85,6 +88,8 @@ def timed_rows(
 COLUMNS: Dict[str, tuple] = {
     "name": ("", lambda row: row["name"]),
     "not_run": ("not run", lambda row: row["not_run"]),
+    "wall_s": ("s", lambda row: f"{row['wall_s']:.1f}"),
+    "cpu_s": ("CPU s", lambda row: f"{row['cpu_s']:.1f}"),
     "median_s": ("median s", lambda row: f"{row['median_s']:.3g}"),
     "min_s": ("min–max s", lambda row: f"{row['min_s']:.3g}–{row['max_s']:.3g}"),
     "ratio": ("ratio", lambda row: f"{row['ratio']:.2f}"),
@@ -228,6 +233,52 @@ def peak_memory(threads: int, limit: int | None, prepare: Callable, args) -> Dic
         return None
     peak = read_bytes("/proc/self/status", "VmHWM")
     return {"step_s": seconds, "step_bytes": peak - before, "peak_bytes": peak}
+
+
+def measure_command(
+    threads: int, command: Sequence[str], seconds: float | None = None, **environment: str
+) -> Dict:
+    """What a command takes, which is run once.
+
+    Args:
+        threads: of torch.
+        command: a program and its arguments.
+        seconds: how long it may take; None: as long as it takes.
+        environment: what is added to this process's.
+    Returns:
+        what a row says of it:
+            wall_s, cpu_s: seconds, and those of all its threads on a processor;
+            peak_bytes: resident at its peak;
+        or, if it fails, takes longer, or more than MEMORY_SHARE of the memory that could be had,
+            not_run: why, or the last line that it said.
+    """
+    available = read_bytes("/proc/meminfo", "MemAvailable")
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        if available is not None:
+            limit = int(MEMORY_SHARE * available)
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (limit, limit))
+        timer = Timer(seconds, process.kill) if seconds else None
+        if timer:
+            timer.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        if timer:
+            timer.cancel()
+        wall_s = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            if seconds and wall_s >= seconds:
+                return {"not_run": f"takes longer than {seconds:g} s"}
+            said.seek(0)
+            lines = said.read().decode(errors="replace").split("\n")
+            last = next((line for line in reversed(lines) if line.strip()), "")
+            return {"not_run": last or f"ended by signal {-process.returncode}"}
+    # Linux has KiB, macOS bytes.
+    unit = 1 if platform.system() == "Darwin" else 1024
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_bytes": unit * usage.ru_maxrss}
 
 
 def hand_back_memory() -> None:

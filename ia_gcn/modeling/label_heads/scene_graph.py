@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ...errors import InputError
+from ...memory import check_memory
 from ..attention import EncoderLayer, map_tokens, sine_positions
 from ..gated_graph import GatedGraph
 from ..label_nodes import SemanticAttention
@@ -107,6 +108,11 @@ class SALGLHead(LabelHead):
         self.graph = GatedGraph(feature_dim, steps, both_directions) if steps else None
         self.output = nn.Linear((2 if steps else 1) * feature_dim, feature_dim)
         self.readout = LabelReadout(num_labels, feature_dim)
+        check_memory(
+            4 * num_scenes * num_labels**2,
+            f"MODEL.LABEL_HEAD.NAME {type(self).__name__}, with the pairs of {num_labels} labels "
+            f"in {num_scenes} scenes,",
+        )
         counts = torch.zeros(num_scenes, num_labels, num_labels)
         self.register_buffer("pair_counts", counts)
 

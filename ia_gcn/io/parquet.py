@@ -112,31 +112,22 @@ def _read_rows(rows: ParquetRows, columns: Columns) -> Iterator[Tuple[bytes | No
     """The content of each row's image, and its name if it has one."""
     with _open(rows.path) as file:
         image, name = _find_columns(file.schema_arrow, columns)
-        groups, before = _overlapping(file.metadata, rows)
-        wanted = [image] if name is None else [image, name]
-        skip, left = rows.start - before, rows.num_rows
-        batches = file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=wanted)
-        for batch in batches:
-            batch, skip = batch.slice(skip, left), max(0, skip - batch.num_rows)
-            contents = _column(batch, image)
-            names = [None] * len(contents) if name is None else _column(batch, name)
-            yield from zip(contents, names)
-            left -= batch.num_rows
-            if not left:
-                return
-
-
-def _overlapping(metadata, rows: ParquetRows) -> Tuple[List[int], int]:
-    """The row groups that have some of the rows, and the number of rows before the first."""
-    groups, first, start = [], rows.start, 0
-    for group in range(metadata.num_row_groups):
-        stop = start + metadata.row_group(group).num_rows
-        if start < rows.stop and rows.start < stop:
-            if not groups:
-                first = start
-            groups.append(group)
-        start = stop
-    return groups, first
+        wanted, stop = [image] if name is None else [image, name], 0
+        for group in range(file.metadata.num_row_groups):
+            start, stop = stop, stop + file.metadata.row_group(group).num_rows
+            skip = max(0, rows.start - start)
+            left = min(rows.stop, stop) - start - skip
+            if left <= 0:
+                continue
+            # A group at a time: what comes before a damaged one can be read.
+            for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=wanted):
+                batch, skip = batch.slice(skip, left), max(0, skip - batch.num_rows)
+                contents = _column(batch, image)
+                names = [None] * len(contents) if name is None else _column(batch, name)
+                yield from zip(contents, names)
+                left -= batch.num_rows
+                if not left:
+                    break
 
 
 def _find_columns(schema, columns: Columns) -> Tuple[str, str | None]:
@@ -150,9 +141,7 @@ def _find_columns(schema, columns: Columns) -> Tuple[str, str | None]:
     if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind, image = kind.field("bytes").type, f"{image}.bytes"
     if not (types.is_binary(kind) or types.is_large_binary(kind)):
-        raise LookupError(
-            f"the column {image} is {kind}, not bytes of image files (--image-column)"
-        )
+        raise LookupError(f"column {image} is {kind}, not bytes of image files (--image-column)")
     if columns.name is not None:
         _type_of(schema, columns.name, "name")
         return image, columns.name
@@ -165,8 +154,8 @@ def _type_of(schema, column: str, what: str):
         kind = schema.field(first).type
         for field in rest:
             kind = kind.field(field).type
-    # A type without fields has no `field`.
-    except (AttributeError, KeyError):
+    # Types without fields have none of a name.
+    except (AttributeError, KeyError, TypeError):
         found = ", ".join(schema.names)
         raise LookupError(f"no column {column}: there are {found} (--{what}-column)") from None
     return kind

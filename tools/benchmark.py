@@ -23,6 +23,8 @@ Examples:
     tools/benchmark.py shards
   training and prediction with the settings for CPUs:
     tools/benchmark.py cpu
+  prediction by several processes (Ray Data) beside one:
+    tools/benchmark.py distributed-prediction
   how many of labels that were flipped on purpose are found:
     tools/benchmark.py label-errors --config-file ... --weights ...
   what labels that are known bring, by C-Tran and by a label prior:
@@ -50,6 +52,7 @@ from typing import Dict
 import torch
 from benchmarks.arguments import positive
 from benchmarks.cpu import add_cpu
+from benchmarks.distributed import add_distributed
 from benchmarks.evaluator import add_evaluator
 from benchmarks.heads import add_heads
 from benchmarks.known_labels import add_known_labels
@@ -120,7 +123,7 @@ def main() -> int:
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
     adds += (add_label_errors, add_known_labels, add_label_evidence, add_partial_labels)
-    adds += (add_label_models, add_prior_fit, add_shards)
+    adds += (add_label_models, add_prior_fit, add_shards, add_distributed)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

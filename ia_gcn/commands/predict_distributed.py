@@ -68,7 +68,9 @@ def predict_distributed(args: argparse.Namespace) -> int:
         raise InputError("tar shards need a checkpoint: a .onnx file does not read them")
     import_extensions(args.imports)
     # What is wrong with the model is said here and not by a worker.
-    predictor = load_predictor(args.weights, config_file=args.config_file, device="cpu")
+    predictor = load_predictor(
+        args.weights, config_file=args.config_file, device="cpu", precision=args.precision
+    )
     job = Job(
         weights=args.weights,
         label_names=tuple(predictor.label_names),
@@ -76,6 +78,7 @@ def predict_distributed(args: argparse.Namespace) -> int:
         top_k=args.top_k,
         with_scores=args.scores,
         config_file=args.config_file,
+        precision=args.precision,
         imports=tuple(args.imports),
         columns=columns,
         batch_size=args.batch_size,
@@ -170,6 +173,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--name-column",
         metavar="NAME",
         help="of Parquet files: names of the images (file, if there is one, or else PATH:ROW)",
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="of the backbone (fp32)"
     )
     parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="(16)")
     parser.add_argument(

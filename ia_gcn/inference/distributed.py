@@ -352,6 +352,7 @@ class PartPredictor:
                 config_file=job.config_file,
                 device=self.share.device,
                 threads=threads,
+                precision=job.precision,
             )
             share_freed_memory()
         items = ((image, None) for image in open_sources(sources, job.columns))

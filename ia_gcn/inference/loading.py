@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def load_predictor(
-    weights: str, *, config_file: str = "", device: str | None = None, threads: int | None = None
+    weights: str,
+    *,
+    config_file: str = "",
+    device: str | None = None,
+    threads: int | None = None,
+    precision: str = "fp32",
 ) -> MultiLabelPredictor | OnnxPredictor:
     """The `MultiLabelPredictor` of a checkpoint, or the `OnnxPredictor` of a .onnx file.
 
@@ -26,6 +31,7 @@ def load_predictor(
         config_file: in place of the config that a checkpoint contains.
         device: cpu, cuda, ...; None: a GPU where there is one.
         threads: of this process, for a batch; None: as torch or onnxruntime has it.
+        precision: of a checkpoint's backbone, see `set_precision`; a .onnx file has its own.
     Raises:
         InputError: the file, the config or the device can't be used, or what it needs is missing.
     """
@@ -34,6 +40,8 @@ def load_predictor(
             raise InputError(
                 f"--config-file: has no effect on {weights}, which has a config of its own"
             )
+        if precision != "fp32":
+            raise InputError(f"--precision: has no effect on {weights}, which has its own")
         return OnnxPredictor(weights, device=device, threads=threads)
     if not (find_spec("torch") and find_spec("detectron2")):
         raise InputError(f"--weights {weights} needs torch and detectron2; a .onnx file does not")
@@ -43,7 +51,9 @@ def load_predictor(
 
     if threads:
         torch.set_num_threads(threads)
-    predictor = MultiLabelPredictor(weights, config_file=config_file, device=device)
+    predictor = MultiLabelPredictor(
+        weights, config_file=config_file, device=device, precision=precision
+    )
     if predictor.cfg.KEEP_FREED_MEMORY:
         keep_freed_memory()
     return predictor

@@ -45,6 +45,8 @@ class Job(NamedTuple):
     """Whether the probabilities of all labels are written, too."""
     config_file: str = ""
     """In place of the checkpoint's own config."""
+    precision: str = "fp32"
+    """Of the backbone, fp32 or bf16."""
     imports: Tuple[str, ...] = ()
     """Modules for `import_extensions`."""
     columns: Columns = Columns()
@@ -150,6 +152,7 @@ def describe_job(job: Job, parts: Sequence[str], num_images: int) -> Dict[str, A
         "columns": list(job.columns),
         "weights": _hash_file(job.weights),
         "config file": _hash_file(job.config_file) if job.config_file else None,
+        "precision": job.precision,
         "batch size": job.batch_size,
         "thresholds": list(job.thresholds),
         "top k": job.top_k,

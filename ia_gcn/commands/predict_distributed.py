@@ -38,8 +38,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from itertools import chain
 from typing import Iterator, List, Sequence
 
@@ -94,7 +95,8 @@ def predict_distributed(args: argparse.Namespace) -> int:
         gpus_per_worker=args.gpus_per_worker,
         address=args.address,
     )
-    with closing(results):
+    # What Ray says there of a lost worker is said below.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), closing(results):
         progress = watch(results)
     what = f"{progress.total} images, {progress.unreadable} could not be read"
     if progress.lost:

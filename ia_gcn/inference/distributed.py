@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, Dict, Iterator, Mapping, NamedTuple, Sequence
 
@@ -212,38 +212,39 @@ def import_ray():
 
 @contextmanager
 def joined_cluster(address: str | None) -> Iterator[None]:
-    """While this process is part of a cluster, and Ray prints nothing.
+    """While this process is part of a cluster. One that it is part of already is kept as it is.
 
-    One that it is part of already is kept as it is.
+    Ray says on standard output, and only there, that a worker was lost.
 
     Args:
         address: None: a cluster of this machine alone.
     Raises:
-        InputError: there is no cluster at the address.
+        InputError: there is no cluster at the address, or none can be started.
     """
     ray = import_ray()
     if ray.is_initialized():
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    # Ray prints there what it has to say of lost workers.
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-        try:
-            with _kept_sigterm(), _silent_stderr():
-                _start(ray, address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise InputError(f"--address {address}: {' '.join(str(error).split())}") from None
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    try:
+        with _kept_sigterm(), _silent_stderr():
+            _start(ray, address)
+    except Exception as error:  # one that takes too long to start has no class of its own
+        ray.shutdown()
+        raise InputError(f"Ray (--address {address}): {' '.join(str(error).split())}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _start(ray, address: str) -> None:
     # Of Ray's part in C++, which warns of what Ray Data does.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    local = {"include_dashboard": False} if address == "local" else {}
+    # Whoever reaches Ray's ports can run code: only this machine shall.
+    local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    local = local if address == "local" else {}
     ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
 
 

@@ -1,7 +1,6 @@
 """tools/predict_distributed.py: on a Ray cluster of several processes, some of which are lost."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,9 @@ import pytest
 
 from ia_gcn.commands import predict
 from ia_gcn.inference import find_images
-from tests.helpers.checkpoints import save_checkpoint
+from ia_gcn.inference.distributed import PartPredictor, Share, joined_cluster
+from ia_gcn.inference.parts import Job, split_sources
+from tests.helpers.checkpoints import COLOURS, save_checkpoint
 from tests.helpers.commands import ROOT
 
 COMMAND = "predict_distributed"
@@ -47,6 +48,14 @@ def predict_into(main, weights, photos, tmp_path):
         return out, *result
 
     return call
+
+
+@pytest.fixture
+def right(weights, photos):
+    """The files that are to be there, made one after the other in this process."""
+    job = Job(weights, tuple(COLOURS), (0.5,) * 3, batch_size=BATCH, part_size=PART)
+    worker = PartPredictor(job, Share(1, 1, 0), None)
+    return [worker.predict(part) for part in split_sources(find_images(str(photos)), PART)]
 
 
 def parts(folder):
@@ -107,24 +116,26 @@ def test_shares_that_are_none_are_refused(main, tmp_path, option):
 def cluster():
     """A cluster of this machine with two CPUs, however many there are; the commands join it."""
     ray = pytest.importorskip("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2, num_gpus=0))
+    with joined_cluster("local"):
+        monkeypatch.undo()
+        yield
 
 
 @pytest.mark.slow
 def test_the_rows_are_the_records_of_predict_whoever_makes_them(
-    cluster, predict_into, photos, weights, tmp_path
+    cluster, predict_into, right, photos, weights, tmp_path
 ):
-    one, status, out, err = predict_into("one", "--workers", 1)
+    two, status, out, err = predict_into("two", "--workers", 2, "--cpus-per-worker", 1)
     assert (status, out) == (1, "")
     assert err.splitlines()[-1] == "predict-distributed: 15 images, 1 could not be read"
-    assert [path.name for path in parts(one)] == [f"part-0000{i}.parquet" for i in range(4)]
+    assert [path.name for path in parts(two)] == [f"part-0000{i}.parquet" for i in range(4)]
+    assert contents(two) == right
     records = tmp_path / "labels.jsonl"
     options = ["--batch-size", BATCH, "--num-workers", 1, "--output", records]
     assert predict.main([str(x) for x in (photos, "--weights", weights, *options)]) == 1
-    rows = [row for path in parts(one) for row in pq.read_table(path).to_pylist()]
+    rows = [row for path in parts(two) for row in pq.read_table(path).to_pylist()]
     for row, line in zip(rows, records.read_text().splitlines(), strict=True):
         record = json.loads(line)
         labels = record.get("labels")
@@ -133,16 +144,12 @@ def test_the_rows_are_the_records_of_predict_whoever_makes_them(
         found = row["probabilities"] and [round(x, 6) for x in row["probabilities"]]
         assert found == (labels and [x["probability"] for x in labels])
 
-    two, status, *_ = predict_into("two", "--workers", 2, "--cpus-per-worker", 1)
-    assert status == 1
-    assert contents(two) == contents(one)
-
-    # It goes on with what is missing, and with nothing else.
+    # By one worker it goes on with what is missing, and with nothing else.
     before = {path: path.stat().st_mtime_ns for path in parts(two)}
     for path in parts(two)[1:3]:
         path.unlink()
-    _, status, _, err = predict_into("two", "--cpus-per-worker", 0.5)
-    assert (status, contents(two)) == (1, contents(one))
+    _, status, _, err = predict_into("two", "--workers", 1)
+    assert (status, contents(two)) == (1, right)
     assert err.splitlines()[-1] == "predict-distributed: 15 images, 1 could not be read"
     kept = {path for path, time in before.items() if path.stat().st_mtime_ns == time}
     assert kept == {parts(two)[0], parts(two)[3]}
@@ -188,15 +195,16 @@ def write_killer(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_worker_is_replaced_and_its_part_made_again(cluster, predict_into, write_killer):
-    right, *_ = predict_into("right", "--workers", 1)
+def test_a_lost_worker_is_replaced_and_its_part_made_again(
+    cluster, predict_into, right, write_killer
+):
     options = ["--workers", 2, "--cpus-per-worker", 1]
     out, status, _, err = predict_into(
         "out", *options, "--import", write_killer("killed_once", True)
     )
     assert status == 1
     assert err.splitlines()[-1].endswith("; 1 parts were made again, as their workers were lost")
-    assert contents(out) == contents(right)
+    assert contents(out) == right
 
 
 @pytest.mark.slow

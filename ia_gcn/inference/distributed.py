@@ -101,15 +101,16 @@ def predict_dataset(
         InputError: the folder, the model or the share can't be used, or Ray is missing.
         ProcessDied: over one part, all of TRIES workers were lost.
     """
-    parts = list(split_sources(sources, job.part_size))
-    rows = [encode_part(part) for part in parts]
-    total = count_images(sources)
-    folder = ResultFolder(output, describe_job(job, rows, total))
+    rows, counts = [], []
+    for part in split_sources(sources, job.part_size):
+        rows.append(encode_part(part))
+        counts.append(count_images(part))
+    folder = ResultFolder(output, describe_job(job, rows, sum(counts)))
     missing = folder.missing()
-    there = sorted(set(range(len(parts))) - set(missing))
+    there = sorted(set(range(len(rows))) - set(missing))
     progress = Progress(
-        images=sum(count_images(parts[i]) for i in there),
-        total=total,
+        images=sum(counts[i] for i in there),
+        total=sum(counts),
         unreadable=sum(map(folder.unreadable, there)),
     )
     yield progress
@@ -125,7 +126,7 @@ def predict_dataset(
             part = result["part"]
             folder.write(part, result["content"])
             progress = progress._replace(
-                images=progress.images + count_images(parts[part]),
+                images=progress.images + counts[part],
                 unreadable=progress.unreadable + folder.unreadable(part),
                 lost=progress.lost + result["lost"],
             )

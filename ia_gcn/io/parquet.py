@@ -142,10 +142,13 @@ def _find_columns(schema, columns: Columns) -> Tuple[str, str | None]:
         kind, image = kind.field("bytes").type, f"{image}.bytes"
     if not (types.is_binary(kind) or types.is_large_binary(kind)):
         raise LookupError(f"column {image} is {kind}, not bytes of image files (--image-column)")
-    if columns.name is not None:
-        _type_of(schema, columns.name, "name")
-        return image, columns.name
-    return image, DEFAULT_NAME if DEFAULT_NAME in schema.names else None
+    name = columns.name or (DEFAULT_NAME if DEFAULT_NAME in schema.names else None)
+    if name is not None:
+        kind = _type_of(schema, name, "name")
+        # Ray registers a type whose values are pickles: they are no text.
+        if not (types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)):
+            raise LookupError(f"column {name} is {kind}, neither text nor numbers (--name-column)")
+    return image, name
 
 
 def _type_of(schema, column: str, what: str):

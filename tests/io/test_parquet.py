@@ -1,5 +1,8 @@
 """Images in the rows of Parquet files, which pyarrow writes here."""
 
+import os
+import pickle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,12 +69,55 @@ def test_columns_by_their_names_and_fields_of_structs(write):
         (Columns("jpg"), "no column jpg: there are image, number (--image-column)"),
         (Columns("image.x"), "no column image.x: there are image, number (--image-column)"),
         (Columns("image", "x"), "no column x: there are image, number (--name-column)"),
+        (
+            Columns("image", "image"),
+            "column image is binary, neither text nor numbers (--name-column)",
+        ),
         (Columns("number"), "column number is int64, not bytes of image files (--image-column)"),
     ],
 )
 def test_columns_that_are_not_there_are_named(write, error_line, columns, message):
     path = write({"image": [b""], "number": [7]})
     assert error_line(count_rows, path, columns) == f"{path}: {message}"
+
+
+class Payload:
+    """Its pickle makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column", ["image", "file"])
+def test_pickles_of_rays_own_type_are_not_read(tmp_path, error_line, column):
+    """Ray registers a type with pyarrow that unpickles each value."""
+    pytest.importorskip("ray.data").DataContext.get_current()
+    made = tmp_path / "made"
+    path = str(tmp_path / "a.parquet")
+    pickled = {b"ARROW:extension:name": b"ray.data.arrow_pickled_object"}
+    pickled[b"ARROW:extension:metadata"] = b""
+    fields = [
+        pa.field(name, pa.large_binary(), metadata=pickled if name == column else None)
+        for name in ("image", "file")
+    ]
+    fields[1] = fields[1] if column == "file" else pa.field("file", pa.string())
+    value = pickle.dumps(Payload(str(made)))
+    other = [b"a"] if column == "file" else ["a"]
+    columns = [[value], other] if column == "image" else [other, [value]]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, fields)]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), path)
+    assert f"column {column} is " in error_line(count_rows, path, Columns())
+    (image,) = read_images(ParquetRows(path, 0, 1), Columns())
+    with pytest.raises(OSError, match=f"column {column} is "):
+        image.read()
+    assert not made.exists()
+    # It would have been made.
+    pq.read_table(path).column(column).to_pylist()
+    assert made.exists()
 
 
 def test_what_is_no_parquet_is_an_error(tmp_path, error_line):

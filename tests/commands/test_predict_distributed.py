@@ -1,6 +1,7 @@
 """tools/predict_distributed.py: on a Ray cluster of several processes, some of which are lost."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -116,14 +117,16 @@ def test_shares_that_are_none_are_refused(main, tmp_path, option):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of this machine with two CPUs, however many there are; the commands join it."""
+    """A cluster of this machine with two CPUs, however many there are, which the commands join;
+    or that of $RAY_ADDRESS, which must have as many."""
     ray = pytest.importorskip("ray")
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2, num_gpus=0))
+    if "RAY_ADDRESS" not in os.environ:
+        monkeypatch.setattr(ray, "init", partial(ray.init, num_cpus=2, num_gpus=0))
     with ExitStack() as stack:
         for tries_left in (3, 2, 1, 0):
             try:
-                stack.enter_context(joined_cluster("local"))
+                stack.enter_context(joined_cluster(None))
                 break
             # Where much else runs, Ray's own limit of 30 s for its start may be too short.
             except InputError:

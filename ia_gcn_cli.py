@@ -21,6 +21,7 @@ COMMANDS = {
     "train": Command("train", "train a model, and evaluate it"),
     "evaluate": Command("evaluate", "evaluate a checkpoint on a data set"),
     "predict": Command("predict", "write the labels of images, as JSON or CSV"),
+    "predict-distributed": Command("predict_distributed", "the same of millions, on Ray"),
     "demo": Command("demo", "open a page that shows the labels of images dropped on it"),
     "export": Command("export", "write a checkpoint as ONNX, or for torch.export"),
     "convert": Command("convert", "make a checkpoint of other projects' weights"),

@@ -51,6 +51,8 @@ setup(
         "dev": ["hypothesis", "pytest", "pytest-xdist", "ruff", "webdataset>=1.0"],
         # To run what was exported, onnxruntime alone will do.
         "export": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.6"],
+        # For tools/predict_distributed.py. Ray 2.49 to 2.54 unpickle what is in a Parquet file.
+        "ray": ["ray[data]>=2.60"],
         # To make tar shards; a training reads them without.
         "shards": ["webdataset>=1.0"],
     },

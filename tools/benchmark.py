@@ -25,6 +25,8 @@ Examples:
     tools/benchmark.py cpu
   serving on one core: PyTorch, ONNX Runtime and int8, latency and mAP:
     tools/benchmark.py serving --weights output/demo/model_best.pth
+  prediction by several processes (Ray Data) beside one:
+    tools/benchmark.py distributed-prediction
   how many of labels that were flipped on purpose are found:
     tools/benchmark.py label-errors --config-file ... --weights ...
   what labels that are known bring, by C-Tran and by a label prior:
@@ -54,6 +56,7 @@ from typing import Dict
 import torch
 from benchmarks.arguments import positive
 from benchmarks.cpu import add_cpu
+from benchmarks.distributed import add_distributed
 from benchmarks.evaluator import add_evaluator
 from benchmarks.heads import add_heads
 from benchmarks.known_labels import add_known_labels
@@ -126,7 +129,8 @@ def main() -> int:
     subcommands = parser.add_subparsers(metavar="WHAT", required=True)
     adds = (add_model, add_heads, add_profile, add_evaluator, add_scaling, add_loading, add_cpu)
     adds += (add_label_errors, add_known_labels, add_label_evidence, add_partial_labels)
-    adds += (add_label_models, add_prior_fit, add_shards, add_serving, add_label_space)
+    adds += (add_label_models, add_prior_fit, add_shards)
+    adds += (add_serving, add_distributed, add_label_space)
     for add in adds:
         add(subcommands, common_options())
     args = parser.parse_args()

@@ -51,20 +51,31 @@ from collections import Counter
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Sequence, TextIO, Tuple
+from typing import (
+    TYPE_CHECKING,
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Sequence,
+    TextIO,
+    Tuple,
+)
 
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import InputError
 from ..extensions import import_extensions
-from ..inference import FilePrediction, OnnxPredictor, find_images, predict_files
+from ..inference import FilePrediction, OnnxPredictor, find_images, load_predictor, predict_files
 from ..inference.files import default_workers, map_ahead
 from ..inference.known_labels import check_known
 from ..io.files import write_text_atomically
 from ..io.images import source_name, turn_to_decode
 from ..io.inputs import check_regular
-from ..memory import keep_freed_memory, share_freed_memory
+from ..memory import share_freed_memory
 from .common import (
     add_import_option,
     make_parser,
@@ -73,6 +84,9 @@ from .common import (
     probability,
     run,
 )
+
+if TYPE_CHECKING:
+    from ..inference import MultiLabelPredictor
 
 
 class Input(NamedTuple):
@@ -93,17 +107,13 @@ def predict(args: argparse.Namespace) -> int:
     drawings = drawing_paths(args.draw, names) if args.draw else []
     check_overwrites_none([args.output, *drawings] if args.output else drawings, names)
     import_extensions(args.imports)
-    predictor = load_predictor(args)
+    predictor = open_predictor(args)
     known_of_all = dict(args.known)
     check_known(predictor, known_of_all, "--known")
     for item in inputs:
         check_known(predictor, item.known, item.place)
     share_freed_memory()
-    threshold = np.full(len(predictor.label_names), args.threshold)
-    if args.thresholds:
-        for label, value in read_thresholds(args.thresholds, predictor.label_names).items():
-            threshold[predictor.label_names.index(label)] = value
-
+    threshold = label_thresholds(args, predictor.label_names)
     results = predict_files(
         predictor,
         files,
@@ -181,26 +191,11 @@ def read_line(line: bytes, place: str) -> Input:
     return Input(file, known, place)
 
 
-def load_predictor(args: argparse.Namespace):
-    """The `MultiLabelPredictor` of a checkpoint, or the `OnnxPredictor` of a .onnx file."""
-    exported = args.weights.endswith(".onnx")
-    if (args.draw or not exported) and not (find_spec("torch") and find_spec("detectron2")):
-        what = "--draw" if exported else f"--weights {args.weights}"
-        raise InputError(f"{what} needs torch and detectron2; a .onnx file does not")
-    if exported:
-        if args.config_file:
-            raise InputError(
-                f"--config-file: has no effect on {args.weights}, which has a config of its own"
-            )
-        predictor = OnnxPredictor(args.weights, device=args.device)
-    else:
-        from ..inference import MultiLabelPredictor
-
-        predictor = MultiLabelPredictor(
-            args.weights, config_file=args.config_file, device=args.device
-        )
-        if predictor.cfg.KEEP_FREED_MEMORY:
-            keep_freed_memory()
+def open_predictor(args: argparse.Namespace) -> MultiLabelPredictor | OnnxPredictor:
+    """The predictor of --weights, which does what the other options ask for."""
+    if args.draw and not (find_spec("torch") and find_spec("detectron2")):
+        raise InputError("--draw needs torch and detectron2; a .onnx file does not")
+    predictor = load_predictor(args.weights, config_file=args.config_file, device=args.device)
     if args.regions and not predictor.has_regions:
         raise InputError(f"--regions: the model in {args.weights} has no region branch")
     return predictor
@@ -275,6 +270,15 @@ def open_output(path: str | None) -> Iterator[TextIO]:
         yield sys.stdout
 
 
+def label_thresholds(args: argparse.Namespace, label_names: Sequence[str]) -> np.ndarray:
+    """(C,), by --threshold and --thresholds."""
+    threshold = np.full(len(label_names), args.threshold)
+    if args.thresholds:
+        for label, value in read_thresholds(args.thresholds, label_names).items():
+            threshold[label_names.index(label)] = value
+    return threshold
+
+
 def read_thresholds(path: str, label_names: Sequence[str]) -> Dict[str, float]:
     """Of some labels, from JSON, {"label": threshold}, or from CSV, label,threshold.
 
@@ -335,6 +339,21 @@ def check_overwrites_none(paths: Sequence[str], files: Sequence[str]) -> None:
             raise InputError(f"{path} is one of the images, and would be lost")
 
 
+def add_threshold_options(parser: argparse.ArgumentParser) -> None:
+    """--threshold and --thresholds, for `label_thresholds`, and --top-k."""
+    parser.add_argument(
+        "--threshold", type=probability, default=0.5, metavar="P", help="least probability (0.5)"
+    )
+    parser.add_argument(
+        "--thresholds",
+        metavar="FILE",
+        help="of some labels, other ones: JSON, {label: threshold}, or CSV, label,threshold",
+    )
+    parser.add_argument(
+        "--top-k", type=positive_int, metavar="K", help="of those, the K likeliest labels at most"
+    )
+
+
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("inputs", metavar="INPUT", nargs="+", help="file, folder, pattern or -")
@@ -348,17 +367,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--format", choices=WRITERS, help="(csv for an --output that ends so, else jsonl)"
     )
-    parser.add_argument(
-        "--threshold", type=probability, default=0.5, metavar="P", help="least probability (0.5)"
-    )
-    parser.add_argument(
-        "--thresholds",
-        metavar="FILE",
-        help="of some labels, other ones: JSON, {label: threshold}, or CSV, label,threshold",
-    )
-    parser.add_argument(
-        "--top-k", type=positive_int, metavar="K", help="of those, the K likeliest labels at most"
-    )
+    add_threshold_options(parser)
     parser.add_argument(
         "--known",
         type=known_label,

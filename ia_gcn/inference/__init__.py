@@ -5,7 +5,9 @@ Where torch or detectron2 is missing, there is `OnnxPredictor` in place of `Mult
 
 from importlib.util import find_spec
 
+from .distributed import predict_dataset
 from .files import FilePrediction, find_images, predict_files
+from .loading import load_predictor
 from .onnx_predictor import OnnxPredictor
 from .prediction import PredictedRegions, Prediction
 
@@ -15,6 +17,8 @@ __all__ = [
     "PredictedRegions",
     "Prediction",
     "find_images",
+    "load_predictor",
+    "predict_dataset",
     "predict_files",
 ]
 

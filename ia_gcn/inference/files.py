@@ -161,11 +161,27 @@ def predict_files(
         batch_size = math.ceil(len(first) / num_workers)
     items = itertools.chain(first, items)
     batches = iter(lambda: list(itertools.islice(items, batch_size)), [])
+    with closing(predict_batches(predictor, batches, num_workers)) as results:
+        yield from itertools.chain.from_iterable(results)
+
+
+def predict_batches(
+    predictor: MultiLabelPredictor | OnnxPredictor,
+    batches: Iterable[Sequence[Tuple[str | os.PathLike[str] | BinaryIO, KnownLabels | None]]],
+    num_workers: int,
+) -> Iterator[List[FilePrediction]]:
+    """The same for batches as they are, each in one piece through the model.
+
+    Args:
+        batches: of files, each with the labels that are known of its image.
+    Yields:
+        of each batch in order, its predictions.
+    """
     with predictor.used_by(num_workers) as (start_thread, turn):
         work = partial(_predict_batch, predictor, turn)
         results = map_ahead(work, batches, num_workers, num_workers, start_thread)
         with closing(results):
-            yield from itertools.chain.from_iterable(results)
+            yield from results
 
 
 def _predict_batch(predictor, turn: ContextManager, items: Sequence) -> List[FilePrediction]:

@@ -104,16 +104,23 @@ class OnnxPredictor:
             it has the input label_states.
     """
 
-    def __init__(self, weights: str | os.PathLike[str], *, device: str | None = None):
+    def __init__(
+        self,
+        weights: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+    ):
         """
         Args:
             weights: the .onnx file.
             device: cpu or cuda; None: a GPU where onnxruntime finds one.
+            threads: of onnxruntime, for a batch; None: one a processor core.
         Raises:
             InputError: the file can't be used, there is no onnxruntime, or no such device.
         """
         self.path = os.fspath(weights)
-        self.session = _start_session(self.path, device)
+        self.session = _start_session(self.path, device, threads)
         try:
             stored = self.session.get_modelmeta().custom_metadata_map
             self.metadata = {
@@ -236,7 +243,7 @@ class OnnxPredictor:
         return Prediction(self.label_names, scores, regions, known_labels(sample, self.label_names))
 
 
-def _start_session(path: str, device: str | None):
+def _start_session(path: str, device: str | None, threads: int | None):
     """An onnxruntime session of a file."""
     try:
         import onnxruntime
@@ -250,8 +257,11 @@ def _start_session(path: str, device: str | None):
         raise InputError(f"device {device}: onnxruntime has {', '.join(available)} here")
     if not os.path.isfile(path):
         raise InputError(f"{path}: there is no such file")
+    options = onnxruntime.SessionOptions()
+    # 0: one a core.
+    options.intra_op_num_threads = threads or 0
     try:
-        return onnxruntime.InferenceSession(path, providers=providers)
+        return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # its exceptions have no common class but this
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not a model that onnxruntime can run: {reason}") from None

@@ -593,6 +593,24 @@ def test_shards_are_compared_with_loose_files(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
+def test_processes_of_ray_are_compared_with_one(tmp_path):
+    pytest.importorskip("ray")
+    path = tmp_path / "distributed.json"
+    args = ("--num", "12", "--photos", "2", "--part", "2", "--batch", "1", "--size", "32")
+    folder = ("--folder", str(tmp_path), "--output", str(path))
+    result = benchmark("distributed-prediction", *args, "--rounds", "1", "--threads", "2", *folder)
+    assert result.returncode == 0, result.stderr[-3000:]
+    (table,) = json.loads(path.read_text())["tables"]
+    assert [row["name"] for row in table["rows"]] == [
+        "predict.py",
+        "predict_distributed.py, workers: 1",
+        "predict_distributed.py, workers: 2",
+    ]
+    assert all(row["per_second"] > 0 for row in table["rows"])
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_rates_are_of_medians():
     rows = loading.rate_rows({"a": [1.0, 2.0, 9.0], "b": [4.0, 4.0, 5.0]}, 20)
     assert [row["per_second"] for row in rows] == [10, 5]

@@ -69,22 +69,10 @@ def serve(weights: str, folder: str, calibration: Sequence[str]) -> Served:
     export_model(predictors["PyTorch"], float32, "onnx")
     quantize_onnx(float32, int8, calibration)
     files = {"ONNX Runtime": float32, "ONNX Runtime, int8": int8}
-    predictors.update((name, on_same_threads(path)) for name, path in files.items())
+    run = partial(OnnxPredictor, device="cpu", threads=torch.get_num_threads())
+    predictors.update((name, run(path)) for name, path in files.items())
     paths = {name: files.get(name, weights) for name in predictors}
     return Served(predictors, {name: os.path.getsize(path) for name, path in paths.items()})
-
-
-def on_same_threads(path: str) -> OnnxPredictor:
-    """The predictor of an ONNX file, on as many threads as torch has."""
-    import onnxruntime
-
-    predictor = OnnxPredictor(path, device="cpu")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    predictor.session = onnxruntime.InferenceSession(
-        path, options, providers=["CPUExecutionProvider"]
-    )
-    return predictor
 
 
 def latency_table(served: Served, what: str, files: Sequence[str], calls: int) -> Table:

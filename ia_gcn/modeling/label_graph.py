@@ -193,7 +193,10 @@ class LabelGraph(nn.Module):
             if tuple(value.shape) != expected:
                 raise ValueError(f"{name}: expected shape {expected}, got {tuple(value.shape)}")
         for name, value in values.items():
-            getattr(self, name).copy_(torch.as_tensor(value))
+            if isinstance(value, np.ndarray):
+                # torch warns of arrays that can't be written to.
+                value = torch.from_numpy(np.require(value, requirements="W"))
+            getattr(self, name).copy_(value)
         self._update()
 
     def conditional_probabilities(self) -> torch.Tensor:

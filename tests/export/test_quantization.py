@@ -56,11 +56,11 @@ def others(tmp_path):
 
 
 def assert_close(exported, images):
-    """An int8 model's scores are the checkpoint's within 0.05, and differ from image to image."""
+    """An int8 model's scores are the checkpoint's within 0.1, and differ from image to image."""
     path, weights = exported
     predictors = OnnxPredictor(path), MultiLabelPredictor(weights, device="cpu")
     found, expected = (np.stack([p(image).scores for image in images]) for p in predictors)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=0.05)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.1)
     difference = np.abs(found - expected).max()
     assert 0 < difference < expected.std(axis=0).max()
 

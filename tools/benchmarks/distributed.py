@@ -20,7 +20,7 @@ from ia_gcn.inference.distributed import joined_cluster
 from ia_gcn.inference.parts import Job
 
 from .arguments import positive
-from .cpu import save_checkpoint
+from .cpu import EFFICIENTNET, save_checkpoint
 from .loading import rate_rows, write_photos
 from .measuring import Table
 
@@ -75,7 +75,7 @@ def run_distributed(args) -> Iterator[Table]:
     """
     with TemporaryDirectory(dir=args.folder) as folder, joined_cluster(None):
         weights = os.path.join(folder, "model.pth")
-        save_checkpoint(weights, args.size, [])
+        save_checkpoint(weights, EFFICIENTNET, args.size, [])
         predictor = MultiLabelPredictor(weights, device="cpu")
         photos = write_photos(Path(folder), args.photos)
         files = [photos[i % len(photos)] for i in range(args.num)]

@@ -597,7 +597,7 @@ def test_shards_are_compared_with_loose_files(tmp_path):
 def test_processes_of_ray_are_compared_with_one(tmp_path):
     pytest.importorskip("ray")
     path = tmp_path / "distributed.json"
-    args = ("--num", "12", "--photos", "2", "--part", "2", "--batch", "1", "--size", "32")
+    args = ("--num", "12", "--photos", "2", "--part", "2", "--batch", "1", "--size", "64")
     folder = ("--folder", str(tmp_path), "--output", str(path))
     result = benchmark("distributed-prediction", *args, "--rounds", "1", "--threads", "2", *folder)
     assert result.returncode == 0, result.stderr[-3000:]

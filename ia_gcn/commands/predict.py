@@ -22,8 +22,8 @@ With --regions, of a model with a region branch, a record has
 in the image's pixels, the best by objectness first, each with its likeliest label.
 
 A model that tools/export_model.py wrote as .onnx needs onnxruntime, and neither torch nor
-detectron2, except for --draw. On a CPU it is the faster way to serve a model, and its int8 form
-(tools/export_model.py --format onnx --int8 IMAGE...) the fastest, at a small cost in mAP:
+detectron2, except for --draw. On a CPU it is the faster way to serve a small network, and its int8
+form (tools/export_model.py --format onnx --int8 IMAGE...) the fastest, at a small cost in mAP:
 docs/results/serving.md has figures.
 
 Examples:
